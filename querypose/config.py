@@ -1,0 +1,352 @@
+"""Every YAML key of the project: its default, its meaning, what it allows.
+
+`KEYS` is the one list. `get_cfg()` turns it into a `CfgNode`; `load_config` merges a YAML file and command-line
+overrides into it and refuses what is misspelt or impossible, naming the key, the value and what is allowed.
+
+A key that detectron2 has too keeps detectron2's name and meaning; the default may differ (Sec. 4.1 of the paper).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from querypose import d2
+from querypose.d2 import CfgNode
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: says which key, which value and what is allowed."""
+
+
+class Allowed(NamedTuple):
+    """What a value must fulfil: `description` completes the sentence "allowed: …"."""
+
+    description: str
+    test: Callable[[Any], bool]
+
+
+class Key(NamedTuple):
+    """One YAML key. `name` is its dotted path, `meaning` one line for the user."""
+
+    name: str
+    default: Any
+    meaning: str
+    allowed: Allowed | None = None
+
+
+def _one_of(*values: Any) -> Allowed:
+    return Allowed(", ".join(repr(value) for value in values), lambda value: value in values)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _at_least(minimum: float) -> Allowed:
+    return Allowed(f"a number >= {minimum}", lambda value: _is_finite(value) and value >= minimum)
+
+
+def _above(bound: float) -> Allowed:
+    return Allowed(f"a number > {bound}", lambda value: _is_finite(value) and value > bound)
+
+
+def _between(low: float, high: float) -> Allowed:
+    return Allowed(f"a number in [{low}, {high}]", lambda value: _is_finite(value) and low <= value <= high)
+
+
+def _sequence_of(description: str, test: Callable[[Any], bool], length: int | None = None) -> Allowed:
+    count = "a list of" if length is None else f"{length}"
+    return Allowed(
+        f"{count} {description}",
+        lambda value: (
+            isinstance(value, list | tuple) and (length is None or len(value) == length) and all(map(test, value))
+        ),
+    )
+
+
+_SIZES = _sequence_of("positive integers (pixels)", lambda value: isinstance(value, int) and value > 0)
+_THREE_NUMBERS = _sequence_of("numbers, one per channel", _is_finite, length=3)
+_NAMES = _sequence_of("names", lambda value: isinstance(value, str))
+_MAPPINGS = _sequence_of("mappings", lambda value: isinstance(value, dict))
+_LR_FACTORS = _sequence_of(
+    "[part of a parameter's name, factor] pairs",
+    lambda pair: isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) and _is_finite(pair[1]),
+)
+
+# fmt: off
+KEYS: tuple[Key, ...] = (
+    # ---- run ----------------------------------------------------------------------------------------------------
+    Key("OUTPUT_DIR", "./output", "folder that receives config.yaml, log.txt, metrics.json, checkpoints, inference/"),
+    Key("SEED", -1, "seed of everything random; -1 draws one and logs it", _at_least(-1)),
+    Key("CUDNN_BENCHMARK", False, "let cuDNN time its algorithms; faster where input sizes repeat"),
+    Key("LOG_PERIOD", 20, "iterations between two progress lines and two rows of metrics.json", _at_least(1)),
+    # ---- model --------------------------------------------------------------------------------------------------
+    Key("MODEL.META_ARCHITECTURE", "QueryPose", "class in META_ARCH_REGISTRY"),
+    Key("MODEL.DEVICE", "auto", "'auto' (a GPU where there is one, else the CPU), 'cpu', 'cuda' or 'cuda:N'"),
+    Key("MODEL.WEIGHTS", "", "checkpoint to start from; '' starts from the initialisation"),
+    Key("MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53], "per channel, range 0..255, order of INPUT.FORMAT",
+        _THREE_NUMBERS),
+    Key("MODEL.PIXEL_STD", [58.395, 57.12, 57.375], "per channel, range 0..255, order of INPUT.FORMAT",
+        _sequence_of("numbers > 0, one per channel", lambda value: _is_finite(value) and value > 0, length=3)),
+    Key("MODEL.SYNC_BATCH_NORM", False, "every BatchNorm shares its statistics over the processes (GPU only)"),
+    # ---- backbone -----------------------------------------------------------------------------------------------
+    Key("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "builder in BACKBONE_REGISTRY"),
+    Key("MODEL.BACKBONE.ARCH", "resnet50", "timm model with features_only; for build_swin_fpn_backbone: swin_t/b/l"),
+    Key("MODEL.BACKBONE.PRETRAINED", False,
+        "start from ImageNet weights (timm's or torchvision's; needs network or cache), unless MODEL.WEIGHTS is set"),
+    Key("MODEL.BACKBONE.NORM", "FrozenBN", "BatchNorm of the backbone: statistics and affine frozen, or trained",
+        _one_of("FrozenBN", "BN")),
+    Key("MODEL.BACKBONE.FREEZE_AT", 2, "freeze the first N stages as detectron2 counts: 1 stem, 2 also res2; 0 none",
+        _one_of(0, 1, 2, 3, 4, 5)),
+    Key("MODEL.BACKBONE.DROP_PATH_RATE", 0.0, "stochastic depth of the backbone", _between(0.0, 1.0)),
+    Key("MODEL.FPN.TYPE", "fpn", "pyramid: FPN, or those that the QueryPose authors put on HRNet-W32 and HRNet-W48",
+        _one_of("fpn", "hrfpn", "hrfpn_v1")),
+    Key("MODEL.FPN.OUT_CHANNELS", 256, "channels of P2..P5, and width of the instance queries", _at_least(1)),
+    Key("MODEL.FPN.NORM", "", "normalisation of the FPN convolutions: none, group norm, or batch norm",
+        _one_of("", "GN", "BN")),
+    # ---- QueryPose ----------------------------------------------------------------------------------------------
+    Key("MODEL.QUERYPOSE.NUM_QUERIES", 100, "instance queries (with a proposal box each) per image", _at_least(1)),
+    Key("MODEL.QUERYPOSE.PROPOSAL_INIT", "image",
+        "where the learned proposal boxes start: all on the whole image, or on a grid", _one_of("image", "grid")),
+    Key("MODEL.QUERYPOSE.NUM_STAGES", 6, "stages of box and keypoint decoder (S)", _at_least(1)),
+    Key("MODEL.QUERYPOSE.NUM_HEADS", 8, "heads of every self-attention", _at_least(1)),
+    Key("MODEL.QUERYPOSE.DIM_FEEDFORWARD", 2048, "hidden width of every feed-forward network", _at_least(1)),
+    Key("MODEL.QUERYPOSE.DIM_DYNAMIC", 64, "inner width of the dynamic interaction", _at_least(1)),
+    Key("MODEL.QUERYPOSE.PRIOR_PROB", 0.01, "class score of every query at initialisation", _between(1e-6, 0.999999)),
+    Key("MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "box",
+        "path of the instance query: box decoder only (Figure 3a), or serially through both decoders (Figure 3b)",
+        _one_of("box", "serial")),
+    Key("MODEL.QUERYPOSE.TRAIN_QUERIES", "auto",
+        "queries the keypoint decoder trains on; auto: matched for iteration 'box', all for 'serial'",
+        _one_of("auto", "matched", "all")),
+    Key("MODEL.QUERYPOSE.MASK_PADDING", True,
+        "the decoder reads zeros where the batch was padded; False as in the authors' code"),
+    Key("MODEL.QUERYPOSE.BOX.IN_FEATURES", ["p2", "p3", "p4", "p5"], "levels the box decoder pools from", _NAMES),
+    Key("MODEL.QUERYPOSE.BOX.POOLER_RESOLUTION", 7, "side of the box region features, in cells", _at_least(1)),
+    Key("MODEL.QUERYPOSE.BOX.NUM_CLS_LAYERS", 1, "linear layers before the class logit", _at_least(0)),
+    Key("MODEL.QUERYPOSE.BOX.NUM_REG_LAYERS", 3, "linear layers before the box deltas", _at_least(0)),
+    Key("MODEL.QUERYPOSE.KEYPOINT.IN_FEATURE", "p2", "the level the keypoint decoder pools from"),
+    Key("MODEL.QUERYPOSE.KEYPOINT.POOLER_RESOLUTION", 14, "side of the keypoint region features, in cells",
+        _at_least(1)),
+    Key("MODEL.QUERYPOSE.KEYPOINT.NUM_CONVS", 6, "3x3 convolutions before SPEGM", _at_least(1)),
+    Key("MODEL.QUERYPOSE.KEYPOINT.CONV_DIM", 512, "inner width of those convolutions", _at_least(1)),
+    Key("MODEL.QUERYPOSE.KEYPOINT.PART_DIM", 128, "width of a part query (Table 2c)", _at_least(1)),
+    Key("MODEL.QUERYPOSE.KEYPOINT.PART_SCHEME", "",
+        "part division of the skeleton, by name (Figure 4, Table 2d); '' is the skeleton's default"),
+    Key("MODEL.QUERYPOSE.KEYPOINT.ITERATION", "selective", "update of the part queries from stage to stage (Table 2a)",
+        _one_of("none", "summation", "concatenation", "selective")),
+    Key("MODEL.QUERYPOSE.KEYPOINT.DYNAMIC_INTERACTION", False,
+        "refine the instance query by a dynamic interaction in the keypoint stage (the full version)"),
+    Key("MODEL.QUERYPOSE.FLOW.NUM_COUPLINGS", 6, "affine couplings of the RealNVP flow", _at_least(1)),
+    Key("MODEL.QUERYPOSE.FLOW.DIM_HIDDEN", 64, "hidden width of the flow's networks", _at_least(1)),
+    Key("MODEL.QUERYPOSE.MATCHER.COST_CLASS", 2.0, "weight of the class cost in the matching", _at_least(0)),
+    Key("MODEL.QUERYPOSE.MATCHER.COST_BBOX", 5.0, "weight of the L1 box cost in the matching", _at_least(0)),
+    Key("MODEL.QUERYPOSE.MATCHER.COST_GIOU", 2.0, "weight of the GIoU cost in the matching", _at_least(0)),
+    Key("MODEL.QUERYPOSE.LOSS.CLS_WEIGHT", 2.0, "weight of loss_cls (Sec. 3.4)", _at_least(0)),
+    Key("MODEL.QUERYPOSE.LOSS.BBOX_WEIGHT", 5.0, "weight of loss_bbox, the L1 loss", _at_least(0)),
+    Key("MODEL.QUERYPOSE.LOSS.GIOU_WEIGHT", 2.0, "weight of loss_giou", _at_least(0)),
+    Key("MODEL.QUERYPOSE.LOSS.KEYPOINT_WEIGHT", 1.0, "weight of loss_keypoint", _at_least(0)),
+    Key("MODEL.QUERYPOSE.LOSS.FOCAL_ALPHA", 0.25, "alpha of the focal loss and of the class cost", _between(0, 1)),
+    Key("MODEL.QUERYPOSE.LOSS.FOCAL_GAMMA", 2.0, "gamma of the focal loss and of the class cost", _at_least(0)),
+    Key("MODEL.QUERYPOSE.LOSS.DEEP_SUPERVISION", True, "losses at every stage, not at the last alone"),
+    # ---- data ---------------------------------------------------------------------------------------------------
+    Key("DATASETS.TRAIN", [], "names of registered datasets; all of one skeleton", _NAMES),
+    Key("DATASETS.TEST", [], "names of registered datasets; all of one skeleton", _NAMES),
+    Key("DATASETS.CUSTOM", [],
+        "your datasets: list of {name, json, images, skeleton} and, if not coco, evaluator: crowdpose", _MAPPINGS),
+    Key("DATASETS.SKELETONS", [],
+        "your skeletons: list of {name, keypoints, flip_pairs, sigmas, edges, part_schemes, default_part_scheme}",
+        _MAPPINGS),
+    Key("DATALOADER.NUM_WORKERS", 4, "loader processes per training process; 0 loads in the main one", _at_least(0)),
+    Key("DATALOADER.ASPECT_RATIO_GROUPING", True, "put landscape with landscape and portrait with portrait images"),
+    Key("DATALOADER.FILTER_EMPTY_ANNOTATIONS", True, "do not train on images without any annotated person"),
+    Key("INPUT.FORMAT", "RGB", "channel order that the model sees", _one_of("RGB", "BGR")),
+    Key("INPUT.MIN_SIZE_TRAIN", list(range(480, 801, 32)), "short side, drawn from these, in pixels", _SIZES),
+    Key("INPUT.MAX_SIZE_TRAIN", 1333, "bound of the long side, in pixels", _at_least(1)),
+    Key("INPUT.MIN_SIZE_TEST", 800, "short side, in pixels; 0 keeps the image's size", _at_least(0)),
+    Key("INPUT.MAX_SIZE_TEST", 1333, "bound of the long side, in pixels", _at_least(1)),
+    Key("INPUT.RANDOM_FLIP", "horizontal", "mirror half of the training images", _one_of("horizontal", "none")),
+    Key("INPUT.CROP.PROBABILITY", 0.5, "probability of resizing to CROP.MIN_SIZE and cropping first", _between(0, 1)),
+    Key("INPUT.CROP.MIN_SIZE", [400, 500, 600], "short side before the crop, drawn from these, in pixels", _SIZES),
+    Key("INPUT.CROP.SIZE", [384, 600], "bounds of height and width of the crop, in pixels",
+        _sequence_of("positive integers, the smaller first",
+                     lambda value: isinstance(value, int) and value > 0, length=2)),
+    # ---- solver -------------------------------------------------------------------------------------------------
+    Key("SOLVER.IMS_PER_BATCH", 16, "images per iteration over all processes, accumulation included", _at_least(1)),
+    Key("SOLVER.BASE_LR", 2.5e-5, "learning rate after the warm-up", _above(0)),
+    Key("SOLVER.LR_FACTORS", [["criterion.flow.", 10.0]],
+        "[part of a parameter's name, factor of its learning rate]; the first that fits counts", _LR_FACTORS),
+    Key("SOLVER.WEIGHT_DECAY", 1e-4, "decoupled weight decay of AdamW", _at_least(0)),
+    Key("SOLVER.WEIGHT_DECAY_NORM", 1e-4, "the same for normalisation layers", _at_least(0)),
+    Key("SOLVER.WEIGHT_DECAY_BIAS", 1e-4, "the same for biases", _at_least(0)),
+    Key("SOLVER.BETAS", [0.9, 0.999], "of AdamW",
+        _sequence_of("numbers in [0, 1)", lambda value: _is_finite(value) and 0 <= value < 1, length=2)),
+    Key("SOLVER.MAX_ITER", 140000, "iterations in all", _at_least(1)),
+    Key("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "shape of the schedule after the warm-up",
+        _one_of("WarmupMultiStepLR", "WarmupCosineLR")),
+    Key("SOLVER.STEPS", [110000, 130000], "iterations at which the rate is multiplied by GAMMA",
+        _sequence_of("integers", lambda value: isinstance(value, int))),
+    Key("SOLVER.GAMMA", 0.1, "factor at each of STEPS", _above(0)),
+    Key("SOLVER.WARMUP_ITERS", 1000, "iterations of warm-up", _at_least(0)),
+    Key("SOLVER.WARMUP_FACTOR", 0.01, "share of the rate at which the warm-up begins", _between(0, 1)),
+    Key("SOLVER.WARMUP_METHOD", "linear", "shape of the warm-up", _one_of("linear", "constant")),
+    Key("SOLVER.CHECKPOINT_PERIOD", 5000, "iterations between two checkpoints", _at_least(1)),
+    Key("SOLVER.CLIP_GRADIENTS.ENABLED", True, "clip the norm of the whole model's gradient"),
+    Key("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0, "the greatest norm", _above(0)),
+    Key("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 2.0, "p of the norm", _above(0)),
+    Key("SOLVER.AMP.ENABLED", False, "mixed precision; geometry, flow and losses stay float32"),
+    Key("SOLVER.AMP.PRECISION", "bfloat16", "the lower precision; float16 scales the loss",
+        _one_of("bfloat16", "float16")),
+    Key("SOLVER.ACCUMULATION_STEPS", 1, "micro-batches into which an iteration's batch is cut", _at_least(1)),
+    Key("SOLVER.EMA.ENABLED", False, "keep an exponential moving average of the weights and evaluate that"),
+    Key("SOLVER.EMA.DECAY", 0.9998, "share of the average that an iteration keeps", _between(0, 1)),
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+    Key("TEST.EVAL_PERIOD", 0, "iterations between two evaluations while training; 0: at the end alone", _at_least(0)),
+    Key("TEST.IMS_PER_BATCH", 1, "images per evaluation batch and process; 1 pads to the stride only", _at_least(1)),
+    Key("TEST.DETECTIONS_PER_IMAGE", 20, "poses kept per image; the COCO protocol counts 20", _at_least(1)),
+    Key("TEST.EXPECTED_RESULTS", [], "[task, metric, value, tolerance] that the final evaluation must meet"),
+)
+# fmt: on
+
+
+def add_querypose_config(cfg: CfgNode) -> None:
+    """Adds every key of the project to `cfg`, with its default; keys that detectron2 set before are overwritten."""
+    for key in KEYS:
+        *parents, leaf = key.name.split(".")
+        node = cfg
+        for parent in parents:
+            if parent not in node:
+                node[parent] = CfgNode()
+            node = node[parent]
+        node[leaf] = key.default.copy() if isinstance(key.default, list) else key.default
+
+
+def get_cfg() -> CfgNode:
+    """A new `CfgNode` with every key of the project (on detectron2: and every one of detectron2's) at its default."""
+    cfg = d2.get_cfg()
+    add_querypose_config(cfg)
+    return cfg
+
+
+def load_config(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
+    """Reads an experiment: defaults, then `config_file` with its `_BASE_`, then KEY VALUE `overrides`.
+
+    Args:
+        config_file: a YAML file, or None for the defaults.
+        overrides: `["SOLVER.MAX_ITER", "100", …]`, as they stand on the command line.
+
+    Returns:
+        the validated config, `MODEL.DEVICE` resolved to a device; not frozen.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: a key is unknown, a value has the wrong type or is not allowed.
+    """
+    cfg = get_cfg()
+    if config_file is not None:
+        if not Path(config_file).is_file():
+            raise FileNotFoundError(f"There is no config file {str(config_file)!r}.")
+        try:
+            cfg.merge_from_file(str(config_file))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{config_file} is not valid YAML: {error}") from error
+        except (KeyError, ValueError, TypeError, AssertionError) as error:
+            raise ConfigError(f"{config_file}: {_explain(cfg, error)}") from error
+    try:
+        cfg.merge_from_list(list(overrides))
+    except (KeyError, ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(f"command line {list(overrides)}: {_explain(cfg, error)}") from error
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    validate_config(cfg)
+    return cfg
+
+
+def validate_config(cfg: CfgNode) -> None:
+    """Refuses values that no run can use.
+
+    Raises:
+        ConfigError: names the key, its value, and what is allowed there.
+    """
+    for key in KEYS:
+        value = _lookup(cfg, key.name)
+        if key.allowed is not None and not key.allowed.test(value):
+            raise ConfigError(f"{key.name} is {value!r}; allowed: {key.allowed.description}. ({key.meaning})")
+    _validate_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, d2.META_ARCH_REGISTRY)
+    _validate_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, d2.BACKBONE_REGISTRY)
+    _validate_device(cfg.MODEL.DEVICE)
+    _validate_query_pose(cfg.MODEL.QUERYPOSE, hidden_dim=cfg.MODEL.FPN.OUT_CHANNELS)
+    if list(cfg.SOLVER.STEPS) != sorted(cfg.SOLVER.STEPS):
+        raise ConfigError(f"SOLVER.STEPS is {cfg.SOLVER.STEPS}; allowed: iterations in increasing order.")
+    if cfg.INPUT.CROP.SIZE[0] > cfg.INPUT.CROP.SIZE[1]:
+        raise ConfigError(f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}; allowed: [smallest, largest].")
+    if cfg.SOLVER.IMS_PER_BATCH % cfg.SOLVER.ACCUMULATION_STEPS:
+        raise ConfigError(
+            f"SOLVER.ACCUMULATION_STEPS is {cfg.SOLVER.ACCUMULATION_STEPS}; allowed: a divisor of "
+            f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH})."
+        )
+
+
+def _validate_registered(key: str, name: str, registry: Any) -> None:
+    if name not in registry:
+        known = ", ".join(sorted(registered for registered, _ in registry))
+        raise ConfigError(f"{key} is {name!r}; allowed: {known}.")
+
+
+def _validate_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"MODEL.DEVICE is {device!r}; allowed: 'auto', 'cpu', 'cuda' or 'cuda:N'.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"MODEL.DEVICE is {device!r}, but torch sees no GPU here; use MODEL.DEVICE cpu or auto.")
+
+
+def _validate_query_pose(query_pose: CfgNode, hidden_dim: int) -> None:
+    heads = query_pose.NUM_HEADS
+    for key, width in (
+        ("MODEL.FPN.OUT_CHANNELS", hidden_dim),
+        ("MODEL.QUERYPOSE.KEYPOINT.PART_DIM", query_pose.KEYPOINT.PART_DIM),
+    ):
+        if width % heads:
+            raise ConfigError(f"{key} is {width}; allowed: multiples of MODEL.QUERYPOSE.NUM_HEADS ({heads}).")
+    if query_pose.INSTANCE_QUERY_ITERATION == "serial" and not query_pose.KEYPOINT.DYNAMIC_INTERACTION:
+        raise ConfigError(
+            "MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION is 'serial'; that needs "
+            "MODEL.QUERYPOSE.KEYPOINT.DYNAMIC_INTERACTION: True, which refines the query it passes on."
+        )
+
+
+def _explain(cfg: CfgNode, error: Exception) -> str:
+    """The message of a failed merge, with the nearest existing keys where a key is unknown."""
+    message = str(error.args[0]) if error.args else str(error)
+    unknown = message.rpartition(": ")[2].strip() if "Non-existent" in message else None
+    if unknown is None:
+        return message
+    names = list(_leaf_names(cfg))
+    near = difflib.get_close_matches(unknown, names, n=3, cutoff=0.5)
+    near += [name for name in names if name.rpartition(".")[2] == unknown.rpartition(".")[2] and name not in near]
+    hint = f" Did you mean {' or '.join(near[:3])}?" if near else ""
+    return f"there is no key {unknown}.{hint} All keys are listed in querypose/config.py."
+
+
+def _leaf_names(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _leaf_names(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _lookup(cfg: CfgNode, name: str) -> Any:
+    node = cfg
+    for part in name.split("."):
+        node = node[part]
+    return node

@@ -1,0 +1,43 @@
+"""Which host framework runs: detectron2 or the built-in part of it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+
+ENGINES = ("builtin", "detectron2")
+VARIABLE = "QUERYPOSE_ENGINE"
+
+
+def choose_engine() -> tuple[str, str]:
+    """The active engine and its version: as the environment variable QUERYPOSE_ENGINE says, else as it can be imported.
+
+    Raises:
+        ValueError: the variable names no engine.
+        ImportError: it asks for detectron2, which is missing or cannot be imported.
+    """
+    asked = os.environ.get(VARIABLE, "")
+    if asked not in ("", *ENGINES):
+        raise ValueError(f"{VARIABLE} is {asked!r}; allowed: {', '.join(ENGINES)}, or unset to take what is installed.")
+    if asked == "detectron2" or (not asked and _is_installed()):
+        try:
+            return "detectron2", str(importlib.import_module("querypose.d2.upstream").VERSION)
+        except ImportError as error:
+            if asked:
+                raise ImportError(
+                    f"{VARIABLE} is 'detectron2', but detectron2 cannot be imported ({error}). "
+                    f"Install detectron2, or set {VARIABLE}=builtin."
+                ) from error
+            # Installed but unusable: the run goes on, and its log says why it does so without detectron2.
+            logging.getLogger(__name__).warning(
+                "detectron2 is installed but cannot be imported (%s); the built-in engine runs instead.", error
+            )
+    return "builtin", str(importlib.import_module("querypose.d2.builtin").__version__)
+
+
+def _is_installed() -> bool:
+    # A folder that is merely called detectron2 has a spec too, but no __init__.py, hence no origin.
+    spec = importlib.util.find_spec("detectron2")
+    return spec is not None and spec.origin is not None

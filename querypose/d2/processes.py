@@ -1,0 +1,41 @@
+"""What both engines need of torch to train in several processes."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def ddp_arguments(model: nn.Module, local_rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, fit for this model and this torch.
+
+    Args:
+        model: on the device of this process; a GPU is named to DDP, while for a model on the CPU none may be.
+        local_rank: the number of this process's GPU.
+        arguments: as the caller gave them. `broadcast_buffers` becomes `forward_sync_buffers` where torch has that
+            name; then buffers start alike in all processes, as the parameters do.
+    """
+    arguments = dict(arguments)
+    on_gpu = any(parameter.device.type == "cuda" for parameter in model.parameters())
+    arguments.setdefault("device_ids", [local_rank] if on_gpu else None)
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters:
+        for old in {"broadcast_buffers"} & arguments.keys():
+            arguments["forward_sync_buffers"] = arguments.pop(old)
+    return arguments
+
+
+def leave_process_group() -> None:
+    """Ends a training in several processes in order; all of them must call this, after the last use of the group.
+
+    What still holds the group (a wrapped model, in reference cycles) goes first. Else the group's threads outlive it
+    into the interpreter's shutdown, where one that asks for the interpreter's lock aborts the process.
+    """
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+    gc.collect()

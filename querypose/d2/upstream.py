@@ -1,0 +1,142 @@
+"""The same names from detectron2. Importing this module fails where detectron2 is missing."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+from querypose.d2.processes import ddp_arguments, leave_process_group
+
+with warnings.catch_warnings():
+    # detectron2 and what it imports (fvcore.nn, torch.jit, pkg_resources, PIL) use functions that newer versions of
+    # their libraries warn about: at import, all of them deprecations, which only detectron2 could mend.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", SyntaxWarning)
+    import detectron2
+    from detectron2.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
+    from detectron2.config import CfgNode, configurable, get_cfg
+    from detectron2.data import (
+        DatasetCatalog,
+        MetadataCatalog,
+        build_detection_test_loader,
+        build_detection_train_loader,
+    )
+    from detectron2.engine import (
+        DefaultPredictor,
+        DefaultTrainer,
+        HookBase,
+        SimpleTrainer,
+        TrainerBase,
+        default_argument_parser,
+        default_setup,
+        hooks,
+    )
+    from detectron2.engine import defaults as _engine_defaults
+    from detectron2.engine import launch as _launch
+    from detectron2.evaluation import (
+        DatasetEvaluator,
+        DatasetEvaluators,
+        inference_on_dataset,
+        print_csv_format,
+        verify_results,
+    )
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone, build_model
+    from detectron2.solver import build_lr_scheduler
+    from detectron2.structures import Boxes, BoxMode, ImageList, Instances, Keypoints, pairwise_iou
+    from detectron2.utils import comm
+    from detectron2.utils.env import seed_all_rng
+    from detectron2.utils.events import (
+        CommonMetricPrinter,
+        EventStorage,
+        EventWriter,
+        JSONWriter,
+        TensorboardXWriter,
+        get_event_storage,
+    )
+    from detectron2.utils.file_io import PathManager
+    from detectron2.utils.logger import setup_logger
+    from detectron2.utils.registry import Registry
+
+VERSION: str = detectron2.__version__
+
+
+def create_ddp_model(model: Any, *, fp16_compression: bool = False, **kwargs: Any) -> Any:
+    """detectron2's function, which also takes a model that is on the CPU, and says nothing of deprecated arguments."""
+    if comm.get_world_size() > 1:
+        kwargs = ddp_arguments(model, comm.get_local_rank(), kwargs)
+    return _create_ddp_model(model, fp16_compression=fp16_compression, **kwargs)
+
+
+def launch(main_func: Any, num_gpus_per_machine: int, num_machines: int = 1, *args: Any, **kwargs: Any) -> None:
+    """detectron2's function, whose processes leave their group in the end: at times they aborted on leaving."""
+    if num_gpus_per_machine * num_machines > 1:
+        main_func = functools.partial(_run_and_leave, main_func)
+    _launch(main_func, num_gpus_per_machine, num_machines, *args, **kwargs)
+
+
+def _run_and_leave(main_func: Any, *args: Any) -> None:
+    main_func(*args)
+    # detectron2 keeps two groups in its module, for as long as the process lives.
+    comm._get_global_gloo_group.cache_clear()
+    comm._LOCAL_PROCESS_GROUP = None
+    leave_process_group()
+
+
+# DefaultTrainer looks the function up in its module, so that training on several CPU processes needs it there.
+_create_ddp_model = _engine_defaults.create_ddp_model
+_engine_defaults.create_ddp_model = create_ddp_model
+
+__all__ = [
+    "BACKBONE_REGISTRY",
+    "META_ARCH_REGISTRY",
+    "Backbone",
+    "BoxMode",
+    "Boxes",
+    "CfgNode",
+    "Checkpointer",
+    "CommonMetricPrinter",
+    "DatasetCatalog",
+    "DatasetEvaluator",
+    "DatasetEvaluators",
+    "DefaultPredictor",
+    "DefaultTrainer",
+    "DetectionCheckpointer",
+    "EventStorage",
+    "EventWriter",
+    "HookBase",
+    "ImageList",
+    "Instances",
+    "JSONWriter",
+    "Keypoints",
+    "MetadataCatalog",
+    "PathManager",
+    "PeriodicCheckpointer",
+    "Registry",
+    "ShapeSpec",
+    "SimpleTrainer",
+    "TensorboardXWriter",
+    "TrainerBase",
+    "build_backbone",
+    "build_detection_test_loader",
+    "build_detection_train_loader",
+    "build_lr_scheduler",
+    "build_model",
+    "comm",
+    "configurable",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "get_cfg",
+    "get_event_storage",
+    "hooks",
+    "inference_on_dataset",
+    "launch",
+    "pairwise_iou",
+    "print_csv_format",
+    "seed_all_rng",
+    "setup_logger",
+    "verify_results",
+]

@@ -1,0 +1,28 @@
+"""Datasets, augmentation and the mapper; importing it registers the built-in dataset names."""
+
+from querypose.data.coco_json import DatasetError, load_pose_json
+from querypose.data.datasets import (
+    datasets_root,
+    load_datasets,
+    register_builtin_datasets,
+    register_custom_datasets,
+    register_pose_dataset,
+)
+from querypose.data.image_io import ImageReadError, read_image
+from querypose.data.mapper import ImageSizeError, PoseMapper
+
+__all__ = [
+    "DatasetError",
+    "ImageReadError",
+    "ImageSizeError",
+    "PoseMapper",
+    "datasets_root",
+    "load_datasets",
+    "load_pose_json",
+    "read_image",
+    "register_builtin_datasets",
+    "register_custom_datasets",
+    "register_pose_dataset",
+]
+
+register_builtin_datasets()

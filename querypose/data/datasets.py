@@ -1,0 +1,225 @@
+"""Registration of pose datasets: a COCO-keypoints json, a folder of images and a skeleton.
+
+`register_builtin_datasets` registers the known names under one root folder, `register_custom_datasets` those of a
+config, `register_pose_dataset` any. Registration touches no file; a dataset is read when it is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from querypose.d2 import CfgNode, DatasetCatalog, MetadataCatalog
+from querypose.data.coco_json import DatasetError, load_pose_json, read_pose_file
+from querypose.data.synthetic import SPLITS as SYNTHETIC_SPLITS
+from querypose.data.synthetic import make_synthetic_split
+from querypose.skeleton import BUILTIN_SKELETONS, COCO_SKELETON, CROWDPOSE_SKELETON, Skeleton
+
+__all__ = [
+    "EVALUATORS",
+    "DatasetError",
+    "datasets_root",
+    "load_datasets",
+    "load_pose_json",
+    "register_builtin_datasets",
+    "register_custom_datasets",
+    "register_pose_dataset",
+]
+
+EVALUATORS = ("coco", "crowdpose")
+_CUSTOM_FIELDS = {"name", "json", "images", "skeleton"}
+_OPTIONAL_CUSTOM_FIELDS = {"evaluator"}
+
+
+class _Builtin(NamedTuple):
+    """A dataset of a usual name; paths are relative to the root."""
+
+    name: str
+    json_file: str
+    image_root: str
+    skeleton: Skeleton
+    evaluator: str = "coco"
+
+
+def _builtins() -> list[_Builtin]:
+    coco = [
+        _Builtin(f"keypoints_coco_2017_{split}", f"coco/annotations/{json_file}", f"coco/{images}", COCO_SKELETON)
+        for split, json_file, images in (
+            ("train", "person_keypoints_train2017.json", "train2017"),
+            ("val", "person_keypoints_val2017.json", "val2017"),
+            ("test-dev", "image_info_test-dev2017.json", "test2017"),
+        )
+    ]
+    crowdpose = [
+        _Builtin(
+            f"crowdpose_{split}", f"crowdpose/json/crowdpose_{split}.json", "crowdpose/images", CROWDPOSE_SKELETON,
+            "crowdpose",
+        )
+        for split in ("train", "val", "trainval", "test")
+    ]  # fmt: skip
+    # `tiny` is a part of `train`. A photo of `lsp` has one person, so its crowd index is 0 everywhere and CrowdPose's
+    # easy/medium/hard say nothing; COCO's medium/large do. The mosaics have real crowd indices.
+    lsp = [
+        _Builtin(f"{name}_{split}", f"{folder}/{split}.json", f"{folder}/{images}", CROWDPOSE_SKELETON, evaluator)
+        for name, folder, evaluator in (("lsp", "lsp", "coco"), ("lsp_multi", "lsp-multi", "crowdpose"))
+        for split, images in (("train", "train"), ("val", "val"), ("tiny", "train"))
+    ]
+    return [*coco, *crowdpose, *lsp]
+
+
+def datasets_root() -> Path:
+    """The folder that holds the datasets: the environment variable DETECTRON2_DATASETS, or `datasets`."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def register_builtin_datasets(root: str | Path | None = None) -> None:
+    """Registers every known name with its files under `root` (default: `datasets_root()`); touches no file."""
+    root = datasets_root() if root is None else Path(root)
+    for dataset in _builtins():
+        register_pose_dataset(
+            dataset.name, root / dataset.json_file, root / dataset.image_root, dataset.skeleton, dataset.evaluator
+        )
+    for split in SYNTHETIC_SPLITS:
+        folder = root / "synthetic" / split
+        register_pose_dataset(
+            f"synthetic_{split}", folder / "annotations.json", folder / "images", COCO_SKELETON,
+            prepare=partial(make_synthetic_split, split, folder),
+        )  # fmt: skip
+
+
+def register_pose_dataset(
+    name: str,
+    json_file: str | Path,
+    image_root: str | Path,
+    skeleton: Skeleton,
+    evaluator: str = "coco",
+    prepare: Callable[[], object] | None = None,
+) -> None:
+    """Registers a dataset under a name; a dataset that had this name before is replaced.
+
+    Args:
+        name: what DATASETS.TRAIN and DATASETS.TEST call it.
+        json_file: COCO-keypoints json.
+        image_root: folder of its images.
+        skeleton: what its keypoints are.
+        evaluator: "coco" (AP, APm, APl) or "crowdpose" (AP easy, medium, hard; the json needs crowdIndex).
+        prepare: called before the json is read, to make or fetch the files.
+
+    Raises:
+        DatasetError: there is no such evaluator.
+    """
+    if evaluator not in EVALUATORS:
+        raise DatasetError(f"Dataset {name!r}: evaluator is {evaluator!r}; allowed: {', '.join(EVALUATORS)}.")
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        if name in catalog.list():
+            catalog.remove(name)
+    DatasetCatalog.register(name, partial(_load_registered, name, str(json_file), str(image_root), skeleton, prepare))
+    MetadataCatalog.get(name).set(
+        json_file=str(json_file),
+        image_root=str(image_root),
+        evaluator_type=evaluator,
+        skeleton=skeleton,
+        keypoint_names=list(skeleton.keypoints),
+        keypoint_flip_map=[
+            (skeleton.keypoints[left], skeleton.keypoints[right]) for left, right in skeleton.flip_pairs
+        ],
+        # What nearly every pose json says; the json itself decides when it is read.
+        thing_classes=["person"],
+        thing_dataset_id_to_contiguous_id={1: 0},
+    )
+
+
+def _load_registered(
+    name: str, json_file: str, image_root: str, skeleton: Skeleton, prepare: Callable[[], object] | None
+) -> list[dict[str, Any]]:
+    if prepare is not None:
+        prepare()
+    pose_file = read_pose_file(json_file, image_root, skeleton)
+    metadata = MetadataCatalog.get(name)
+    for field, value in (
+        ("thing_classes", [pose_file.category]),
+        ("thing_dataset_id_to_contiguous_id", {pose_file.category_id: 0}),
+    ):
+        if getattr(metadata, field) != value:
+            delattr(metadata, field)  # metadata refuses to change a value
+            setattr(metadata, field, value)
+    return pose_file.records
+
+
+def register_custom_datasets(cfg: CfgNode) -> None:
+    """Registers the datasets of DATASETS.CUSTOM, with the skeletons of DATASETS.SKELETONS and the built-in ones.
+
+    Raises:
+        DatasetError: an entry lacks a field, has an unknown one, names an unknown skeleton, or takes a name that is
+            taken.
+        SkeletonError: an entry of DATASETS.SKELETONS contradicts itself.
+    """
+    skeletons = dict(BUILTIN_SKELETONS)
+    for entry in cfg.DATASETS.SKELETONS:
+        skeleton = Skeleton.from_dict(entry)
+        if skeleton.name in skeletons:
+            raise DatasetError(
+                f"DATASETS.SKELETONS: the name {skeleton.name!r} is taken; taken: {', '.join(skeletons)}."
+            )
+        skeletons[skeleton.name] = skeleton
+    taken = {dataset.name for dataset in _builtins()} | {f"synthetic_{split}" for split in SYNTHETIC_SPLITS}
+    for entry in cfg.DATASETS.CUSTOM:
+        name = _check_custom(entry, skeletons, taken)
+        taken.add(name)
+        register_pose_dataset(
+            name, entry["json"], entry["images"], skeletons[entry["skeleton"]], entry.get("evaluator", "coco")
+        )
+
+
+def _check_custom(entry: Mapping[str, Any], skeletons: Mapping[str, Skeleton], taken: set[str]) -> str:
+    """The name of an entry of DATASETS.CUSTOM."""
+    where = f"DATASETS.CUSTOM, entry {entry.get('name', '?')!r}"
+    if missing := _CUSTOM_FIELDS - entry.keys():
+        raise DatasetError(f"{where}, lacks {sorted(missing)}.")
+    if unknown := entry.keys() - _CUSTOM_FIELDS - _OPTIONAL_CUSTOM_FIELDS:
+        known = sorted(_CUSTOM_FIELDS | _OPTIONAL_CUSTOM_FIELDS)
+        raise DatasetError(f"{where}, has unknown fields {sorted(unknown)}; known: {known}.")
+    if entry["skeleton"] not in skeletons:
+        raise DatasetError(
+            f"{where}: there is no skeleton {entry['skeleton']!r}; known: {', '.join(skeletons)}. Add yours to "
+            "DATASETS.SKELETONS."
+        )
+    if entry["name"] in taken:
+        raise DatasetError(f"{where}: the name is taken; choose another.")
+    return str(entry["name"])
+
+
+def load_datasets(names: Sequence[str], *, require_persons: bool = False) -> list[dict[str, Any]]:
+    """All images of some registered datasets, for the loader.
+
+    Args:
+        names: registered datasets.
+        require_persons: leave out images without an annotated person (crowd regions do not count), as training does
+            with DATALOADER.FILTER_EMPTY_ANNOTATIONS.
+
+    Raises:
+        DatasetError: a dataset is unknown or has no annotations where persons are required, or no image is left.
+    """
+    records = []
+    for name in names:
+        if name not in DatasetCatalog.list():
+            raise DatasetError(
+                f"There is no dataset {name!r}; known: {', '.join(sorted(DatasetCatalog.list()))}. Add your own to "
+                "DATASETS.CUSTOM."
+            )
+        of_dataset = DatasetCatalog.get(name)
+        if require_persons and not any("annotations" in record for record in of_dataset):
+            raise DatasetError(f"Dataset {name!r} has no annotations, so that nothing can be trained on it.")
+        records += of_dataset
+    if not require_persons:
+        return records
+    kept = [record for record in records if any(not person["iscrowd"] for person in record["annotations"])]
+    if not kept:
+        raise DatasetError(
+            f"No image of {', '.join(names)} is left: none of {len(records)} has an annotated person. Check the json, "
+            "or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on empty images."
+        )
+    return kept

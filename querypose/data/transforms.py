@@ -1,0 +1,275 @@
+"""Geometry of images, boxes and keypoints: one affine map that all three follow.
+
+Coordinates are continuous: pixel column i covers [i, i + 1) and its centre is at i + 0.5, so an image of width W spans
+[0, W], a flip is x -> W - x, and a resize multiplies by (new width / old width) and nothing else. (The 0.5 by which
+COCO's keypoints differ from this is added when a json is read: see `querypose.data.coco_json`.)
+
+`GeometricTransform` is the map. Functions make simple ones (`crop`, `resize`, `horizontal_flip`); `then` chains them,
+so that the pixels of a whole chain are resampled once. Classes draw random ones (`RandomFlip`, `RandomCrop`,
+`RandomResize`); another kind of augmentation is another class with the method `draw`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+ImageSize = tuple[int, int]  # height, width
+
+# A source rectangle this close to whole pixels (they are products of a few float64 numbers) is taken as whole.
+_WHOLE_PIXEL_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class GeometricTransform:
+    """An affine map from a source frame to an output frame.
+
+    Attributes:
+        matrix: float64 (2, 3); (x, y) of the output = matrix @ (x, y, 1) of the source, continuous pixels.
+        source_size: height and width of the images that it takes.
+        output_size: height and width of the images that it gives.
+    """
+
+    matrix: np.ndarray
+    source_size: ImageSize
+    output_size: ImageSize
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether left and right are exchanged, so that keypoints must exchange their names."""
+        return bool(np.linalg.det(self.matrix[:, :2]) < 0)
+
+    def then(self, following: GeometricTransform) -> GeometricTransform:
+        """The map that does this one first and `following` after it.
+
+        Raises:
+            ValueError: `following` takes images of another size than this one gives.
+        """
+        if following.source_size != self.output_size:
+            raise ValueError(f"A transform of images {following.source_size} cannot follow one to {self.output_size}.")
+        matrix = following.matrix[:, :2] @ self.matrix
+        matrix[:, 2] += following.matrix[:, 2]
+        return GeometricTransform(matrix, self.source_size, following.output_size)
+
+    def inverse(self) -> GeometricTransform:
+        """The map from the output frame back to the source frame."""
+        linear = np.linalg.inv(self.matrix[:, :2])
+        offset = -linear @ self.matrix[:, 2:]
+        return GeometricTransform(np.hstack([linear, offset]), self.output_size, self.source_size)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Maps points.
+
+        Args:
+            coords: (..., 2), x and y in the source frame.
+
+        Returns:
+            float64 (..., 2), in the output frame.
+        """
+        return np.asarray(coords, dtype=np.float64) @ self.matrix[:, :2].T + self.matrix[:, 2]
+
+    def apply_boxes(self, boxes_xyxy: np.ndarray) -> np.ndarray:
+        """Maps boxes to the upright boxes around them; they are not clipped.
+
+        Args:
+            boxes_xyxy: (N, 4), corners in the source frame.
+
+        Returns:
+            float64 (N, 4), corners in the output frame.
+        """
+        boxes_xyxy = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+        corners = self.apply_coords(boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2))
+        return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+
+    def apply_keypoints(self, keypoints: np.ndarray, flip_indices: Sequence[int]) -> np.ndarray:
+        """Maps keypoints; those that end outside the output image, and those not labelled, become (0, 0, 0).
+
+        Args:
+            keypoints: (G, K, 3), x and y in the source frame, visibility.
+            flip_indices: the K indices of `Skeleton.flip_indices`, used where the map mirrors.
+
+        Returns:
+            float64 (G, K, 3), in the output frame.
+        """
+        mapped = np.array(keypoints, dtype=np.float64)
+        mapped[..., :2] = self.apply_coords(mapped[..., :2])
+        if self.mirrors:
+            mapped = mapped[:, list(flip_indices)]
+        height, width = self.output_size
+        inside = (mapped[..., :2] >= 0).all(axis=-1) & (mapped[..., 0] <= width) & (mapped[..., 1] <= height)
+        mapped[~inside | (mapped[..., 2] <= 0)] = 0
+        return mapped
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """Resamples an image once, bilinearly, with antialiasing where it shrinks; what lies outside is black.
+
+        Args:
+            image: uint8 (H, W, C) of `source_size`.
+
+        Returns:
+            uint8 (H', W', C) of `output_size`, C-contiguous.
+
+        Raises:
+            ValueError: the image is not of `source_size`.
+        """
+        if image.shape[:2] != self.source_size:
+            raise ValueError(f"The transform takes images of {self.source_size}, not {image.shape[:2]}.")
+        window = self._window_of_whole_pixels()
+        return self._warp(image) if window is None else self._crop_and_resize(image, window)
+
+    def _window_of_whole_pixels(self) -> tuple[int, int, int, int] | None:
+        """x0, y0, x1, y1 of the source pixels that make the output; None where it needs a general warp."""
+        if np.abs(self.matrix[[0, 1], [1, 0]]).max() > 1e-12:
+            return None
+        height, width = self.output_size
+        corners = self.inverse().apply_coords(np.array([[0, 0], [width, height]]))
+        window = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+        whole = np.rint(window)
+        source_height, source_width = self.source_size
+        if np.abs(window - whole).max() > _WHOLE_PIXEL_TOLERANCE or whole[:2].min() < 0:
+            return None
+        if whole[2] > source_width or whole[3] > source_height:
+            return None
+        x0, y0, x1, y1 = (int(bound) for bound in whole)
+        return x0, y0, x1, y1
+
+    def _crop_and_resize(self, image: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
+        x0, y0, x1, y1 = window
+        pixels = image[y0:y1, x0:x1]
+        if pixels.shape[:2] != self.output_size:
+            pixels = _resize_pixels(pixels, self.output_size)
+        step_y, step_x = (-1 if self.matrix[axis, axis] < 0 else 1 for axis in (1, 0))
+        return np.ascontiguousarray(pixels[::step_y, ::step_x])
+
+    def _warp(self, image: np.ndarray) -> np.ndarray:
+        # Bilinear sampling does not antialias: shrink to the scale of the output first, then sample.
+        scale = min(1.0, float(np.sqrt(abs(np.linalg.det(self.matrix[:, :2])))))
+        shrink = resize(self.source_size, tuple(max(1, round(side * scale)) for side in self.source_size))
+        to_source = shrink.inverse().then(self).inverse()
+        pixels = shrink.apply_image(image)
+        height, width = self.output_size
+        x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+        points = to_source.apply_coords(np.stack([x, y], axis=-1))
+        # grid_sample with align_corners=False takes -1 and 1 as the outer edges of the image.
+        grid = torch.from_numpy(points / (np.array(pixels.shape[1::-1]) / 2) - 1).float()
+        source = torch.tensor(pixels).permute(2, 0, 1).float()
+        sampled = F.grid_sample(source[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
+        return np.ascontiguousarray(sampled[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def identity(size: ImageSize) -> GeometricTransform:
+    """The map that changes nothing."""
+    return GeometricTransform(np.eye(2, 3), size, size)
+
+
+def horizontal_flip(size: ImageSize) -> GeometricTransform:
+    """Mirrors: x -> W - x."""
+    return GeometricTransform(np.array([[-1.0, 0.0, size[1]], [0.0, 1.0, 0.0]]), size, size)
+
+
+def resize(size: ImageSize, output_size: Sequence[int]) -> GeometricTransform:
+    """Stretches images of `size` to `output_size` (height, width)."""
+    height, width = output_size
+    matrix = np.array([[width / size[1], 0.0, 0.0], [0.0, height / size[0], 0.0]])
+    return GeometricTransform(matrix, size, (height, width))
+
+
+def crop(size: ImageSize, x: int, y: int, width: int, height: int) -> GeometricTransform:
+    """Cuts out the pixels [x, x + width) by [y, y + height)."""
+    return GeometricTransform(np.array([[1.0, 0.0, -x], [0.0, 1.0, -y]]), size, (height, width))
+
+
+def shortest_edge_size(size: ImageSize, short_side: int, max_size: int | None = None) -> ImageSize:
+    """The size with the same aspect whose short side is `short_side`, or whose long side is `max_size` if that is less.
+
+    480x640 to a short side of 800 is 800x1067: sides are rounded half up, as detectron2 does.
+    """
+    scale = short_side / min(size)
+    if max_size is not None:
+        scale = min(scale, max_size / max(size))
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width
+
+
+class RandomTransform(Protocol):
+    """What draws a map for an image of a given size."""
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """A map that takes images of `size`; everything random comes from `generator`."""
+        ...
+
+
+@dataclass(frozen=True)
+class RandomFlip:
+    """Mirrors with a probability."""
+
+    probability: float = 0.5
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Flip or identity."""
+        return horizontal_flip(size) if generator.random() < self.probability else identity(size)
+
+
+@dataclass(frozen=True)
+class RandomResize:
+    """Resizes to a short side drawn from `short_sides`, aspect kept, long side at most `max_size`.
+
+    A short side of 0 keeps the size of the image.
+    """
+
+    short_sides: Sequence[int]
+    max_size: int | None = None
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Resize to one of the short sides."""
+        short_side = int(generator.choice(np.asarray(self.short_sides)))
+        if short_side == 0:
+            return identity(size)
+        return resize(size, shortest_edge_size(size, short_side, self.max_size))
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """With a probability cuts out a rectangle, sized as if the image had been resized to a drawn short side first.
+
+    This is the crop of DETR-like models: resize to one of `short_sides`, cut height and width each drawn from
+    `side_bounds`. The resize is not carried out; the rectangle is scaled back to whole pixels of the source.
+    Deviates: the authors' code resamples before the crop and again after it. One resampling is sharper and faster; the
+    rectangle differs by less than a pixel of the source.
+    """
+
+    probability: float
+    short_sides: Sequence[int]
+    side_bounds: tuple[int, int]
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Crop or identity."""
+        if generator.random() >= self.probability:
+            return identity(size)
+        resized = shortest_edge_size(size, int(generator.choice(np.asarray(self.short_sides))))
+        (y, height), (x, width) = (
+            self._draw_span(resized_side, side, generator) for resized_side, side in zip(resized, size, strict=True)
+        )
+        return crop(size, x, y, width, height)
+
+    def _draw_span(self, resized_side: int, side: int, generator: np.random.Generator) -> tuple[int, int]:
+        low, high = (min(bound, resized_side) for bound in self.side_bounds)
+        length = int(generator.integers(low, high, endpoint=True))
+        start = int(generator.integers(0, resized_side - length, endpoint=True))
+        first = min(round(start * side / resized_side), side - 1)
+        last = max(round((start + length) * side / resized_side), first + 1)
+        return first, last - first
+
+
+def _resize_pixels(pixels: np.ndarray, size: ImageSize) -> np.ndarray:
+    """uint8 (H, W, C) to (*size, C). The channels-last view is the layout that torch resizes fastest."""
+    if pixels.strides[2] != pixels.itemsize or min(pixels.strides) < 0 or not pixels.flags.writeable:
+        pixels = pixels.copy()  # torch takes neither negative strides nor read-only memory
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = F.interpolate(image, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,24 @@
+"""Layers that know no meta-architecture, one a file."""
+
+from querypose.layers.attention import SelfAttention
+from querypose.layers.boxes import apply_box_deltas, box_cxcywh_to_xyxy, generalized_box_iou
+from querypose.layers.dynamic_interaction import DynamicInteraction
+from querypose.layers.feed_forward import FeedForward
+from querypose.layers.precision import at_least_float32, full_precision
+from querypose.layers.real_nvp import RealNVP
+from querypose.layers.region_batch_norm import RegionBatchNorm2d
+from querypose.layers.region_features import RegionPooler
+
+__all__ = [
+    "DynamicInteraction",
+    "FeedForward",
+    "RealNVP",
+    "RegionBatchNorm2d",
+    "RegionPooler",
+    "SelfAttention",
+    "apply_box_deltas",
+    "at_least_float32",
+    "box_cxcywh_to_xyxy",
+    "full_precision",
+    "generalized_box_iou",
+]

@@ -1,0 +1,35 @@
+"""Dynamic interaction of a query with its region features (DyMLP over channels, Sparse R-CNN)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class DynamicInteraction(nn.Module):
+    """Filters region features by two linear maps that the query itself generates, then folds them into a vector.
+
+    Args:
+        dim: width C of query and region features.
+        dim_dynamic: inner width of the generated pair of maps.
+        num_tokens: T, the number of cells of the region.
+    """
+
+    def __init__(self, dim: int, dim_dynamic: int, num_tokens: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.dim_dynamic = dim_dynamic
+        self.generator = nn.Linear(dim, 2 * dim * dim_dynamic)
+        self.norm_inner = nn.LayerNorm(dim_dynamic)
+        self.norm_outer = nn.LayerNorm(dim)
+        self.out = nn.Linear(num_tokens * dim, dim)
+        self.norm_out = nn.LayerNorm(dim)
+
+    def forward(self, query_RC: Tensor, region_RTC: Tensor) -> Tensor:
+        """The interaction feature (R, C) of R queries, each with the T cells of its own region."""
+        maps = self.generator(query_RC)
+        squeeze, expand = maps.split(self.dim * self.dim_dynamic, dim=-1)
+        features_RTC = region_RTC @ squeeze.unflatten(-1, (self.dim, self.dim_dynamic))
+        features_RTC = self.norm_inner(features_RTC).relu()
+        features_RTC = features_RTC @ expand.unflatten(-1, (self.dim_dynamic, self.dim))
+        features_RTC = self.norm_outer(features_RTC).relu()
+        return self.norm_out(self.out(features_RTC.flatten(1))).relu()

@@ -1,0 +1,24 @@
+"""The two-layer network that follows an attention."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class FeedForward(nn.Module):
+    """Linear, ReLU, Linear with residual and post-normalisation.
+
+    Args:
+        dim: width C in and out.
+        dim_hidden: width between the two linear layers.
+    """
+
+    def __init__(self, dim: int, dim_hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, dim_hidden)
+        self.reduce = nn.Linear(dim_hidden, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, query_QC: Tensor) -> Tensor:
+        """(…, C) in and out."""
+        return self.norm(query_QC + self.reduce(self.expand(query_QC).relu()))

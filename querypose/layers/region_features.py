@@ -1,0 +1,86 @@
+"""Region features: RoIAlign from one or several levels of a feature pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from querypose.layers.precision import at_least_float32, full_precision
+
+# A region of 224 pixels belongs to level 4 (stride 16), as in the paper that introduced FPN.
+CANONICAL_SIZE = 224
+CANONICAL_LEVEL = 4
+
+
+class RegionPooler(nn.Module):
+    """Aligned RoIAlign; a region reads the one level that fits its size.
+
+    Args:
+        strides: of the levels, in pixels, powers of two in increasing order.
+        resolution: side of a region, in cells.
+        sampling_ratio: samples per cell and axis.
+    """
+
+    def __init__(self, strides: Sequence[int], resolution: int, sampling_ratio: int = 2) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.resolution = resolution
+        self.sampling_ratio = sampling_ratio
+
+    def forward(self, features: Sequence[Tensor], boxes_R4: Tensor, image_R: Tensor) -> Tensor:
+        """Pools R regions.
+
+        Args:
+            features: one (B, C, H, W) tensor a level.
+            boxes_R4: corners in the frame of the padded images, pixels; they may reach out of them.
+            image_R: which of the B images each box is of.
+
+        Returns:
+            (R, C, resolution, resolution).
+        """
+        with full_precision(boxes_R4):
+            # Float32 in any precision of the model, as detectron2's boxes are: a float64 run then pools what its does.
+            boxes_R4 = boxes_R4.float().to(at_least_float32(features[0]).dtype)
+            rois_R5 = torch.cat([image_R[:, None].to(boxes_R4), boxes_R4], dim=1)
+            if len(self.strides) == 1:
+                return self._pool(0, features[0], rois_R5)
+            level_R = self._levels(boxes_R4)
+            if boxes_R4.is_cuda:
+                return self._pool_masked(features, rois_R5, level_R)
+            return self._pool_indexed(features, rois_R5, level_R)
+
+    def _pool(self, level: int, feature: Tensor, rois_R5: Tensor) -> Tensor:
+        return roi_align(
+            at_least_float32(feature),
+            rois_R5,
+            self.resolution,
+            spatial_scale=1.0 / self.strides[level],
+            sampling_ratio=self.sampling_ratio,
+            aligned=True,
+        )
+
+    def _levels(self, boxes_R4: Tensor) -> Tensor:
+        area_R = (boxes_R4[:, 2:] - boxes_R4[:, :2]).prod(-1).clamp(min=0)
+        level_R = torch.floor(CANONICAL_LEVEL + torch.log2(area_R.sqrt() / CANONICAL_SIZE + 1e-8))
+        lowest = self.strides[0].bit_length() - 1
+        return (level_R - lowest).clamp(0, len(self.strides) - 1)
+
+    def _pool_masked(self, features: Sequence[Tensor], rois_R5: Tensor, level_R: Tensor) -> Tensor:
+        """Pools every region from every level, from far outside where the level is not its own, which gives zeros.
+
+        On a GPU the superfluous samples cost less than the host waiting to learn which region is where.
+        """
+        outside = rois_R5.new_full((4,), -1e5)
+        pooled = []
+        for level, feature in enumerate(features):
+            boxes_R4 = torch.where((level_R == level)[:, None], rois_R5[:, 1:], outside)
+            pooled.append(self._pool(level, feature, torch.cat([rois_R5[:, :1], boxes_R4], dim=1)))
+        return torch.stack(pooled).sum(0)
+
+    def _pool_indexed(self, features: Sequence[Tensor], rois_R5: Tensor, level_R: Tensor) -> Tensor:
+        indices = [torch.nonzero(level_R == level).squeeze(1) for level in range(len(self.strides))]
+        pooled = [self._pool(level, features[level], rois_R5[index]) for level, index in enumerate(indices)]
+        return torch.cat(pooled)[torch.cat(indices).argsort()]

@@ -1,0 +1,6 @@
+"""Meta-architectures and their parts; importing the package fills the registries."""
+
+from querypose.modeling import backbone as backbone
+from querypose.modeling.query_pose import QueryPose
+
+__all__ = ["QueryPose"]

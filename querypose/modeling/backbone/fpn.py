@@ -1,0 +1,202 @@
+"""Feature pyramids over a bottom-up network: FPN, and the two that the QueryPose authors put on HRNet.
+
+All give {"p2", "p3", "p4", "p5"} of one width, at strides 4, 8, 16 and 32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from querypose.d2 import Backbone, ShapeSpec
+from querypose.modeling.backbone.bottom_up import STRIDES, BackboneError, BottomUp
+
+GROUPS = 32
+"""Groups of a GroupNorm in the pyramid."""
+
+
+class FeaturePyramid(Backbone):
+    """Base of the pyramids: a bottom-up network and the shapes of P2..P5.
+
+    Args:
+        bottom_up: gives c2..c5.
+        out_channels: channels of every level.
+    """
+
+    bottom_up: BottomUp
+
+    def __init__(self, bottom_up: BottomUp, out_channels: int) -> None:
+        super().__init__()
+        self.bottom_up = bottom_up
+        self.out_channels = out_channels
+
+    @property
+    def size_divisibility(self) -> int:
+        """What height and width of the input must be multiples of."""
+        return self.bottom_up.size_divisibility
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of p2..p5."""
+        return {
+            f"p{level}": ShapeSpec(channels=self.out_channels, stride=stride)
+            for level, stride in enumerate(STRIDES, start=2)
+        }
+
+
+class FPN(FeaturePyramid):
+    """The feature pyramid network of Lin et al. (2017), without P6.
+
+    Modules are named as in detectron2 (`fpn_lateral2`, `fpn_output2`, …, `bottom_up`) and initialised likewise.
+
+    Args:
+        bottom_up: gives c2..c5.
+        out_channels: channels of every level.
+        norm: "" for none (then the convolutions have a bias), "GN" or "BN".
+    """
+
+    def __init__(self, bottom_up: BottomUp, out_channels: int, norm: str = "") -> None:
+        super().__init__(bottom_up, out_channels)
+        for level, channels in enumerate(bottom_up.channels, start=2):
+            self.add_module(f"fpn_lateral{level}", ConvNorm(channels, out_channels, 1, norm))
+            self.add_module(f"fpn_output{level}", ConvNorm(out_channels, out_channels, 3, norm))
+
+    def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        """Levels {"p2": (B, C, H/4, W/4), …, "p5": (B, C, H/32, W/32)} of normalised, padded images."""
+        features = self.bottom_up(image_BCHW)
+        levels: dict[str, Tensor] = {}
+        merged_BCHW: Tensor | None = None
+        for level in range(5, 1, -1):
+            lateral_BCHW = self.get_submodule(f"fpn_lateral{level}")(features[f"c{level}"])
+            if merged_BCHW is not None:
+                # To the size of the finer level, which is not twice the coarser one's where the input is no multiple.
+                merged_BCHW = F.interpolate(merged_BCHW, size=lateral_BCHW.shape[-2:], mode="nearest")
+            merged_BCHW = lateral_BCHW if merged_BCHW is None else lateral_BCHW + merged_BCHW
+            levels[f"p{level}"] = self.get_submodule(f"fpn_output{level}")(merged_BCHW)
+        return dict(sorted(levels.items()))
+
+
+class HRFPN(FeaturePyramid):
+    """The pyramid that the QueryPose authors put on HRNet-W32: all branches merged at stride 4, then pooled down.
+
+    c2..c5 are brought to stride 4 (bilinear), concatenated and reduced by a 1x1 convolution to x; level i = 0..3 is a
+    3x3 convolution of x averaged over 2^i cells. Entries are named as theirs; their unused `fpn_conv.4` is left out.
+
+    Args:
+        bottom_up: gives c2..c5.
+        out_channels: channels of every level.
+    """
+
+    def __init__(self, bottom_up: BottomUp, out_channels: int) -> None:
+        super().__init__(bottom_up, out_channels)
+        # A Sequential of one, and torch's default initialisation, as the authors have it.
+        self.reduction_conv = nn.Sequential(nn.Conv2d(sum(bottom_up.channels), out_channels, 1))
+        self.fpn_conv = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in STRIDES)
+
+    def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        """Levels {"p2": (B, C, H/4, W/4), …, "p5": (B, C, H/32, W/32)} of normalised, padded images."""
+        merged_BCHW = self.reduction_conv(concatenate_at_finest(self.bottom_up(image_BCHW)))
+        levels = {}
+        for index, conv in enumerate(self.fpn_conv):
+            levels[f"p{index + 2}"] = conv(F.avg_pool2d(merged_BCHW, 2**index) if index else merged_BCHW)
+        return levels
+
+
+class HRFPNv1(FeaturePyramid):
+    """The pyramid that the QueryPose authors put on HRNet-W48: as `HRFPN`, with each branch added at its own level.
+
+    p2 is a 3x3 convolution of the merged x; for i = 1..3, x is halved by averaging, the 1x1-convolved branch of that
+    stride is added to it, and a 3x3 convolution gives the level. Only the reduction has a bias. Entries are named as
+    theirs; their unused `fpn_conv.4` and `lateral_conv.0` are left out (so the laterals count from 1, as theirs do).
+
+    Args:
+        bottom_up: gives c2..c5.
+        out_channels: channels of every level.
+    """
+
+    def __init__(self, bottom_up: BottomUp, out_channels: int) -> None:
+        super().__init__(bottom_up, out_channels)
+        channels = bottom_up.channels
+        self.reduction_conv = nn.Sequential(nn.Conv2d(sum(channels), out_channels, 1))
+        self.lateral_conv = nn.ModuleDict(
+            {str(index): ConvNorm(channels[index], out_channels, 1, bias=False) for index in range(1, len(STRIDES))}
+        )
+        self.fpn_conv = nn.ModuleList(ConvNorm(out_channels, out_channels, 3, bias=False) for _ in STRIDES)
+
+    def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        """Levels {"p2": (B, C, H/4, W/4), …, "p5": (B, C, H/32, W/32)} of normalised, padded images."""
+        features = self.bottom_up(image_BCHW)
+        merged_BCHW = self.reduction_conv(concatenate_at_finest(features))
+        levels = {"p2": self.fpn_conv[0](merged_BCHW)}
+        for index in range(1, len(STRIDES)):
+            lateral_BCHW = self.lateral_conv[str(index)](features[f"c{index + 2}"])
+            merged_BCHW = F.avg_pool2d(merged_BCHW, 2) + lateral_BCHW
+            levels[f"p{index + 2}"] = self.fpn_conv[index](merged_BCHW)
+        return levels
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution that keeps the size, with an optional normalisation as its child `norm`; no activation.
+
+    Initialised like Caffe2's Xavier fill: uniform with variance 1 / fan_in, bias 0.
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+        kernel_size: side of the kernel, odd.
+        norm: "", "GN" or "BN".
+        bias: None for a bias exactly where there is no normalisation.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, norm: str = "", bias: bool | None = None
+    ) -> None:
+        with_bias = not norm if bias is None else bias
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=with_bias)
+        nn.init.kaiming_uniform_(self.weight, a=1)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self.norm = _build_norm(norm, out_channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, in, H, W) to (B, out, H, W)."""
+        x_BCHW = super().forward(x_BCHW)
+        return x_BCHW if self.norm is None else self.norm(x_BCHW)
+
+
+def concatenate_at_finest(features: dict[str, Tensor]) -> Tensor:
+    """c2..c5 side by side (B, sum of channels, H/4, W/4), the coarser ones brought to stride 4 bilinearly."""
+    finest_BCHW, *coarser = features.values()
+    size = finest_BCHW.shape[-2:]
+    resized = [F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=False) for x_BCHW in coarser]
+    return torch.cat([finest_BCHW, *resized], dim=1)
+
+
+def build_feature_pyramid(kind: str, bottom_up: BottomUp, out_channels: int, norm: str) -> FeaturePyramid:
+    """The pyramid named by MODEL.FPN.TYPE: "fpn", "hrfpn" or "hrfpn_v1".
+
+    Raises:
+        BackboneError: there is no such kind, or the HRNet pyramids are asked for a normalisation.
+    """
+    if kind == "fpn":
+        return FPN(bottom_up, out_channels, norm)
+    variants: dict[str, type[HRFPN] | type[HRFPNv1]] = {"hrfpn": HRFPN, "hrfpn_v1": HRFPNv1}
+    if kind not in variants:
+        raise BackboneError(f"MODEL.FPN.TYPE is {kind!r}; allowed: {', '.join(repr(k) for k in ('fpn', *variants))}.")
+    if norm:
+        raise BackboneError(f"MODEL.FPN.NORM is {norm!r}; MODEL.FPN.TYPE {kind!r} has none, allowed: ''.")
+    return variants[kind](bottom_up, out_channels)
+
+
+def _build_norm(norm: str, channels: int) -> nn.Module | None:
+    if norm == "":
+        return None
+    if norm == "BN":
+        return nn.BatchNorm2d(channels)
+    if norm == "GN":
+        if channels % GROUPS:
+            raise BackboneError(
+                f"MODEL.FPN.OUT_CHANNELS is {channels}; MODEL.FPN.NORM 'GN' has {GROUPS} groups and needs a multiple."
+            )
+        return nn.GroupNorm(GROUPS, channels)
+    raise BackboneError(f"MODEL.FPN.NORM is {norm!r}; allowed: '', 'GN', 'BN'.")

@@ -1,0 +1,212 @@
+"""Any timm model with `features_only` as the network below a feature pyramid."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import FeatureInfo
+from torch import Tensor, nn
+
+from querypose.d2 import BACKBONE_REGISTRY, CfgNode, ShapeSpec
+from querypose.modeling.backbone.bottom_up import STRIDES, BackboneError, BottomUp
+from querypose.modeling.backbone.fpn import FeaturePyramid, build_feature_pyramid
+from querypose.modeling.backbone.frozen_batch_norm import freeze_batch_norms, reset_batch_norms
+from querypose.modeling.backbone.pretrained import (
+    check_normalisation,
+    explained_download,
+    timm_pretrained_arguments,
+    wants_pretrained,
+)
+
+FLEXIBLE_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+"""Arguments by which one or another of timm's families takes images of any size; most need none."""
+
+
+class TimmBackbone(BottomUp):
+    """Features at strides 4, 8, 16 and 32 of a timm model, without the layers behind the last of them.
+
+    HRNet gives the native channels of its branches, not those of its classification head. A network that has one
+    resolution throughout (ViT) gives four blocks at equal distances, resized to the four strides bilinearly.
+
+    Args:
+        arch: name of the timm model, with or without the tag of its weights ("resnet50", "resnet50.tv_in1k").
+        pretrained: load its ImageNet weights, from the cache or over the network.
+        frozen_batch_norm: every BatchNorm is a `FrozenBatchNorm2d`.
+        freeze_at: freeze so many stages, see `BottomUp.freeze`.
+        drop_path_rate: stochastic depth; 0 leaves the model without.
+
+    Raises:
+        BackboneError: there is no such model, it has no features at these strides, or its weights cannot be had.
+    """
+
+    model: nn.Module
+
+    def __init__(
+        self,
+        arch: str,
+        *,
+        pretrained: bool = False,
+        frozen_batch_norm: bool = False,
+        freeze_at: int = 0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        _check_arch(arch)
+        kwargs: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+        if arch.startswith("hrnet"):
+            kwargs["feature_location"] = ""
+        with torch.device("meta"):
+            info = cast(FeatureInfo, _create(arch, kwargs).feature_info)
+        indices, resize = _choose_features(arch, [entry["reduction"] for entry in info.info])
+        super().__init__([info.channels(index) for index in indices], math.lcm(STRIDES[-1], *info.reduction(indices)))
+        self.resize = resize
+        weights = timm_pretrained_arguments(arch) if pretrained else {}
+        with explained_download(arch, "the file to its cache"):
+            self.model = _create(arch, {**kwargs, **weights, "out_indices": indices})
+        self.channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
+        self._check_any_size(arch)
+        if frozen_batch_norm:
+            if not pretrained:
+                reset_batch_norms(self.model)
+            freeze_batch_norms(self.model)
+        if freeze_at:
+            self.freeze(_stage_starts(self, arch, info.module_name(indices)), freeze_at)
+
+    def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        """Features {"c2": (B, C, H/4, W/4), …, "c5": (B, C, H/32, W/32)} of normalised, padded images."""
+        features = {}
+        for level, (x_BCHW, stride) in enumerate(zip(self.model(image_BCHW), STRIDES, strict=True), start=2):
+            if self.channels_last:
+                x_BCHW = x_BCHW.permute(0, 3, 1, 2)
+            if self.resize:
+                size = [math.ceil(side / stride) for side in image_BCHW.shape[-2:]]
+                x_BCHW = F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=False)
+            features[f"c{level}"] = x_BCHW.contiguous()
+        return features
+
+    @torch.no_grad()
+    def _check_any_size(self, arch: str) -> None:
+        """Refuses a network for one image size, or with other features than timm states, by running a small image."""
+        height, width = 2 * self.size_divisibility, 3 * self.size_divisibility
+        image_BCHW = torch.zeros(1, 3, height, width, device=next(self.parameters()).device)
+        self.eval()
+        try:
+            features = self(image_BCHW)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise BackboneError(
+                f"MODEL.BACKBONE.ARCH {arch!r} of timm does not take images of every size "
+                f"({height}x{width}: {type(error).__name__} {error}); use a convolutional network, a ViT, or "
+                "build_swin_fpn_backbone."
+            ) from error
+        self.train()
+        for (name, x_BCHW), channels, stride in zip(features.items(), self.channels, STRIDES, strict=True):
+            expected = (1, channels, height // stride, width // stride)
+            if x_BCHW.shape != expected:
+                raise BackboneError(
+                    f"MODEL.BACKBONE.ARCH {arch!r} of timm gives {name} of shape {tuple(x_BCHW.shape)} for a "
+                    f"{height}x{width} image instead of {expected}; it cannot carry the pyramid."
+                )
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyramid:
+    """MODEL.BACKBONE.ARCH of timm with the pyramid of MODEL.FPN.TYPE, giving p2..p5.
+
+    Raises:
+        BackboneError: a value of MODEL.BACKBONE or MODEL.FPN that cannot be built.
+    """
+    backbone = cfg.MODEL.BACKBONE
+    if input_shape.channels != 3:
+        raise BackboneError(f"The input has {input_shape.channels} channels (MODEL.PIXEL_MEAN); backbones take 3.")
+    pretrained = wants_pretrained(cfg)
+    bottom_up = TimmBackbone(
+        backbone.ARCH,
+        pretrained=pretrained,
+        frozen_batch_norm=backbone.NORM == "FrozenBN",
+        freeze_at=backbone.FREEZE_AT,
+        drop_path_rate=backbone.DROP_PATH_RATE,
+    )
+    weights = timm.get_pretrained_cfg(backbone.ARCH) if pretrained else None
+    if weights is not None:
+        check_normalisation(cfg, weights.mean, weights.std)
+    return build_feature_pyramid(cfg.MODEL.FPN.TYPE, bottom_up, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM)
+
+
+def _check_arch(arch: str) -> None:
+    """Refuses a name that timm does not know, with the nearest it does, and a tag that its model has not."""
+    name, _, tag = arch.partition(".")
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
+        hint = f" The nearest are {', '.join(near)}." if near else ""
+        raise BackboneError(
+            f"MODEL.BACKBONE.ARCH is {arch!r}; timm {timm.__version__} has no such model.{hint} "
+            "(timm.list_models() lists all; Swin has its own builder, MODEL.BACKBONE.NAME build_swin_fpn_backbone.)"
+        )
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*") if known.partition(".")[0] == name]
+    if tag and tag not in tags:
+        raise BackboneError(f"MODEL.BACKBONE.ARCH is {arch!r}; the weights that timm has of {name} are {tags}.")
+
+
+def _create(arch: str, kwargs: dict[str, Any]) -> nn.Module:
+    """The model with `features_only`, taking images of any size where its family can."""
+    for index, flexible in enumerate(FLEXIBLE_SIZE):
+        try:
+            return timm.create_model(arch, features_only=True, **kwargs, **flexible)
+        except TypeError as error:  # the family does not know the argument
+            if index == len(FLEXIBLE_SIZE) - 1:
+                raise BackboneError(
+                    f"MODEL.BACKBONE.ARCH {arch!r} of timm does not take {sorted(kwargs)}: {error}. "
+                    "Set MODEL.BACKBONE.DROP_PATH_RATE 0 for networks without stochastic depth."
+                ) from error
+        except (RuntimeError, AssertionError, AttributeError) as error:
+            raise BackboneError(f"MODEL.BACKBONE.ARCH {arch!r} of timm has no features_only: {error}") from error
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _choose_features(arch: str, reductions: Sequence[int]) -> tuple[list[int], bool]:
+    """Indices of the features for strides 4 to 32, and whether they have to be resized to these."""
+    if all(stride in reductions for stride in STRIDES):
+        return [len(reductions) - 1 - list(reversed(reductions)).index(stride) for stride in STRIDES], False
+    if len(set(reductions)) == 1 and len(reductions) >= len(STRIDES):
+        return [len(reductions) * quarter // len(STRIDES) - 1 for quarter in range(1, len(STRIDES) + 1)], True
+    raise BackboneError(
+        f"MODEL.BACKBONE.ARCH is {arch!r}, which has features at strides {sorted(set(reductions))}; the pyramid needs "
+        f"{list(STRIDES)}, or one stride throughout. Nearest in timm with them: resnet50, convnext_tiny, hrnet_w32."
+    )
+
+
+def _stage_starts(backbone: TimmBackbone, arch: str, feature_modules: Sequence[str]) -> list[str | None]:
+    """The first module of each of the stages at which C2..C5 arise, for `BottomUp.freeze`.
+
+    The stem is what is registered before the container of the first feature's module (`blocks`), or, where that
+    module stands alone (`layer1`), before itself. A later stage begins behind the feature before it.
+    """
+    names = [name for name, _ in backbone.named_modules()]
+    if "model.transition3" in names:  # HRNet: its branches arise side by side; its stages follow each other
+        return ["model.layer1", "model.transition1", "model.transition2", "model.transition3"]
+    ends = [_resolve(names, arch, module) for module in feature_modules]
+    parent = ends[0].rpartition(".")[0]
+    siblings = [name for name in names if name.startswith(f"{parent}.") and name.count(".") == ends[0].count(".")]
+    standing_alone = parent in ("model", "model.model", "model.body")
+    starts: list[str | None] = [ends[0] if standing_alone else siblings[0]]
+    for end in ends[:-1]:
+        behind = [name for name in names[names.index(end) + 1 :] if not name.startswith(f"{end}.")]
+        starts.append(behind[0] if behind else None)
+    return starts
+
+
+def _resolve(names: Sequence[str], arch: str, module: str) -> str:
+    """The name under `TimmBackbone` of a module as timm's feature_info names it in the full model."""
+    head, _, tail = module.partition(".")
+    for candidate in (f"model.{module}", f"model.{head}_{tail}", f"model.model.{module}", f"model.body.{module}"):
+        if candidate in names:
+            return candidate
+    raise BackboneError(
+        f"MODEL.BACKBONE.ARCH {arch!r} of timm does not say where its stages end (there is no module {module!r}), so "
+        "that none can be frozen; allowed: MODEL.BACKBONE.FREEZE_AT 0."
+    )

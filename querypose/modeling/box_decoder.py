@@ -1,0 +1,80 @@
+"""One stage of the box decoder (Sparse R-CNN; QueryPose eq. 1)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from querypose.layers import (
+    DynamicInteraction,
+    FeedForward,
+    SelfAttention,
+    apply_box_deltas,
+    at_least_float32,
+    full_precision,
+)
+from querypose.modeling.initialization import prior_bias, xavier_uniform_matrices
+
+
+class BoxStage(nn.Module):
+    """Self-attention over the queries, dynamic interaction with the region features, class and box.
+
+    Args:
+        dim: width C of queries and region features.
+        num_heads: heads of the self-attention.
+        dim_feedforward: hidden width of the feed-forward network.
+        dim_dynamic: inner width of the dynamic interaction.
+        num_tokens: cells of a region.
+        num_cls_layers: linear layers before the class logit.
+        num_reg_layers: linear layers before the box deltas.
+        prior_prob: class score at initialisation.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        dim_feedforward: int,
+        dim_dynamic: int,
+        num_tokens: int,
+        num_cls_layers: int,
+        num_reg_layers: int,
+        prior_prob: float,
+    ) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(dim, num_heads)
+        self.interaction = DynamicInteraction(dim, dim_dynamic, num_tokens)
+        self.norm = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, dim_feedforward)
+        self.cls_layers = nn.Sequential(*(layer for _ in range(num_cls_layers) for layer in _linear_norm_relu(dim)))
+        self.cls_logit = nn.Linear(dim, 1)
+        self.reg_layers = nn.Sequential(*(layer for _ in range(num_reg_layers) for layer in _linear_norm_relu(dim)))
+        self.box_deltas = nn.Linear(dim, 4)
+        xavier_uniform_matrices(self)
+        nn.init.constant_(self.cls_logit.bias, prior_bias(prior_prob))
+
+    def forward(self, query_BQC: Tensor, region_RCHW: Tensor, boxes_BQ4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Refines every query and its box.
+
+        Args:
+            query_BQC: instance queries.
+            region_RCHW: region features of the boxes, R = B·Q in the order of the queries.
+            boxes_BQ4: proposal boxes, corners in pixels.
+
+        Returns:
+            class logits (B, Q), refined boxes (B, Q, 4) in the same frame and not clipped, queries (B, Q, C).
+        """
+        query_BQC = self.self_attention(query_BQC)
+        query_RC, region_RTC = query_BQC.flatten(0, 1), region_RCHW.flatten(2).transpose(1, 2)
+        query_RC = self.norm(query_RC + self.interaction(query_RC, region_RTC))
+        query_BQC = self.feed_forward(query_RC).view_as(query_BQC)
+
+        logits_BQ = self.cls_logit(self.cls_layers(query_BQC)).squeeze(-1)
+        deltas_BQ4 = self.box_deltas(self.reg_layers(query_BQC))
+        with full_precision(boxes_BQ4):
+            boxes_BQ4 = apply_box_deltas(at_least_float32(deltas_BQ4), at_least_float32(boxes_BQ4))
+        return logits_BQ, boxes_BQ4, query_BQC
+
+
+def _linear_norm_relu(dim: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(dim, dim, bias=False), nn.LayerNorm(dim), nn.ReLU()

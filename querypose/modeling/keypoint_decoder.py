@@ -1,0 +1,149 @@
+"""One stage of the keypoint decoder (QueryPose eq. 2), and the regressor at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from querypose.layers import DynamicInteraction, FeedForward, SelfAttention, at_least_float32, full_precision
+from querypose.modeling.initialization import xavier_uniform_blocks, xavier_uniform_matrices, zero_bias
+from querypose.modeling.part_embedding import SpatialPartEmbedding
+from querypose.modeling.part_update import PART_UPDATES
+
+
+class InstanceRefinement(nn.Module):
+    """The dynamic interaction of the full version: the instance query reads the keypoint region (Figure 3b).
+
+    Args:
+        dim: width C of queries and region features.
+        dim_dynamic: inner width of the dynamic interaction.
+        dim_feedforward: hidden width of the feed-forward network.
+        num_tokens: cells of a region.
+    """
+
+    def __init__(self, dim: int, dim_dynamic: int, dim_feedforward: int, num_tokens: int) -> None:
+        super().__init__()
+        self.interaction = DynamicInteraction(dim, dim_dynamic, num_tokens)
+        self.norm = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, dim_feedforward)
+
+    def forward(self, query_RC: Tensor, region_RCHW: Tensor) -> Tensor:
+        """The refined queries (R, C)."""
+        region_RTC = region_RCHW.flatten(2).transpose(1, 2)
+        return self.feed_forward(self.norm(query_RC + self.interaction(query_RC, region_RTC)))
+
+
+class KeypointRegressor(nn.Module):
+    """Unshared linear regressors: each keypoint's mean and sigma from the query of the part it belongs to.
+
+    The mean is regressed from the direction of the query alone: the product is divided by the query's length, the
+    bias is not.
+
+    Args:
+        part_dim: width C of a part query.
+        parts: keypoint indices of each of the P parts; together every keypoint once.
+    """
+
+    part_of_keypoint: Tensor
+
+    def __init__(self, part_dim: int, parts: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        num_keypoints = sum(map(len, parts))
+        part_of_keypoint = torch.empty(num_keypoints, dtype=torch.long)
+        for part, keypoints in enumerate(parts):
+            part_of_keypoint[list(keypoints)] = part
+        self.register_buffer("part_of_keypoint", part_of_keypoint, persistent=False)
+        self.mean_weight = nn.Parameter(torch.empty(num_keypoints, 2, part_dim))
+        self.mean_bias = nn.Parameter(torch.empty(num_keypoints, 2))
+        self.sigma_weight = nn.Parameter(torch.empty(num_keypoints, 2, part_dim))
+        self.sigma_bias = nn.Parameter(torch.empty(num_keypoints, 2))
+        self._reset_parameters(parts)
+
+    def _reset_parameters(self, parts: Sequence[Sequence[int]]) -> None:
+        """Each part as a linear layer of its own: Xavier-uniform weights, torch's default bias."""
+        part_dim = self.mean_weight.shape[-1]
+        with torch.no_grad():
+            for weight in (self.mean_weight, self.sigma_weight):
+                for keypoints in parts:
+                    part_weight = weight.new_empty(2 * len(keypoints), part_dim)
+                    weight[list(keypoints)] = nn.init.xavier_uniform_(part_weight).view(-1, 2, part_dim)
+        for bias in (self.mean_bias, self.sigma_bias):
+            nn.init.uniform_(bias, -1 / math.sqrt(part_dim), 1 / math.sqrt(part_dim))
+
+    def forward(self, part_query_RPC: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and sigma (R, K, D) in the frame of the box."""
+        with full_precision(part_query_RPC):
+            query_RKC = at_least_float32(part_query_RPC)[:, self.part_of_keypoint]
+            length_RK1 = query_RKC.norm(dim=-1, keepdim=True)
+            mean_RKD = torch.einsum("rkc,kdc->rkd", query_RKC, self.mean_weight) / length_RK1 + self.mean_bias
+            sigma_RKD = torch.einsum("rkc,kdc->rkd", query_RKC, self.sigma_weight) + self.sigma_bias
+            return mean_RKD, sigma_RKD.sigmoid()
+
+
+class KeypointStage(nn.Module):
+    """Part embeddings from the region, update of the part queries, attention among them; keypoints by `regressor`.
+
+    Args:
+        dim: width C of instance queries and region features.
+        part_dim: width of a part query.
+        parts: keypoint indices of each of the P parts.
+        num_convs: 3x3 convolutions before SPEGM.
+        conv_dim: their inner width.
+        num_heads: heads of the attention among parts.
+        dim_feedforward: hidden width of the feed-forward networks.
+        iteration: how part queries are updated, a name in PART_UPDATES.
+        refinement: refines the instance query before its residual is taken (full version), or None (light).
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        part_dim: int,
+        parts: Sequence[Sequence[int]],
+        num_convs: int,
+        conv_dim: int,
+        num_heads: int,
+        dim_feedforward: int,
+        iteration: str,
+        refinement: InstanceRefinement | None,
+    ) -> None:
+        super().__init__()
+        widths = [dim, *[conv_dim] * (num_convs - 1), dim]
+        convs = [nn.Conv2d(width_in, width_out, 3, padding=1) for width_in, width_out in pairwise(widths)]
+        for conv in convs:
+            zero_bias(conv)
+        self.convs = nn.Sequential(*(layer for conv in convs for layer in (conv, nn.ReLU(inplace=True))))
+        self.refinement = refinement
+        self.part_embedding = SpatialPartEmbedding(dim, part_dim, len(parts))
+        self.instance_residual = nn.Linear(dim, len(parts) * part_dim)
+        self.part_update = PART_UPDATES[iteration](part_dim)
+        self.part_attention = SelfAttention(part_dim, num_heads)
+        self.feed_forward = FeedForward(part_dim, dim_feedforward)
+        xavier_uniform_matrices(self)
+        xavier_uniform_blocks(self.instance_residual.weight, len(parts))
+        self.regressor = KeypointRegressor(part_dim, parts)
+
+    def forward(self, region_RCHW: Tensor, instance_query_RC: Tensor, part_query_RPC: Tensor) -> tuple[Tensor, Tensor]:
+        """Decodes R regions, each of them by itself.
+
+        Args:
+            region_RCHW: features of the predicted boxes from the finest level.
+            instance_query_RC: their instance queries, as the box stage left them.
+            part_query_RPC: their part queries, as the keypoint stage before left them.
+
+        Returns:
+            part queries (R, P, C), for `regressor` and the next stage; instance queries (R, C), refined where the
+            stage does that.
+        """
+        region_RCHW = self.convs(region_RCHW)
+        if self.refinement is not None:
+            instance_query_RC = self.refinement(instance_query_RC, region_RCHW)
+        embedding_RPC = self.part_embedding(region_RCHW)
+        embedding_RPC = embedding_RPC + self.instance_residual(instance_query_RC).view_as(embedding_RPC)
+        part_query_RPC = self.part_update(embedding_RPC, part_query_RPC)
+        return self.feed_forward(self.part_attention(part_query_RPC)), instance_query_RC

@@ -1,0 +1,218 @@
+"""The decoder of QueryPose: S stages of box and keypoint decoder, and the queries they refine (Figure 2, 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from querypose.layers import RegionPooler, box_cxcywh_to_xyxy
+from querypose.modeling.box_decoder import BoxStage
+from querypose.modeling.keypoint_decoder import KeypointStage
+from querypose.modeling.targets import Matches, PersonTargets
+
+Matcher = Callable[[Tensor, Tensor, PersonTargets], Matches]
+
+
+@dataclass(frozen=True)
+class StagePrediction:
+    """What one stage says of a training batch, and of its matched pairs.
+
+    Attributes:
+        logits_BQ: class logit of every query.
+        boxes_BQ4: predicted corners, in pixels of the padded images.
+        matches: the R pairs of queries and persons at this stage.
+        mean_RKD: keypoints of the matched queries, in the frame of their predicted box, nominally in [-0.5, 0.5].
+        sigma_RKD: their scale in (0, 1), same frame.
+    """
+
+    logits_BQ: Tensor
+    boxes_BQ4: Tensor
+    matches: Matches
+    mean_RKD: Tensor
+    sigma_RKD: Tensor
+
+
+@dataclass(frozen=True)
+class PosePrediction:
+    """What the decoder says of every query in inference; frames as in `StagePrediction`."""
+
+    logits_BQ: Tensor
+    boxes_BQ4: Tensor
+    mean_BQKD: Tensor
+    sigma_BQKD: Tensor
+
+
+class PoseDecoder(nn.Module):
+    """Refines a set of learned boxes, instance queries and part queries stage by stage.
+
+    Boxes are detached from stage to stage, queries are not.
+
+    Args:
+        proposal_boxes_Q4: where the boxes start, as centre and size in units of the image; one an instance query.
+        dim: width C of an instance query.
+        num_parts: P, part queries of an instance query.
+        part_dim: width of a part query.
+        box_stages: the S stages of the box decoder.
+        keypoint_stages: the S stages of the keypoint decoder.
+        box_pooler: of the region features for the box decoder.
+        keypoint_pooler: of those for the keypoint decoder.
+        box_in_features: levels that the box decoder pools from.
+        keypoint_in_feature: the level that the keypoint decoder pools from.
+        serial: whether the next box stage gets the instance query that the keypoint stage refined (Figure 3b).
+        train_on_all: whether the keypoint stages run on all queries in training, or on the matched ones alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        proposal_boxes_Q4: Tensor,
+        dim: int,
+        num_parts: int,
+        part_dim: int,
+        box_stages: Sequence[BoxStage],
+        keypoint_stages: Sequence[KeypointStage],
+        box_pooler: RegionPooler,
+        keypoint_pooler: RegionPooler,
+        box_in_features: Sequence[str],
+        keypoint_in_feature: str,
+        serial: bool,
+        train_on_all: bool,
+    ) -> None:
+        super().__init__()
+        self.proposal_boxes = nn.Parameter(proposal_boxes_Q4.clone())
+        self.instance_queries = nn.Parameter(torch.randn(len(proposal_boxes_Q4), dim))
+        # Embeddings that replace the part queries at every stage leave nothing for a learned query to do.
+        part_queries = torch.randn(num_parts, part_dim)
+        if keypoint_stages[0].part_update.carries_queries:
+            self.part_queries = nn.Parameter(part_queries)
+        else:
+            self.register_buffer("part_queries", torch.zeros_like(part_queries), persistent=False)
+        self.box_stages = nn.ModuleList(box_stages)
+        self.keypoint_stages = nn.ModuleList(keypoint_stages)
+        self.box_pooler = box_pooler
+        self.keypoint_pooler = keypoint_pooler
+        self.box_in_features = tuple(box_in_features)
+        self.keypoint_in_feature = keypoint_in_feature
+        self.serial = serial
+        self.train_on_all = train_on_all
+
+    def decode_training(
+        self, features: Mapping[str, Tensor], targets: PersonTargets, matcher: Matcher
+    ) -> list[StagePrediction]:
+        """Runs all stages on a training batch, matching queries and persons at each.
+
+        Args:
+            features: (B, C, H, W) a level of the pyramid.
+            targets: the persons.
+            matcher: called with class logits (B, Q), boxes (B, Q, 4) and targets.
+
+        Returns:
+            the prediction of every stage.
+        """
+        predictions = []
+        boxes_BQ4, query_BQC = self._initial_state(targets.image_size_B4)
+        part_query_TPC = self.part_queries.expand(self._num_slots(boxes_BQ4, targets), -1, -1)
+        for box_stage, keypoint_stage in self._stages:
+            logits_BQ, boxes_BQ4, query_BQC = self._box_step(box_stage, features, boxes_BQ4, query_BQC)
+            matches = matcher(logits_BQ.detach(), boxes_BQ4.detach(), targets)
+            if self.train_on_all:
+                image_R, query_R = _all_rows(logits_BQ)
+                slot_R = None
+            else:
+                image_R, query_R = matches.image_R, matches.query_R
+                slot_R = None if matches.is_complete else matches.slot_R
+
+            part_query_RPC = part_query_TPC if slot_R is None else part_query_TPC[slot_R]
+            part_query_RPC, refined_RC = self._keypoint_step(
+                keypoint_stage, features, boxes_BQ4, query_BQC, image_R, query_R, part_query_RPC
+            )
+            part_query_TPC = part_query_RPC if slot_R is None else part_query_TPC.index_copy(0, slot_R, part_query_RPC)
+            matched_RPC = part_query_RPC
+            if self.train_on_all:
+                matched_RPC = part_query_RPC[matches.image_R * logits_BQ.shape[1] + matches.query_R]
+            mean_RKD, sigma_RKD = keypoint_stage.regressor(matched_RPC)
+            predictions.append(StagePrediction(logits_BQ, boxes_BQ4, matches, mean_RKD, sigma_RKD))
+            boxes_BQ4 = boxes_BQ4.detach()
+            if self.serial:
+                query_BQC = query_BQC.index_put((image_R, query_R), refined_RC.to(query_BQC.dtype))
+        return predictions
+
+    def decode(
+        self, features: Mapping[str, Tensor], image_size_B4: Tensor, num_stages: int | None = None
+    ) -> PosePrediction:
+        """Runs the stages on images alone.
+
+        Args:
+            features: (B, C, H, W) a level of the pyramid.
+            image_size_B4: width, height, width, height of each unpadded image, in pixels.
+            num_stages: how many of the stages to run; all by default.
+
+        Returns:
+            the prediction of the last stage that was run.
+        """
+        boxes_BQ4, query_BQC = self._initial_state(image_size_B4)
+        image_R, query_R = _all_rows(boxes_BQ4)
+        part_query_RPC = self.part_queries.expand(len(image_R), -1, -1)
+        for box_stage, keypoint_stage in self._stages[:num_stages]:
+            logits_BQ, boxes_BQ4, query_BQC = self._box_step(box_stage, features, boxes_BQ4, query_BQC)
+            part_query_RPC, refined_RC = self._keypoint_step(
+                keypoint_stage, features, boxes_BQ4, query_BQC, image_R, query_R, part_query_RPC
+            )
+            if self.serial:
+                query_BQC = refined_RC.view_as(query_BQC)
+        mean_RKD, sigma_RKD = keypoint_stage.regressor(part_query_RPC)
+        shape_BQ = tuple(logits_BQ.shape)
+        return PosePrediction(logits_BQ, boxes_BQ4, mean_RKD.unflatten(0, shape_BQ), sigma_RKD.unflatten(0, shape_BQ))
+
+    @property
+    def _stages(self) -> list[tuple[BoxStage, KeypointStage]]:
+        stages = zip(self.box_stages, self.keypoint_stages, strict=True)
+        return cast("list[tuple[BoxStage, KeypointStage]]", list(stages))
+
+    def _initial_state(self, image_size_B4: Tensor) -> tuple[Tensor, Tensor]:
+        """Learned boxes in pixels of each image, and learned instance queries."""
+        boxes_BQ4 = box_cxcywh_to_xyxy(self.proposal_boxes) * image_size_B4[:, None]
+        return boxes_BQ4, self.instance_queries.expand(len(image_size_B4), -1, -1)
+
+    def _num_slots(self, boxes_BQ4: Tensor, targets: PersonTargets) -> int:
+        """How many sets of part queries are carried: one a query, or one a person.
+
+        A person's part queries stay with the person, whichever query answers for it at a stage. Deviates: the
+        authors' later code carries them by position in the list of matched queries and so hands one person's to
+        another when the order of the queries changes.
+        """
+        return boxes_BQ4.shape[0] * boxes_BQ4.shape[1] if self.train_on_all else targets.num_persons
+
+    def _box_step(
+        self, stage: nn.Module, features: Mapping[str, Tensor], boxes_BQ4: Tensor, query_BQC: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        image_R, _ = _all_rows(boxes_BQ4)
+        levels = [features[name] for name in self.box_in_features]
+        region_RCHW = self.box_pooler(levels, boxes_BQ4.detach().flatten(0, 1), image_R)
+        return stage(query_BQC, region_RCHW, boxes_BQ4)
+
+    def _keypoint_step(
+        self,
+        stage: nn.Module,
+        features: Mapping[str, Tensor],
+        boxes_BQ4: Tensor,
+        query_BQC: Tensor,
+        image_R: Tensor,
+        query_R: Tensor,
+        part_query_RPC: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        boxes_R4 = boxes_BQ4.detach()[image_R, query_R]
+        region_RCHW = self.keypoint_pooler([features[self.keypoint_in_feature]], boxes_R4, image_R)
+        return stage(region_RCHW, query_BQC[image_R, query_R], part_query_RPC)
+
+
+def _all_rows(tensor_BQ: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and query index of every query of a batch, image by image."""
+    num_images, num_queries = tensor_BQ.shape[:2]
+    image_B = torch.arange(num_images, device=tensor_BQ.device)
+    query_Q = torch.arange(num_queries, device=tensor_BQ.device)
+    return image_B.repeat_interleave(num_queries), query_Q.repeat(num_images)

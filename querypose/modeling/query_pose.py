@@ -1,0 +1,288 @@
+"""QueryPose, the meta-architecture (NeurIPS 2022): images in, losses or poses out.
+
+Shape suffixes of the whole project: B images, Q queries, G persons of an image, R regions or matched pairs of the
+batch, K keypoints, P parts, S stages, T tokens, C channels, H and W, D coordinates (2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from querypose.d2 import (
+    META_ARCH_REGISTRY,
+    Backbone,
+    Boxes,
+    CfgNode,
+    ImageList,
+    Instances,
+    build_backbone,
+    configurable,
+)
+from querypose.layers import RealNVP, RegionPooler, at_least_float32
+from querypose.modeling.box_decoder import BoxStage
+from querypose.modeling.criterion import SetCriterion
+from querypose.modeling.initialization import PROPOSAL_LAYOUTS
+from querypose.modeling.keypoint_decoder import InstanceRefinement, KeypointStage
+from querypose.modeling.matcher import HungarianMatcher
+from querypose.modeling.pose_decoder import PoseDecoder, PosePrediction
+from querypose.modeling.targets import PersonTargets
+from querypose.skeleton import Skeleton, skeleton_of_datasets
+
+
+@META_ARCH_REGISTRY.register()
+class QueryPose(nn.Module):
+    """Backbone, pose decoder and set criterion.
+
+    Args:
+        backbone: gives a feature pyramid.
+        decoder: turns the pyramid into poses.
+        matcher: assigns queries to persons in training.
+        criterion: losses of the decoder's stages.
+        skeleton: what the keypoints are.
+        pixel_mean: per channel, range 0..255.
+        pixel_std: per channel, range 0..255.
+        detections_per_image: poses kept per image in inference.
+        mask_padding: whether the decoder reads zeros where the batch was padded, instead of features of the padding.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        decoder: PoseDecoder,
+        matcher: HungarianMatcher,
+        criterion: SetCriterion,
+        skeleton: Skeleton,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        detections_per_image: int,
+        mask_padding: bool,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.decoder = decoder
+        self.matcher = matcher
+        self.criterion = criterion
+        self.skeleton = skeleton
+        self.detections_per_image = detections_per_image
+        self.mask_padding = mask_padding
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Builds the parts from MODEL.QUERYPOSE; the skeleton is that of the config's datasets."""
+        query_pose = cfg.MODEL.QUERYPOSE
+        backbone = build_backbone(cfg)
+        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        focal = {"focal_alpha": query_pose.LOSS.FOCAL_ALPHA, "focal_gamma": query_pose.LOSS.FOCAL_GAMMA}
+        return {
+            "backbone": backbone,
+            "decoder": build_pose_decoder(cfg, backbone, skeleton),
+            "matcher": HungarianMatcher(
+                class_weight=query_pose.MATCHER.COST_CLASS,
+                bbox_weight=query_pose.MATCHER.COST_BBOX,
+                giou_weight=query_pose.MATCHER.COST_GIOU,
+                **focal,
+            ),
+            "criterion": SetCriterion(
+                flow=RealNVP(query_pose.FLOW.NUM_COUPLINGS, query_pose.FLOW.DIM_HIDDEN),
+                cls_weight=query_pose.LOSS.CLS_WEIGHT,
+                bbox_weight=query_pose.LOSS.BBOX_WEIGHT,
+                giou_weight=query_pose.LOSS.GIOU_WEIGHT,
+                keypoint_weight=query_pose.LOSS.KEYPOINT_WEIGHT,
+                deep_supervision=query_pose.LOSS.DEEP_SUPERVISION,
+                **focal,
+            ),
+            "skeleton": skeleton,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "mask_padding": query_pose.MASK_PADDING,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Losses in training, poses in inference.
+
+        Args:
+            batched_inputs: one dict an image with `image`, (C, H, W) in 0..255; in training `instances` with
+                `gt_boxes` and `gt_keypoints`; in inference optionally `height`, `width`, the size of the output
+                frame in pixels (that of `image` by default).
+
+        Returns:
+            in training the weighted losses; in inference a dict an image with `instances`: `pred_boxes`, `scores`
+            (the pose score of Sec. 3.4), `pred_classes`, `pred_keypoints` (N, K, 3) as x, y in the output frame and a
+            score, best pose first.
+        """
+        images = self.preprocess_images(batched_inputs)
+        features = self.backbone(images.tensor)
+        features = {name: at_least_float32(feature) for name, feature in features.items()}
+        if self.mask_padding:
+            features = zero_padding(features, images)
+        if self.training:
+            targets = PersonTargets.from_instances(
+                [image["instances"] for image in batched_inputs],
+                self.skeleton.num_keypoints,
+                self.device,
+                self.pixel_mean.dtype,
+            )
+            return self.criterion(self.decoder.decode_training(features, targets, self.matcher), targets)
+
+        sizes = torch.tensor([(width, height) * 2 for height, width in images.image_sizes])
+        prediction = self.decoder.decode(features, sizes.to(self.pixel_mean))
+        output_sizes = [
+            (image.get("height", height), image.get("width", width))
+            for image, (height, width) in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
+        poses = postprocess(prediction, images.image_sizes, output_sizes, self.detections_per_image)
+        return [{"instances": instances} for instances in poses]
+
+    def preprocess_images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
+        """Normalises, then pads with zeros at the right and the bottom to a common size that the backbone divides."""
+        images = [
+            (image["image"].to(self.device, non_blocking=True).to(self.pixel_mean.dtype) - self.pixel_mean)
+            / self.pixel_std
+            for image in batched_inputs
+        ]
+        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+
+def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> PoseDecoder:
+    """The decoder that MODEL.QUERYPOSE describes, for the pyramid of `backbone` and the parts of `skeleton`.
+
+    Raises:
+        ValueError: a level in BOX.IN_FEATURES or KEYPOINT.IN_FEATURE is not among the backbone's.
+    """
+    query_pose, dim = cfg.MODEL.QUERYPOSE, cfg.MODEL.FPN.OUT_CHANNELS
+    box, keypoint = query_pose.BOX, query_pose.KEYPOINT
+    strides = {name: shape.stride for name, shape in backbone.output_shape().items() if shape.stride is not None}
+    for key, names in (("BOX.IN_FEATURES", box.IN_FEATURES), ("KEYPOINT.IN_FEATURE", [keypoint.IN_FEATURE])):
+        if unknown := [name for name in names if name not in strides]:
+            raise ValueError(f"MODEL.QUERYPOSE.{key} has {unknown}; the backbone gives {sorted(strides)}.")
+    parts = skeleton.parts(keypoint.PART_SCHEME)
+
+    def box_stage() -> BoxStage:
+        return BoxStage(
+            dim=dim,
+            num_heads=query_pose.NUM_HEADS,
+            dim_feedforward=query_pose.DIM_FEEDFORWARD,
+            dim_dynamic=query_pose.DIM_DYNAMIC,
+            num_tokens=box.POOLER_RESOLUTION**2,
+            num_cls_layers=box.NUM_CLS_LAYERS,
+            num_reg_layers=box.NUM_REG_LAYERS,
+            prior_prob=query_pose.PRIOR_PROB,
+        )
+
+    def keypoint_stage() -> KeypointStage:
+        refinement = None
+        if keypoint.DYNAMIC_INTERACTION:
+            refinement = InstanceRefinement(
+                dim, query_pose.DIM_DYNAMIC, query_pose.DIM_FEEDFORWARD, keypoint.POOLER_RESOLUTION**2
+            )
+        return KeypointStage(
+            dim=dim,
+            part_dim=keypoint.PART_DIM,
+            parts=parts,
+            num_convs=keypoint.NUM_CONVS,
+            conv_dim=keypoint.CONV_DIM,
+            num_heads=query_pose.NUM_HEADS,
+            dim_feedforward=query_pose.DIM_FEEDFORWARD,
+            iteration=keypoint.ITERATION,
+            refinement=refinement,
+        )
+
+    serial = query_pose.INSTANCE_QUERY_ITERATION == "serial"
+    stages = range(query_pose.NUM_STAGES)
+    return PoseDecoder(
+        proposal_boxes_Q4=PROPOSAL_LAYOUTS[query_pose.PROPOSAL_INIT](query_pose.NUM_QUERIES),
+        dim=dim,
+        num_parts=len(parts),
+        part_dim=keypoint.PART_DIM,
+        box_stages=[box_stage() for _ in stages],
+        keypoint_stages=[keypoint_stage() for _ in stages],
+        box_pooler=RegionPooler([strides[name] for name in box.IN_FEATURES], box.POOLER_RESOLUTION),
+        keypoint_pooler=RegionPooler([strides[keypoint.IN_FEATURE]], keypoint.POOLER_RESOLUTION),
+        box_in_features=box.IN_FEATURES,
+        keypoint_in_feature=keypoint.IN_FEATURE,
+        serial=serial,
+        # What a keypoint stage refines goes into the next box stage only if serial: all queries must be refined then,
+        # as they are in inference.
+        train_on_all=query_pose.TRAIN_QUERIES == "all" or (query_pose.TRAIN_QUERIES == "auto" and serial),
+    )
+
+
+def zero_padding(features: Mapping[str, Tensor], images: ImageList) -> dict[str, Tensor]:
+    """The features with zeros in all cells that lie wholly in the padding, so that none is read as image.
+
+    Args:
+        features: (B, C, H, W) a level.
+        images: the padded batch and the unpadded sizes.
+    """
+    padded_height, padded_width = images.tensor.shape[-2:]
+    if all(size == (padded_height, padded_width) for size in images.image_sizes):
+        return dict(features)
+    masked = {}
+    for name, feature in features.items():
+        height, width = feature.shape[-2:]
+        stride_y, stride_x = padded_height / height, padded_width / width
+        sizes_B2 = torch.tensor(images.image_sizes).to(feature.device, non_blocking=True)
+        top_HB = torch.arange(height, device=feature.device)[:, None] * stride_y < sizes_B2[:, 0]
+        left_WB = torch.arange(width, device=feature.device)[:, None] * stride_x < sizes_B2[:, 1]
+        masked[name] = feature * (top_HB.T[:, None, :, None] & left_WB.T[:, None, None, :])
+    return masked
+
+
+def postprocess(
+    prediction: PosePrediction,
+    image_sizes: Sequence[tuple[int, int]],
+    output_sizes: Sequence[tuple[int, int]],
+    detections_per_image: int,
+) -> list[Instances]:
+    """Scores, selects and moves poses from box frames to the output frames.
+
+    Args:
+        prediction: of all queries.
+        image_sizes: height and width that the model saw, a pair an image.
+        output_sizes: height and width of the frame wanted, a pair an image.
+        detections_per_image: how many poses to keep.
+
+    Returns:
+        `Instances` an image, best pose first; boxes clipped to the frame, poses with an empty box left out.
+    """
+    # 1 - sigma, averaged over x and y, scores a keypoint; their mean times the class score the pose (Sec. 3.4).
+    keypoint_scores_BQK = 1 - prediction.sigma_BQKD.mean(-1)
+    scores_BQ = at_least_float32(prediction.logits_BQ).sigmoid() * keypoint_scores_BQK.mean(-1)
+    scores_BN, index_BN = scores_BQ.topk(min(detections_per_image, scores_BQ.shape[1]), dim=1)
+
+    image_B1 = torch.arange(len(scores_BN), device=scores_BN.device)[:, None]
+    boxes_BN4 = prediction.boxes_BQ4[image_B1, index_BN]
+    corner_BN12, size_BN12 = boxes_BN4[..., None, :2], (boxes_BN4[..., 2:] - boxes_BN4[..., :2])[..., None, :]
+    keypoints_BNKD = (prediction.mean_BQKD[image_B1, index_BN] + 0.5) * size_BN12 + corner_BN12
+    keypoints_BNK3 = torch.cat([keypoints_BNKD, keypoint_scores_BQK[image_B1, index_BN][..., None]], dim=-1)
+
+    results = []
+    for image, ((height, width), output_size) in enumerate(zip(image_sizes, output_sizes, strict=True)):
+        scale = boxes_BN4.new_tensor([output_size[1] / width, output_size[0] / height])
+        boxes = Boxes(boxes_BN4[image] * scale.repeat(2))
+        boxes.clip(output_size)
+        instances = Instances(output_size)
+        instances.pred_boxes = boxes
+        instances.scores = scores_BN[image]
+        instances.pred_classes = torch.zeros_like(index_BN[image])
+        instances.pred_keypoints = keypoints_BNK3[image] * F.pad(scale, (0, 1), value=1.0)
+        results.append(instances[boxes.nonempty()])
+    return results

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from querypose.data.transforms import (
+    GeometricTransform,
+    RandomCrop,
+    RandomFlip,
+    RandomResize,
+    crop,
+    horizontal_flip,
+    identity,
+    resize,
+    shortest_edge_size,
+)
+from tests.data.toy_dataset import TOY_SKELETON
+
+SIZE = (60, 80)
+
+
+def _rotation(size: tuple[int, int], degrees: float) -> GeometricTransform:
+    """Rotates about the centre of the image; what a later augmentation may add."""
+    height, width = size
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    linear = np.array([[c, -s], [s, c]])
+    centre = np.array([width / 2, height / 2])
+    return GeometricTransform(np.hstack([linear, (centre - linear @ centre)[:, None]]), size, size)
+
+
+def _transforms() -> dict[str, GeometricTransform]:
+    return {
+        "identity": identity(SIZE),
+        "flip": horizontal_flip(SIZE),
+        "enlarge": resize(SIZE, (150, 200)),
+        "shrink": resize(SIZE, (31, 37)),
+        "crop": crop(SIZE, 13, 7, 50, 41),
+        "flip, crop, enlarge": horizontal_flip(SIZE).then(crop(SIZE, 13, 7, 50, 41)).then(resize((41, 50), (97, 120))),
+        "enlarge, crop to a fraction of a pixel": resize(SIZE, (150, 200)).then(crop((150, 200), 33, 21, 101, 97)),
+        "rotation": _rotation(SIZE, 25),
+        "flip, rotation, enlarge": horizontal_flip(SIZE).then(_rotation(SIZE, -40)).then(resize(SIZE, (121, 163))),
+    }
+
+
+def _blob(size: tuple[int, int], centre: np.ndarray, sigma: float = 2.5) -> np.ndarray:
+    """A white spot whose centre of mass is at `centre`, continuous coordinates."""
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    spot = 255 * np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * sigma**2))
+    return np.repeat(spot[:, :, None].round().astype(np.uint8), 3, axis=2)
+
+
+def _centre_of_mass(image: np.ndarray) -> np.ndarray:
+    weights = image[:, :, 0].astype(np.float64)
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
+    return np.array([(x * weights).sum(), (y * weights).sum()]) / weights.sum()
+
+
+@pytest.mark.parametrize("name", _transforms())
+def test_a_spot_in_the_image_goes_where_its_coordinates_go(name: str) -> None:
+    transform = _transforms()[name]
+    for centre in (np.array([37.3, 30.1]), np.array([44.5, 24.5])):
+        image = transform.apply_image(_blob(SIZE, centre))
+        assert image.shape == (*transform.output_size, 3)
+        assert image.flags.c_contiguous
+        np.testing.assert_allclose(_centre_of_mass(image), transform.apply_coords(centre), atol=0.03)
+
+
+@pytest.mark.parametrize("name", _transforms())
+def test_inverse_brings_everything_back(name: str) -> None:
+    transform = _transforms()[name]
+    back = transform.then(transform.inverse())
+    points = np.random.default_rng(0).uniform(-50, 150, size=(7, 5, 2))
+    np.testing.assert_allclose(back.apply_coords(points), points, atol=1e-9)
+    assert back.source_size == back.output_size == SIZE
+    spot = np.array([40.5, 28.5])
+    returned = transform.inverse().apply_image(transform.apply_image(_blob(SIZE, spot)))
+    np.testing.assert_allclose(_centre_of_mass(returned), spot, atol=0.05)
+
+
+@pytest.mark.parametrize("name", _transforms())
+def test_chain_maps_as_its_links_one_by_one(name: str) -> None:
+    first = _transforms()[name]
+    second = resize(first.output_size, (33, 44))
+    points = np.random.default_rng(1).uniform(0, 60, size=(9, 2))
+    np.testing.assert_allclose(
+        first.then(second).apply_coords(points), second.apply_coords(first.apply_coords(points)), atol=1e-9
+    )
+
+
+def test_links_of_a_chain_must_fit() -> None:
+    with pytest.raises(ValueError, match=r"\(10, 10\) cannot follow one to \(60, 80\)"):
+        identity(SIZE).then(identity((10, 10)))
+    with pytest.raises(ValueError, match=r"takes images of \(60, 80\), not \(10, 10\)"):
+        identity(SIZE).apply_image(np.zeros((10, 10, 3), np.uint8))
+
+
+def test_flip_twice_is_identity() -> None:
+    flip = horizontal_flip(SIZE)
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(flip.apply_image(image), image[:, ::-1])
+    np.testing.assert_array_equal(flip.apply_image(flip.apply_image(image)), image)
+    np.testing.assert_array_equal(flip.then(flip).apply_image(image), image)
+    keypoints = np.array([[[10.5, 20.25, 2], [30.0, 5.0, 1], [79.5, 0.5, 2]]])
+    flipped = flip.apply_keypoints(keypoints, TOY_SKELETON.flip_indices)
+    np.testing.assert_array_equal(flipped, [[[69.5, 20.25, 2], [0.5, 0.5, 2], [50.0, 5.0, 1]]])
+    np.testing.assert_array_equal(flip.apply_keypoints(flipped, TOY_SKELETON.flip_indices), keypoints)
+    assert flip.mirrors
+    assert not flip.then(flip).mirrors
+
+
+def test_crop_and_resize_of_the_identity_are_exact() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(crop(SIZE, 13, 7, 50, 41).apply_image(image), image[7:48, 13:63])
+    np.testing.assert_array_equal(resize(SIZE, SIZE).apply_image(image), image)
+
+
+def test_read_only_image_is_taken() -> None:
+    image = np.zeros((*SIZE, 3), np.uint8)
+    image.flags.writeable = False
+    for transform in _transforms().values():
+        assert not transform.apply_image(image).any()
+
+
+def test_shrinking_antialiases() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    for transform in (resize((64, 64), (8, 8)), _rotation((64, 64), 30).then(resize((64, 64), (8, 8)))):
+        inner = transform.apply_image(stripes)[2:-2, 2:-2]
+        assert np.abs(inner.astype(int) - 128).max() < 20
+
+
+def test_general_warp_agrees_with_the_fast_path() -> None:
+    image = _blob(SIZE, np.array([33.0, 20.0]), sigma=6)
+    turned = _rotation(SIZE, 180).apply_image(image)
+    assert np.abs(turned.astype(int) - image[::-1, ::-1]).max() <= 1
+
+
+def test_boxes_follow() -> None:
+    boxes = np.array([[10.0, 20.0, 30.0, 50.0]])
+    np.testing.assert_allclose(horizontal_flip(SIZE).apply_boxes(boxes), [[50, 20, 70, 50]])
+    np.testing.assert_allclose(crop(SIZE, 15, 5, 40, 40).apply_boxes(boxes), [[-5, 15, 15, 45]])
+    np.testing.assert_allclose(resize(SIZE, (120, 240)).apply_boxes(boxes), [[30, 40, 90, 100]])
+    np.testing.assert_allclose(_rotation(SIZE, 90).apply_boxes(np.array([[30, 20, 50, 40]])), [[30, 20, 50, 40]])
+    assert identity(SIZE).apply_boxes(np.zeros((0, 4))).shape == (0, 4)
+
+
+def test_keypoints_outside_or_not_labelled_become_zero() -> None:
+    keypoints = np.array([[[14.9, 10, 2], [15.0, 10, 1], [20, 10, 0]], [[55.0, 45.0, 2], [55.1, 45, 2], [20, 45.1, 2]]])
+    mapped = crop(SIZE, 15, 5, 40, 40).apply_keypoints(keypoints, TOY_SKELETON.flip_indices)
+    np.testing.assert_allclose(mapped, [[[0, 0, 0], [0, 5, 1], [0, 0, 0]], [[40, 40, 2], [0, 0, 0], [0, 0, 0]]])
+    assert identity(SIZE).apply_keypoints(np.zeros((0, 3, 3)), TOY_SKELETON.flip_indices).shape == (0, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "max_size", "expected"),
+    [
+        ((480, 640), 800, 1333, (800, 1067)),
+        ((640, 480), 800, 1333, (1067, 800)),
+        ((427, 640), 800, 1333, (800, 1199)),
+        ((300, 900), 800, 1333, (444, 1333)),
+        ((500, 500), 480, None, (480, 480)),
+        ((1, 5000), 800, 1333, (1, 1333)),
+        ((600, 1000), 600, 1000, (600, 1000)),
+    ],
+)
+def test_shortest_edge(size: tuple[int, int], short_side: int, max_size: int | None, expected: tuple[int, int]) -> None:
+    assert shortest_edge_size(size, short_side, max_size) == expected
+
+
+def test_random_resize_draws_all_sizes_and_zero_keeps_the_size() -> None:
+    generator = np.random.default_rng(0)
+    drawn = {RandomResize((30, 45, 60)).draw(SIZE, generator).output_size for _ in range(60)}
+    assert drawn == {(30, 40), (45, 60), (60, 80)}
+    assert RandomResize((0,), 20).draw(SIZE, generator).output_size == SIZE
+
+
+def test_random_flip_has_its_probability() -> None:
+    generator = np.random.default_rng(0)
+    flips = sum(RandomFlip(0.3).draw(SIZE, generator).mirrors for _ in range(1000))
+    assert 250 < flips < 350
+    assert not any(RandomFlip(0.0).draw(SIZE, generator).mirrors for _ in range(50))
+
+
+def test_random_crop_has_the_size_it_has_after_the_resize() -> None:
+    size, generator = (427, 640), np.random.default_rng(0)
+    random_crop = RandomCrop(1.0, (400, 500, 600), (384, 600))
+    heights, positions = [], []
+    for _ in range(300):
+        transform = random_crop.draw(size, generator)
+        height, width = transform.output_size
+        x0, y0 = -transform.matrix[:, 2]
+        assert 0 <= x0 <= size[1] - width
+        assert 0 <= y0 <= size[0] - height
+        heights.append(height)
+        positions.append(x0)
+        assert transform.apply_image(np.zeros((*size, 3), np.uint8)).shape == (height, width, 3)
+    # Resized to 600: 384 to 600 of 600; resized to 400: 384 to 400 of 400. In pixels of the source:
+    assert min(heights) >= round(384 / 600 * 427) - 1
+    assert min(heights) < 300
+    assert max(heights) == 427
+    assert np.ptp(positions) > 150
+
+
+def test_random_crop_has_its_probability() -> None:
+    generator = np.random.default_rng(0)
+    crops = sum(RandomCrop(0.5, (100,), (20, 50)).draw(SIZE, generator).output_size != SIZE for _ in range(400))
+    assert 160 < crops < 240
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 900),
+    width=st.integers(1, 900),
+    bounds=st.tuples(st.integers(1, 700), st.integers(1, 700)).map(sorted),
+    seed=st.integers(0, 2**32),
+)
+def test_any_image_can_be_cropped_and_resized(height: int, width: int, bounds: list[int], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    cropping = RandomCrop(1.0, (400, 500, 600), (bounds[0], bounds[1])).draw((height, width), generator)
+    assert min(cropping.output_size) >= 1
+    transform = cropping.then(RandomResize((32,), 64).draw(cropping.output_size, generator))
+    assert max(transform.output_size) <= 64
+    assert transform.apply_image(np.zeros((height, width, 3), np.uint8)).shape == (*transform.output_size, 3)
+    box = np.array([[0.0, 0.0, width, height]])
+    low, high = transform.apply_boxes(box)[0][:2], transform.apply_boxes(box)[0][2:]
+    assert (low <= 1e-6).all()
+    assert (high >= np.array(transform.output_size[::-1]) - 1e-6).all()

@@ -1,0 +1,97 @@
+"""Part embedding, part update, regressors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from querypose.modeling.keypoint_decoder import KeypointRegressor
+from querypose.modeling.part_embedding import SpatialPartEmbedding
+from querypose.modeling.part_update import PART_UPDATES, SelectiveUpdate
+from querypose.skeleton import BUILTIN_SKELETONS, COCO_SKELETON
+
+
+def test_attention_maps_of_a_part_sum_to_one_whatever_the_region() -> None:
+    # With constant upsampled features, an attention-weighted mean is that constant: it shows in the projection.
+    module = SpatialPartEmbedding(dim=4, part_dim=6, num_parts=3).eval()
+    nn.init.zeros_(module.upsample.weight)
+    nn.init.constant_(module.norm.bias, 2.0)
+    embedding = module(torch.randn(5, 4, 7, 7))
+    torch.testing.assert_close(embedding, module.project(torch.full((5, 3, 4), 2.0)))
+
+
+def test_part_embedding_reads_where_its_attention_points() -> None:
+    module = SpatialPartEmbedding(dim=2, part_dim=2, num_parts=1).eval()
+    with torch.no_grad():
+        module.upsample.weight.zero_()
+        module.upsample.weight[0, 0, 1:3, 1:3] = 1.0  # nearest-neighbour upsampling, channel by channel
+        module.upsample.weight[1, 1, 1:3, 1:3] = 1.0
+        module.attention.weight.zero_()
+        module.attention.weight[0, 0, 1, 1] = 1e4  # look where channel 0 is greatest
+        module.project.weight.copy_(torch.eye(2))
+    region = torch.zeros(1, 2, 4, 4)
+    region[0, 0, 2, 1], region[0, 1, 2, 1] = 1.0, 5.0
+    expected = torch.tensor([[[1.0, 5.0]]]) / (1 + module.norm.eps) ** 0.5
+    torch.testing.assert_close(module(region), expected)
+
+
+def test_part_embedding_keeps_regions_apart_in_inference() -> None:
+    module, region = SpatialPartEmbedding(dim=4, part_dim=6, num_parts=3).eval(), torch.randn(5, 4, 7, 7)
+    torch.testing.assert_close(module(region)[1:2], module(region[1:2]))
+
+
+@pytest.mark.parametrize(("gate", "weight"), [(-50.0, 0.0), (0.0, 0.5), (50.0, 1.0)])
+def test_selective_update_mixes_by_its_gates(gate: float, weight: float) -> None:
+    update = SelectiveUpdate(8)
+    nn.init.zeros_(update.gates.weight)
+    nn.init.constant_(update.gates.bias, gate)
+    embedding, query = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    torch.testing.assert_close(update(embedding, query), weight * (embedding + query))
+
+
+def test_selective_update_gates_embedding_and_query_separately() -> None:
+    update = SelectiveUpdate(8)
+    nn.init.zeros_(update.gates.weight)
+    with torch.no_grad():
+        update.gates.bias[:8], update.gates.bias[8:] = 50.0, -50.0
+    embedding, query = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    torch.testing.assert_close(update(embedding, query), embedding)
+
+
+@pytest.mark.parametrize("name", PART_UPDATES)
+def test_updates_keep_the_shape(name: str) -> None:
+    update = PART_UPDATES[name](8)
+    assert update(torch.randn(2, 3, 8), torch.randn(2, 3, 8)).shape == (2, 3, 8)
+
+
+def test_regressor_ignores_the_length_of_the_query_for_the_mean_alone() -> None:
+    regressor, query = KeypointRegressor(8, [(0, 2), (1,)]), torch.randn(4, 2, 8)
+    mean, sigma = regressor(query)
+    mean_of_longer, sigma_of_longer = regressor(query * 3)
+    torch.testing.assert_close(mean, mean_of_longer)
+    assert not torch.allclose(sigma, sigma_of_longer)
+    assert ((sigma > 0) & (sigma < 1)).all()
+
+
+def test_each_keypoint_reads_its_own_part() -> None:
+    regressor, query = KeypointRegressor(8, [(0, 2), (1,)]), torch.randn(4, 2, 8)
+    before, _ = regressor(query)
+    query[:, 1] += 1.0
+    after, _ = regressor(query)
+    changed = (before != after).any(-1).any(0)
+    assert changed.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("name", BUILTIN_SKELETONS)
+def test_every_scheme_of_every_skeleton_regresses_every_keypoint(name: str) -> None:
+    skeleton = BUILTIN_SKELETONS[name]
+    for scheme in skeleton.part_schemes:
+        parts = skeleton.parts(scheme)
+        mean, _ = KeypointRegressor(8, parts)(torch.randn(2, len(parts), 8))
+        assert mean.shape == (2, skeleton.num_keypoints, 2)
+
+
+def test_coco_has_the_paper_s_numbers_of_parts() -> None:
+    counts = {scheme: len(COCO_SKELETON.parts(scheme)) for scheme in COCO_SKELETON.part_schemes}
+    assert counts == {"joint": 17, "head+joints": 13, "rigid": 7, "limb": 5}

@@ -1,0 +1,219 @@
+"""The whole model: invariants, edges, gradients, any skeleton."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+
+from querypose.d2 import build_model
+from querypose.layers import box_cxcywh_to_xyxy
+from querypose.modeling import QueryPose
+from querypose.modeling.initialization import grid_boxes
+from querypose.modeling.matcher import HungarianMatcher
+from querypose.modeling.pose_decoder import PosePrediction
+from querypose.modeling.query_pose import postprocess
+from querypose.modeling.targets import Matches, PersonTargets
+from tests.tiny import FULL_VERSION, random_batch, tiny_config
+
+VERSIONS = {
+    "light": [],
+    "full": FULL_VERSION,
+    "full on matched": [*FULL_VERSION, "MODEL.QUERYPOSE.TRAIN_QUERIES", "matched"],
+}
+COCO = 17
+
+
+def _model(*overrides: str, dataset: str = "keypoints_coco_2017_val") -> QueryPose:
+    model = build_model(tiny_config(*overrides, dataset=dataset))
+    assert isinstance(model, QueryPose)
+    return model
+
+
+def _total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_parameter_gets_a_gradient(version: str) -> None:
+    model = _model(*VERSIONS[version])
+    for parameter in model.parameters():
+        if not parameter.any():  # timm starts the last norm of a residual branch at zero, which hides the branch
+            torch.nn.init.normal_(parameter)
+    # Boxes of all sizes, so that every level of the pyramid is read.
+    model.decoder.proposal_boxes.data[:, 2:] = torch.linspace(0.1, 1.0, 6)[:, None]
+    losses = model(random_batch([3, 2], COCO, (512, 512)))
+    assert all(loss.isfinite() for loss in losses.values())
+    _total(losses).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert not [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("persons", [[0, 0], [0, 3], [9, 1]])
+def test_no_person_and_more_persons_than_queries(version: str, persons: list[int]) -> None:
+    model = _model(*VERSIONS[version])
+    losses = model(random_batch(persons, COCO))
+    _total(losses).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
+
+
+@pytest.mark.parametrize("version", ["light", "full"])
+def test_a_batch_gives_what_single_images_give(version: str) -> None:
+    model = _model(*VERSIONS[version]).eval()
+    images = random_batch([1, 1, 1], COCO)
+    with torch.no_grad():
+        together = model(images)
+        alone = [model([image])[0] for image in images]
+    for one, other in zip(together, alone, strict=True):
+        one, other = one["instances"], other["instances"]
+        torch.testing.assert_close(one.pred_keypoints, other.pred_keypoints, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(one.scores, other.scores)
+
+
+def test_the_content_of_batch_mates_changes_nothing() -> None:
+    model = _model().eval()
+    small, *mates = random_batch([1], COCO, (40, 50)) + random_batch([1, 1], COCO, (64, 96))
+    with torch.no_grad():
+        first, second = (model([small, mate])[0]["instances"] for mate in mates)
+    torch.testing.assert_close(first.pred_keypoints, second.pred_keypoints)
+
+
+def test_padding_is_not_read_as_image() -> None:
+    model = _model().eval()
+    seen: dict[str, list[torch.Tensor]] = {}
+    model.decoder.box_pooler.register_forward_pre_hook(lambda module, args: seen.update(levels=args[0]))
+    with torch.no_grad():
+        model(random_batch([1], COCO, (40, 50)) + random_batch([1], COCO, (64, 96)))
+    finest = seen["levels"][0]
+    assert not finest[0, :, math.ceil(40 / 4) :].any()
+    assert not finest[0, :, :, math.ceil(50 / 4) :].any()
+    assert finest[0, :, : 40 // 4, : 50 // 4].any()
+    assert finest[1].abs().sum(0).all()
+
+
+def test_training_depends_on_the_order_of_persons_in_no_way() -> None:
+    model = _model()
+    batch = random_batch([3, 2], COCO)
+    reordered = copy.deepcopy(batch)
+    reordered[0]["instances"] = batch[0]["instances"][torch.tensor([2, 0, 1])]
+    first, second = model(batch), copy.deepcopy(model)(reordered)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name])
+
+
+def test_part_queries_follow_the_person_where_the_matches_change() -> None:
+    """Handing a match over to another query must not mix up two persons' part queries."""
+    model = _model()
+    batch = random_batch([2], COCO)
+    calls = itertools.count()
+    real_matcher = model.matcher
+
+    class SwappingMatcher(HungarianMatcher):
+        def __call__(self, logits_BQ: torch.Tensor, boxes_BQ4: torch.Tensor, targets: PersonTargets) -> Matches:
+            matches = real_matcher(logits_BQ, boxes_BQ4, targets)
+            queries = torch.tensor([1, 4]) if next(calls) % 2 else torch.tensor([4, 1])
+            return dataclasses.replace(matches, query_R=queries)
+
+    model.matcher = SwappingMatcher()
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for stage in model.decoder.keypoint_stages:
+        stage.register_forward_hook(lambda module, args, out: seen.append((args[2].detach(), out[0].detach())))
+    model(batch)
+    (_, left_by_first), (given_to_second, _) = seen
+    torch.testing.assert_close(given_to_second, left_by_first)
+
+
+@pytest.mark.parametrize(("dataset", "num_keypoints"), [("keypoints_coco_2017_val", 17), ("crowdpose_val", 14)])
+@pytest.mark.parametrize("scheme", ["joint", "head+joints", "rigid", "limb"])
+def test_builtin_skeletons_train_and_predict(dataset: str, num_keypoints: int, scheme: str) -> None:
+    model = _model("MODEL.QUERYPOSE.KEYPOINT.PART_SCHEME", scheme, dataset=dataset)
+    assert _total(model(random_batch([1], num_keypoints))).isfinite()
+    with torch.no_grad():
+        instances = model.eval()(random_batch([1], num_keypoints))[0]["instances"]
+    assert instances.pred_keypoints.shape[1:] == (num_keypoints, 3)
+
+
+@pytest.mark.parametrize("iteration", ["none", "summation", "concatenation", "selective"])
+def test_every_iteration_of_the_part_queries_trains(iteration: str) -> None:
+    model = _model("MODEL.QUERYPOSE.KEYPOINT.ITERATION", iteration)
+    _total(model(random_batch([2], COCO))).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert ("decoder.part_queries" in dict(model.named_parameters())) == (iteration != "none")
+
+
+def test_bfloat16_keeps_geometry_and_losses_in_float32() -> None:
+    model, batch = _model(), random_batch([2], COCO)
+    reference = copy.deepcopy(model)(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(batch)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    torch.testing.assert_close(_total(losses), _total(reference), atol=0, rtol=0.1)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        instances = model.eval()(batch)[0]["instances"]
+    assert instances.pred_boxes.tensor.dtype == torch.float32
+    assert instances.pred_keypoints.dtype == torch.float32
+
+
+def test_inference_is_sorted_bounded_and_inside_the_output_frame() -> None:
+    model = _model("TEST.DETECTIONS_PER_IMAGE", "4").eval()
+    image = random_batch([1], COCO)[0] | {"height": 128, "width": 192}
+    with torch.no_grad():
+        instances = model([image])[0]["instances"]
+    assert instances.image_size == (128, 192)
+    assert len(instances) <= 4
+    assert (instances.scores.diff() <= 0).all()
+    boxes = instances.pred_boxes.tensor
+    assert (boxes >= 0).all()
+    assert (boxes[:, 2] <= 192).all()
+    assert (boxes[:, 3] <= 128).all()
+
+
+def test_postprocess_in_closed_form() -> None:
+    prediction = PosePrediction(
+        logits_BQ=torch.tensor([[0.0, 20.0, 20.0]]),
+        boxes_BQ4=torch.tensor([[[0.0, 0.0, 8.0, 8.0], [10.0, 20.0, 30.0, 60.0], [200.0, 0.0, 210.0, 9.0]]]),
+        mean_BQKD=torch.tensor([0.0, 0.25]).expand(1, 3, 2, 2),
+        sigma_BQKD=torch.tensor([[0.2, 0.4], [0.6, 0.8]]).expand(1, 3, 2, 2),
+    )
+    (instances,) = postprocess(prediction, [(100, 100)], [(200, 300)], detections_per_image=3)
+    # Keypoint scores are 1 - mean sigma; the third query's box is outside the image and goes.
+    assert instances.scores.tolist() == pytest.approx([0.5, 0.25])
+    assert instances.pred_keypoints[0, 0].tolist() == pytest.approx([20.0 * 3, 50.0 * 2, 0.7])
+    assert instances.pred_keypoints[0, 1, 2].item() == pytest.approx(0.3)
+    assert instances.pred_boxes.tensor[0].tolist() == pytest.approx([30.0, 40.0, 90.0, 120.0])
+
+
+def test_levels_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"KEYPOINT.IN_FEATURE has \['p9'\]"):
+        _model("MODEL.QUERYPOSE.KEYPOINT.IN_FEATURE", "p9")
+
+
+@pytest.mark.parametrize("num_boxes", [1, 6, 9, 12, 100])
+def test_grid_boxes_cover_the_image_and_differ(num_boxes: int) -> None:
+    boxes = box_cxcywh_to_xyxy(grid_boxes(num_boxes))
+    assert len(boxes.unique(dim=0)) == len(boxes) == num_boxes
+    points = torch.rand(200, 1, 2)
+    if math.ceil(math.sqrt(num_boxes)) ** 2 == num_boxes:
+        assert ((points >= boxes[:, :2]) & (points <= boxes[:, 2:])).all(-1).any(1).all()
+
+
+def test_proposal_boxes_start_where_the_config_says() -> None:
+    whole = _model().decoder.proposal_boxes
+    assert whole.tolist() == [[0.5, 0.5, 1.0, 1.0]] * 6
+    torch.testing.assert_close(_model("MODEL.QUERYPOSE.PROPOSAL_INIT", "grid").decoder.proposal_boxes, grid_boxes(6))
+
+
+def test_class_scores_start_at_the_prior() -> None:
+    model = _model("MODEL.QUERYPOSE.PRIOR_PROB", "0.02")
+    biases = [value for name, value in model.named_parameters() if name.endswith("cls_logit.bias")]
+    assert len(biases) == len(model.decoder.box_stages)
+    for bias in biases:
+        torch.testing.assert_close(bias.sigmoid(), torch.tensor([0.02]))

@@ -1,0 +1,85 @@
+"""Every key has a meaning, and what is misspelt or impossible is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from querypose.config import KEYS, ConfigError, get_cfg, load_config
+from querypose.d2 import CfgNode
+
+
+def test_keys_are_listed_once_and_explained() -> None:
+    names = [key.name for key in KEYS]
+    assert len(set(names)) == len(names)
+    assert all(key.meaning for key in KEYS)
+
+
+def test_defaults_are_allowed() -> None:
+    load_config()
+
+
+def test_a_default_is_not_shared_between_configs() -> None:
+    get_cfg().INPUT.MIN_SIZE_TRAIN.append(1)
+    assert 1 not in get_cfg().INPUT.MIN_SIZE_TRAIN
+
+
+def test_base_file_and_overrides_apply_in_order(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("SOLVER: {MAX_ITER: 5, BASE_LR: 0.1}")
+    (tmp_path / "child.yaml").write_text("_BASE_: base.yaml\nSOLVER: {BASE_LR: 0.2}")
+    cfg = load_config(tmp_path / "child.yaml", ["SOLVER.WEIGHT_DECAY", "0.3"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY) == (5, 0.2, 0.3)
+
+
+def test_config_survives_a_round_trip_through_yaml() -> None:
+    cfg = load_config(None, ["DATASETS.CUSTOM", "[{'name': 'a', 'json': 'b', 'images': 'c', 'skeleton': 'coco'}]"])
+    again = CfgNode.load_cfg(cfg.dump())
+    assert again.DATASETS.CUSTOM == cfg.DATASETS.CUSTOM
+    assert again.SOLVER == cfg.SOLVER
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["SOLVER.MAX_ITERS", "5"], r"no key SOLVER.MAX_ITERS. Did you mean SOLVER.MAX_ITER"),
+        (["MODEL.NUM_QUERIES", "5"], r"no key MODEL.NUM_QUERIES. .*MODEL.QUERYPOSE.NUM_QUERIES"),
+        (["SOLVER.BASE_LR", "-1.0"], r"SOLVER.BASE_LR is -1.0; allowed: a number > 0"),
+        (["SOLVER.BASE_LR", "nan"], r"SOLVER.BASE_LR"),
+        (["SOLVER.MAX_ITER", "many"], r"SOLVER.MAX_ITER|many"),
+        (["SOLVER.LR_SCHEDULER_NAME", "Step"], r"is 'Step'; allowed: 'WarmupMultiStepLR', 'WarmupCosineLR'"),
+        (["SOLVER.STEPS", "[20, 10]"], r"SOLVER.STEPS is \[20, 10\]; allowed: iterations in increasing order"),
+        (["SOLVER.ACCUMULATION_STEPS", "3"], r"allowed: a divisor of SOLVER.IMS_PER_BATCH \(16\)"),
+        (["SOLVER.LR_FACTORS", "[['flow']]"], r"SOLVER.LR_FACTORS is .*pairs"),
+        (["MODEL.META_ARCHITECTURE", "QuerryPose"], r"MODEL.META_ARCHITECTURE is 'QuerryPose'; allowed: .*QueryPose"),
+        (["MODEL.BACKBONE.NAME", "resnet"], r"MODEL.BACKBONE.NAME is 'resnet'; allowed: .*build_timm_fpn_backbone"),
+        (["MODEL.DEVICE", "gpu"], r"MODEL.DEVICE is 'gpu'; allowed"),
+        (["MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"], r"MODEL.PIXEL_STD"),
+        (["MODEL.QUERYPOSE.NUM_HEADS", "7"], r"MODEL.FPN.OUT_CHANNELS is 256; allowed: multiples of .*NUM_HEADS"),
+        (["MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial"], r"DYNAMIC_INTERACTION: True"),
+        (["INPUT.CROP.SIZE", "[600, 384]"], r"INPUT.CROP.SIZE"),
+        (["INPUT.MIN_SIZE_TRAIN", "[480, 0]"], r"INPUT.MIN_SIZE_TRAIN is \[480, 0\]; allowed: a list of positive"),
+        (["TEST.IMS_PER_BATCH", "0"], r"TEST.IMS_PER_BATCH is 0; allowed: a number >= 1"),
+    ],
+)
+def test_misspelt_and_impossible_values_are_refused_by_name(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
+
+
+def test_a_missing_and_a_broken_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no config file .*absent.yaml"):
+        load_config(tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("SOLVER: [")
+    with pytest.raises(ConfigError, match=r"broken.yaml is not valid YAML"):
+        load_config(broken)
+
+
+def test_a_config_that_would_run_code_does_not(tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    hostile = tmp_path / "hostile.yaml"
+    hostile.write_text(f"OUTPUT_DIR: !!python/object/apply:os.system ['touch {witness}']")
+    with pytest.raises(ConfigError):
+        load_config(hostile)
+    assert not witness.exists()

@@ -1,0 +1,82 @@
+"""Skeletons are consistent, and inconsistent ones are refused with the keypoint's name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from querypose.skeleton import BUILTIN_SKELETONS, COCO_SKELETON, Skeleton, SkeletonError, skeleton_of_datasets
+
+STICK: dict[str, Any] = {
+    "name": "stick",
+    "keypoints": ["head", "left_hand", "right_hand", "foot"],
+    "sigmas": [0.05, 0.1, 0.1, 0.1],
+    "flip_pairs": [["left_hand", "right_hand"]],
+    "edges": [["head", "foot"]],
+    "part_schemes": {"halves": [["head", "left_hand", "right_hand"], ["foot"]]},
+}
+
+
+@pytest.mark.parametrize("name", BUILTIN_SKELETONS)
+def test_flipping_twice_changes_nothing_and_swaps_left_and_right(name: str) -> None:
+    skeleton = BUILTIN_SKELETONS[name]
+    flip = skeleton.flip_indices
+    assert [flip[index] for index in flip] == list(range(skeleton.num_keypoints))
+    mirrored = {"left": "right", "right": "left"}
+    for index, keypoint in enumerate(skeleton.keypoints):
+        side, _, joint = keypoint.partition("_")
+        expected = f"{mirrored[side]}_{joint}" if side in mirrored else keypoint
+        assert skeleton.keypoints[flip[index]] == expected
+
+
+def test_from_dict_translates_names_to_indices() -> None:
+    skeleton = Skeleton.from_dict(STICK)
+    assert skeleton.flip_pairs == ((1, 2),)
+    assert skeleton.edges == ((0, 3),)
+    assert skeleton.parts() == ((0, 1, 2), (3,))
+    assert skeleton.parts("joint") == ((0,), (1,), (2,), (3,))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sigmas": [0.1]}, "sigmas must be 4 positive numbers"),
+        ({"sigmas": [0.1, 0.1, 0.1, 0.0]}, "sigmas must be 4 positive numbers"),
+        ({"keypoints": ["a", "a"], "flip_pairs": [], "edges": [], "part_schemes": {}}, "different names"),
+        ({"flip_pairs": [["left_hand", "right_ear"]]}, "'right_ear' is not one of its keypoints"),
+        ({"flip_pairs": [["left_hand", "right_hand"], ["head", "right_hand"]]}, "'right_hand' stands in more than one"),
+        ({"edges": [["head"]]}, "edge .* must be two indices"),
+        ({"part_schemes": {"p": [["head", "left_hand", "right_hand"]]}}, "'p' leaves out keypoint 'foot'"),
+        (
+            {"part_schemes": {"p": [["head", "left_hand", "right_hand"], ["foot", "head"]]}},
+            "'p' has more than once keypoint 'head'",
+        ),
+        ({"default_part_scheme": "thirds"}, "no part scheme 'thirds'; known: halves, joint"),
+        ({"colour": "red"}, r"unknown fields \['colour'\]"),
+    ],
+)
+def test_an_inconsistent_skeleton_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SkeletonError, match=message):
+        Skeleton.from_dict({**STICK, **change})
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(SkeletonError, match=r"'stick' .* lacks \['sigmas'\]"):
+        Skeleton.from_dict({name: value for name, value in STICK.items() if name != "sigmas"})
+
+
+def test_an_index_out_of_range_is_refused() -> None:
+    with pytest.raises(SkeletonError, match="part scheme 'p' has index 17"):
+        dataclasses.replace(COCO_SKELETON, part_schemes={"p": ((17,),)}, default_part_scheme="p")
+
+
+def test_datasets_share_one_skeleton() -> None:
+    assert skeleton_of_datasets(["keypoints_coco_2017_train", "keypoints_coco_2017_val"]) == COCO_SKELETON
+    with pytest.raises(SkeletonError, match="'keypoints_coco_2017_val' and 'crowdpose_test' have different skeletons"):
+        skeleton_of_datasets(["keypoints_coco_2017_val", "crowdpose_test"])
+    with pytest.raises(SkeletonError, match=r"no pose dataset 'coco_val'; known: .*crowdpose_test"):
+        skeleton_of_datasets(["coco_val"])
+    with pytest.raises(SkeletonError, match="No dataset is named"):
+        skeleton_of_datasets([])

@@ -1,0 +1,68 @@
+"""A QueryPose small enough to run in a blink, and batches for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from querypose.config import load_config
+from querypose.d2 import Boxes, CfgNode, Instances, Keypoints
+
+TINY_MODEL = [
+    "MODEL.DEVICE", "cpu",
+    "MODEL.BACKBONE.ARCH", "resnet10t",
+    "MODEL.BACKBONE.NORM", "BN",
+    "MODEL.BACKBONE.FREEZE_AT", "0",
+    "MODEL.FPN.OUT_CHANNELS", "16",
+    "MODEL.QUERYPOSE.NUM_QUERIES", "6",
+    "MODEL.QUERYPOSE.NUM_STAGES", "2",
+    "MODEL.QUERYPOSE.NUM_HEADS", "2",
+    "MODEL.QUERYPOSE.DIM_FEEDFORWARD", "32",
+    "MODEL.QUERYPOSE.DIM_DYNAMIC", "8",
+    "MODEL.QUERYPOSE.BOX.POOLER_RESOLUTION", "3",
+    "MODEL.QUERYPOSE.KEYPOINT.POOLER_RESOLUTION", "4",
+    "MODEL.QUERYPOSE.KEYPOINT.NUM_CONVS", "2",
+    "MODEL.QUERYPOSE.KEYPOINT.CONV_DIM", "16",
+    "MODEL.QUERYPOSE.KEYPOINT.PART_DIM", "16",
+    "MODEL.QUERYPOSE.FLOW.DIM_HIDDEN", "8",
+]  # fmt: skip
+FULL_VERSION = [
+    "MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial",
+    "MODEL.QUERYPOSE.KEYPOINT.DYNAMIC_INTERACTION", "True",
+]  # fmt: skip
+
+
+def tiny_config(*overrides: str, dataset: str = "keypoints_coco_2017_val") -> CfgNode:
+    """The default config with a tiny model on the CPU; `dataset` decides the skeleton."""
+    datasets = ["DATASETS.TRAIN", f"['{dataset}']", "DATASETS.TEST", f"['{dataset}']"]
+    return load_config(None, [*TINY_MODEL, *datasets, *overrides])
+
+
+def random_persons(num_persons: int, num_keypoints: int, image_size: tuple[int, int]) -> Instances:
+    """Persons with boxes inside the image and keypoints inside the boxes, a fifth of them not labelled."""
+    height, width = image_size
+    corner = torch.rand(num_persons, 2) * torch.tensor([width, height]) * 0.5
+    size = (torch.rand(num_persons, 2) * 0.3 + 0.2) * torch.tensor([width, height])
+    position = corner[:, None] + torch.rand(num_persons, num_keypoints, 2) * size[:, None]
+    visibility = torch.where(torch.rand(num_persons, num_keypoints, 1) < 0.2, 0.0, 2.0)
+    persons = Instances(image_size)
+    persons.gt_boxes = Boxes(torch.cat([corner, corner + size], dim=1))
+    persons.gt_classes = torch.zeros(num_persons, dtype=torch.long)
+    persons.gt_keypoints = Keypoints(torch.cat([position * (visibility > 0), visibility], dim=-1))
+    return persons
+
+
+def random_batch(
+    persons_per_image: list[int], num_keypoints: int, image_size: tuple[int, int] = (64, 96)
+) -> list[dict[str, Any]]:
+    """A training batch of noise images."""
+    return [
+        {
+            "image": torch.randint(0, 256, (3, *image_size), dtype=torch.uint8),
+            "height": image_size[0],
+            "width": image_size[1],
+            "instances": random_persons(num_persons, num_keypoints, image_size),
+        }
+        for num_persons in persons_per_image
+    ]

@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+"""Draws what the model is fed: images, boxes and keypoints after augmentation, as PNG.
+
+    python tools/visualize_data.py --config-file configs/quickstart.yaml --output output/data
+    python tools/visualize_data.py --config-file F --num 40 --split test --output DIR DATASETS.TEST "['lsp_val']"
+
+Writes overview.png (all in one picture) and one PNG per image. A filled joint is visible (v=2), a hollow one labelled
+but hidden (v=1). With --split test there is no augmentation, only the resize of the evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from querypose.config import load_config
+from querypose.d2 import CfgNode, seed_all_rng
+from querypose.data import PoseMapper, load_datasets, register_custom_datasets
+from querypose.engine import report_user_errors
+from querypose.skeleton import Skeleton, skeleton_of_datasets
+from querypose.visualization import draw_poses, image_grid
+from querypose.visualization.media import save_image
+
+_OVERVIEW_CELL = (400, 320)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", metavar="F", help="YAML file of the experiment (default: the defaults)")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--num", type=int, default=12, metavar="N", help="number of images (default: 12)")
+    parser.add_argument("--split", choices=("train", "test"), default="train", help="DATASETS.TRAIN or DATASETS.TEST")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of images and of the augmentation")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    options = parser.parse_args(arguments)
+    if options.num < 1:
+        parser.error("--num must be 1 or more")
+    return options
+
+
+def draw_sample(sample: dict[str, Any], skeleton: Skeleton, channel_order: str) -> NDArray[np.uint8]:
+    """The image of a sample with the boxes and keypoints of its instances, RGB (H, W, 3)."""
+    image = sample["image"].permute(1, 2, 0).numpy()
+    image = np.ascontiguousarray(image if channel_order == "RGB" else image[:, :, ::-1])
+    instances = sample["instances"]
+    keypoints = instances.gt_keypoints.tensor.numpy()
+    return draw_poses(
+        image, keypoints[:, :, :2], skeleton, boxes=instances.gt_boxes.tensor.numpy(), visibilities=keypoints[:, :, 2]
+    )
+
+
+def visualize(cfg: CfgNode, split: str, num: int, seed: int, output: Path) -> None:
+    """Draws `num` samples of a split into a folder; an image comes a second time only when there are no others."""
+    is_train = split == "train"
+    names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
+    skeleton = skeleton_of_datasets(names)
+    records = load_datasets(names, require_persons=is_train and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    mapper = PoseMapper(cfg, is_train)
+    if not is_train:  # the test mapper packs no annotations: the same geometry, with them
+        mapper = PoseMapper(
+            is_train=True, channel_order=cfg.INPUT.FORMAT, transforms=mapper.transforms, skeleton=skeleton
+        )
+        records = [{"annotations": [], **record} for record in records]  # a test split may have none
+    seed_all_rng(seed)
+    order = np.random.default_rng(seed).permutation(len(records))
+    pictures, titles = [], []
+    for count in range(num):
+        sample = mapper(records[order[count % len(order)]])
+        picture = draw_sample(sample, skeleton, cfg.INPUT.FORMAT)
+        titles.append(f"{Path(sample['file_name']).stem}, {picture.shape[1]}x{picture.shape[0]}")
+        pictures.append(picture)
+        save_image(output / f"{count:03d}_{Path(sample['file_name']).stem}.png", picture)
+    save_image(output / "overview.png", image_grid(pictures, titles=titles, cell_size=_OVERVIEW_CELL))
+    print(f"Drew {num} samples of {', '.join(names)} into {output}.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line and draws."""
+    options = parse_arguments(arguments)
+    with report_user_errors("visualize_data.py"):
+        cfg = load_config(options.config_file, options.opts)
+        register_custom_datasets(cfg)
+        visualize(cfg, options.split, options.num, options.seed, options.output)
+
+
+if __name__ == "__main__":
+    main()

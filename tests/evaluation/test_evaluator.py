@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from querypose.config import get_cfg
+from querypose.d2 import Boxes, CfgNode, Instances, MetadataCatalog, comm, launch
+from querypose.data import register_pose_dataset
+from querypose.evaluation import (
+    EvaluationError,
+    PoseEvaluator,
+    build_pose_evaluator,
+    evaluate_oks,
+    inference_folder,
+    instances_to_results,
+)
+from querypose.skeleton import COCO_SKELETON, CROWDPOSE_SKELETON
+from tests.evaluation.generated import generate
+
+NAME = "evaluator_test"
+RESULTS = "inference/coco_instances_results.json"
+
+
+def make_dataset(folder: Path, seed: int = 0, category_id: int = 1, evaluator: str = "coco") -> dict[str, Any]:
+    """Registers a generated dataset; its category id is what reading the dataset would set."""
+    ground_truth, _ = generate(COCO_SKELETON, seed, num_images=20)
+    for annotation in ground_truth["annotations"]:
+        annotation["category_id"] = category_id
+    ground_truth["categories"] = [{"id": category_id, "name": "person"}]
+    write_dataset(folder, ground_truth, category_id, evaluator)
+    return ground_truth
+
+
+def write_dataset(folder: Path, content: dict[str, Any], category_id: int = 1, evaluator: str = "coco") -> None:
+    (folder / "annotations.json").write_text(json.dumps(content))
+    register(folder, category_id, evaluator)
+
+
+def register(folder: Path, category_id: int = 1, evaluator: str = "coco") -> None:
+    register_pose_dataset(NAME, folder / "annotations.json", folder, COCO_SKELETON, evaluator)
+    metadata = MetadataCatalog.get(NAME)
+    del metadata.thing_dataset_id_to_contiguous_id
+    metadata.thing_dataset_id_to_contiguous_id = {category_id: 0}
+
+
+@pytest.fixture(autouse=True)
+def _logs_reach_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    # `setup_logger` of another test may have turned this off.
+    monkeypatch.setattr(logging.getLogger("querypose"), "propagate", True)
+
+
+def make_cfg(folder: Path) -> CfgNode:
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.DATASETS.TEST = [NAME]
+    return cfg
+
+
+def predictions(ground_truth: dict[str, Any], noise: float = 0.0, seed: int = 0) -> dict[int, Instances]:
+    """For every image the labelled poses as a model would give them: continuous coordinates, 0.5 more."""
+    random = np.random.default_rng(seed)
+    of_image: dict[int, list[list[float]]] = {image["id"]: [] for image in ground_truth["images"]}
+    for annotation in ground_truth["annotations"]:
+        if any(annotation["keypoints"][2::3]):
+            of_image[annotation["image_id"]].append(annotation["keypoints"])
+    outputs = {}
+    for image_id, poses in of_image.items():
+        keypoints = np.array(poses, dtype=np.float64).reshape(-1, 17, 3)
+        keypoints[:, :, :2] += 0.5 + noise * random.normal(size=(len(keypoints), 17, 2))
+        outputs[image_id] = make_instances(keypoints, random.integers(1, 10, len(keypoints)) / 10)
+    return outputs
+
+
+def make_instances(keypoints_NK3: np.ndarray, scores_N: np.ndarray) -> Instances:
+    instances = Instances((480, 640))
+    instances.pred_keypoints = torch.from_numpy(keypoints_NK3).float()
+    low = instances.pred_keypoints[:, :, :2].amin(1)
+    instances.pred_boxes = Boxes(torch.cat([low, instances.pred_keypoints[:, :, :2].amax(1)], dim=1))
+    instances.scores = torch.from_numpy(np.asarray(scores_N)).float()
+    instances.pred_classes = torch.zeros(len(instances.scores), dtype=torch.int64)
+    return instances
+
+
+def run(evaluator: PoseEvaluator, outputs: dict[int, Instances]) -> dict[str, dict[str, float]]:
+    evaluator.reset()
+    for image_id, instances in outputs.items():
+        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+    return evaluator.evaluate()
+
+
+def test_perfect_predictions_are_100_and_the_file_is_cocos(tmp_path: Path) -> None:
+    ground_truth = make_dataset(tmp_path)
+    metrics = run(build_pose_evaluator(make_cfg(tmp_path), NAME), predictions(ground_truth))
+    assert set(metrics["keypoints"].values()) == {100.0}
+    results = json.loads((tmp_path / RESULTS).read_text())
+    assert [set(result) for result in results] == [
+        {"image_id", "category_id", "keypoints", "score", "bbox"} for _ in results
+    ]
+    of_image = [annotation for annotation in ground_truth["annotations"] if any(annotation["keypoints"][2::3])]
+    assert len(results) == len(of_image)
+    by_image = {result["image_id"]: result for result in results}
+    last = {annotation["image_id"]: annotation for annotation in of_image}
+    for image_id, annotation in last.items():
+        assert by_image[image_id]["keypoints"] == annotation["keypoints"]  # the 0.5 is off again
+
+
+def test_figures_are_those_of_the_written_file(tmp_path: Path) -> None:
+    ground_truth = make_dataset(tmp_path)
+    metrics = run(build_pose_evaluator(make_cfg(tmp_path), NAME), predictions(ground_truth, noise=8))
+    assert 0 < metrics["keypoints"]["AP"] < 100
+    results = json.loads((tmp_path / RESULTS).read_text())
+    assert evaluate_oks(ground_truth, results, COCO_SKELETON) == metrics["keypoints"]
+
+
+def test_order_and_batching_of_the_images_do_not_matter(tmp_path: Path) -> None:
+    ground_truth = make_dataset(tmp_path)
+    outputs = predictions(ground_truth, noise=8)
+    cfg = make_cfg(tmp_path)
+    forward = run(build_pose_evaluator(cfg, NAME), outputs)
+    first_file = (tmp_path / RESULTS).read_bytes()
+    evaluator = build_pose_evaluator(cfg, NAME)
+    backward = list(outputs.items())[::-1]
+    evaluator.process(
+        [{"image_id": image_id} for image_id, _ in backward], [{"instances": instances} for _, instances in backward]
+    )
+    assert evaluator.evaluate() == forward
+    assert (tmp_path / RESULTS).read_bytes() == first_file
+
+
+def test_reset_forgets_and_a_second_round_is_the_same(tmp_path: Path) -> None:
+    ground_truth = make_dataset(tmp_path)
+    outputs = predictions(ground_truth, noise=8)
+    evaluator = build_pose_evaluator(make_cfg(tmp_path), NAME)
+    first = run(evaluator, outputs)
+    evaluator.process([{"image_id": 10}], [{"instances": make_instances(np.zeros((3, 17, 3)), np.ones(3))}])
+    assert run(evaluator, outputs) == first
+
+
+def test_predictions_are_not_changed(tmp_path: Path) -> None:
+    instances = make_instances(np.full((2, 17, 3), 7.0), np.ones(2))
+    instances.pred_keypoints = instances.pred_keypoints.double()
+    (first, _) = instances_to_results(instances, 1, [1], COCO_SKELETON)
+    assert first["keypoints"][:3] == [6.5, 6.5, 7.0]
+    assert (instances.pred_keypoints == 7.0).all()
+
+
+def test_boxes_become_x_y_width_height_without_the_half() -> None:
+    instances = make_instances(np.zeros((1, 17, 3)), np.ones(1))
+    instances.pred_boxes = Boxes(torch.tensor([[10.0, 20.0, 40.0, 80.0]]))
+    (result,) = instances_to_results(instances, 1, [3], COCO_SKELETON)
+    assert result["bbox"] == [10, 20, 30, 60]
+    assert result["category_id"] == 3
+
+
+def test_instances_without_boxes() -> None:
+    instances = make_instances(np.zeros((1, 17, 3)), np.ones(1))
+    instances.remove("pred_boxes")
+    (result,) = instances_to_results(instances, 1, [1], COCO_SKELETON)
+    assert "bbox" not in result
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("field", ["pred_keypoints", "scores", "pred_boxes"])
+def test_predictions_that_are_not_finite_are_refused_by_image(tmp_path: Path, field: str, value: float) -> None:
+    make_dataset(tmp_path)
+    instances = make_instances(np.zeros((2, 17, 3)), np.ones(2))
+    tensor = getattr(instances, field)
+    (tensor.tensor if field == "pred_boxes" else tensor).view(-1)[3 if field != "scores" else 0] = value
+    evaluator = build_pose_evaluator(make_cfg(tmp_path), NAME)
+    with pytest.raises(EvaluationError, match="Image 17: 1 of 2 predictions have NaN or infinite"):
+        evaluator.process([{"image_id": 17}], [{"instances": instances}])
+
+
+def test_another_number_of_keypoints_is_refused(tmp_path: Path) -> None:
+    instances = make_instances(np.zeros((2, 17, 3)), np.ones(2))
+    with pytest.raises(EvaluationError, match=r"\(2, 17, 3\); skeleton 'crowdpose' needs \(N, 14, 3\)"):
+        instances_to_results(instances, 1, [1], CROWDPOSE_SKELETON)
+
+
+def test_no_predictions_at_all(tmp_path: Path) -> None:
+    ground_truth = make_dataset(tmp_path)
+    outputs = {image["id"]: make_instances(np.zeros((0, 17, 3)), np.zeros(0)) for image in ground_truth["images"]}
+    metrics = run(build_pose_evaluator(make_cfg(tmp_path), NAME), outputs)
+    assert metrics["keypoints"]["AP"] == 0
+    assert json.loads((tmp_path / RESULTS).read_text()) == []
+
+
+def test_images_that_were_not_processed_are_reported_and_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ground_truth = make_dataset(tmp_path)
+    outputs = dict(list(predictions(ground_truth).items())[:5])
+    with caplog.at_level(logging.INFO):
+        metrics = run(build_pose_evaluator(make_cfg(tmp_path), NAME), outputs)
+    assert "15 of the 20 images" in caplog.text
+    assert metrics["keypoints"]["AR"] < 100
+
+
+def test_category_id_of_the_file(tmp_path: Path) -> None:
+    ground_truth = make_dataset(tmp_path, category_id=4)
+    metrics = run(build_pose_evaluator(make_cfg(tmp_path), NAME), predictions(ground_truth))
+    assert metrics["keypoints"]["AP"] == 100
+    assert {result["category_id"] for result in json.loads((tmp_path / RESULTS).read_text())} == {4}
+
+
+def test_crowdpose_metrics_and_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ground_truth = make_dataset(tmp_path, evaluator="crowdpose")
+    with caplog.at_level(logging.INFO):
+        metrics = run(build_pose_evaluator(make_cfg(tmp_path), NAME), predictions(ground_truth, noise=8))
+    assert list(metrics["keypoints"]) == ["AP", "AP50", "AP75", "APE", "APM", "APH", "AR", "AR50", "AR75"]
+    assert f"{metrics['keypoints']['APE']:.2f}" in caplog.text
+
+
+def test_a_test_set_without_annotations_gets_its_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ground_truth = make_dataset(tmp_path)
+    outputs = predictions(ground_truth)
+    write_dataset(tmp_path, {"images": ground_truth["images"], "categories": ground_truth["categories"]})
+    with caplog.at_level(logging.INFO):
+        assert run(build_pose_evaluator(make_cfg(tmp_path), NAME), outputs) == {}
+    assert "no published annotations" in caplog.text
+    assert RESULTS in caplog.text
+    assert json.loads((tmp_path / RESULTS).read_text())
+
+
+def test_broken_annotations_are_refused_before_the_inference(tmp_path: Path) -> None:
+    ground_truth = make_dataset(tmp_path)
+    ground_truth["annotations"][3]["bbox"] = None
+    write_dataset(tmp_path, ground_truth)
+    with pytest.raises(EvaluationError, match=rf"annotations.json: annotation {ground_truth['annotations'][3]['id']}"):
+        build_pose_evaluator(make_cfg(tmp_path), NAME)
+
+
+def test_a_dataset_without_a_skeleton_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="'not_poses' has no skeleton"):
+        build_pose_evaluator(make_cfg(tmp_path), "not_poses")
+
+
+def test_several_datasets_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    cfg = make_cfg(tmp_path)
+    assert inference_folder(cfg, NAME) == tmp_path / "inference"
+    cfg.DATASETS.TEST = [NAME, "another"]
+    assert inference_folder(cfg, NAME) == tmp_path / "inference" / NAME
+
+
+def evaluate_a_share(folder: str) -> None:
+    """A process of two: takes its share of the images, the last of which it shares with the other one."""
+    path = Path(folder)
+    register(path)
+    ground_truth = json.loads((path / "annotations.json").read_text())
+    outputs = list(predictions(ground_truth, noise=8).items())
+    share = dict(outputs[:11] if comm.get_rank() == 0 else outputs[10:])
+    metrics = run(build_pose_evaluator(make_cfg(path / "two"), NAME), share)
+    (path / f"metrics_{comm.get_rank()}.json").write_text(json.dumps(metrics))
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    ground_truth = make_dataset(tmp_path)
+    alone = run(build_pose_evaluator(make_cfg(tmp_path), NAME), predictions(ground_truth, noise=8))
+    launch(evaluate_a_share, 2, dist_url="auto", args=(str(tmp_path),))
+    assert json.loads((tmp_path / "metrics_0.json").read_text()) == alone
+    assert json.loads((tmp_path / "metrics_1.json").read_text()) == {}
+    assert (tmp_path / "two" / RESULTS).read_bytes() == (tmp_path / RESULTS).read_bytes()

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from querypose.evaluation import evaluate_oks, format_metrics
+from querypose.skeleton import COCO_SKELETON
+from tests.evaluation.generated import generate
+
+TOOL = Path(__file__).resolve().parents[2] / "tools/evaluate_results.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    ground_truth, results = generate(COCO_SKELETON, 0)
+    (tmp_path / "gt.json").write_text(json.dumps(ground_truth))
+    (tmp_path / "res.json").write_text(json.dumps(results))
+    return tmp_path / "gt.json", tmp_path / "res.json"
+
+
+@pytest.mark.parametrize("protocol", ["coco", "crowdpose"])
+def test_prints_the_table(files: tuple[Path, Path], protocol: str) -> None:
+    annotations, results = files
+    flags = ["--crowdpose"] if protocol == "crowdpose" else []
+    done = run("--annotations", str(annotations), "--results", str(results), "--skeleton", "coco", *flags)
+    metrics = evaluate_oks(
+        json.loads(annotations.read_text()),
+        json.loads(results.read_text()),
+        COCO_SKELETON,
+        protocol,  # type: ignore[arg-type]  # one of the two
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == format_metrics(metrics).splitlines()
+
+
+def test_a_skeleton_from_yaml(files: tuple[Path, Path], tmp_path: Path) -> None:
+    annotations, results = files
+    names = [f"k{index}" for index in range(17)]
+    skeleton = {"name": "mine", "keypoints": names, "sigmas": [0.2] * 17}
+    (tmp_path / "mine.yaml").write_text(json.dumps({"DATASETS": {"SKELETONS": [skeleton]}}))
+    arguments = ["--annotations", str(annotations), "--results", str(results), "--skeleton", "mine"]
+    done = run(*arguments, "--config-file", str(tmp_path / "mine.yaml"))
+    assert done.returncode == 0, done.stderr
+    without = run(*arguments)
+    assert without.returncode == 2
+    assert "There is no skeleton 'mine'; known: coco, crowdpose" in without.stderr
+
+
+def test_user_errors_are_one_line(files: tuple[Path, Path], tmp_path: Path) -> None:
+    annotations, results = files
+    done = run("--annotations", str(annotations), "--results", str(results), "--skeleton", "crowdpose")
+    assert done.returncode == 2
+    assert "51 keypoint values" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run("--annotations", str(tmp_path / "none.json"), "--results", str(results), "--skeleton", "coco")
+    assert done.returncode == 2
+    assert "There is no file" in done.stderr
+    (tmp_path / "broken.json").write_text("[{")
+    done = run("--annotations", str(annotations), "--results", str(tmp_path / "broken.json"), "--skeleton", "coco")
+    assert done.returncode == 2
+    assert "broken.json is not a json file" in done.stderr

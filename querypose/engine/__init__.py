@@ -1,0 +1,21 @@
+"""Training: the trainer over the host framework, its step, optimiser, averaged weights, progress line and launch."""
+
+from __future__ import annotations
+
+from querypose.engine.ema import ExponentialMovingAverage, load_evaluation_weights
+from querypose.engine.launch import launch
+from querypose.engine.optimizer import build_optimizer
+from querypose.engine.setup import report_user_errors, setup
+from querypose.engine.train_step import TrainStep
+from querypose.engine.trainer import PoseTrainer
+
+__all__ = [
+    "PoseTrainer",
+    "TrainStep",
+    "build_optimizer",
+    "ExponentialMovingAverage",
+    "load_evaluation_weights",
+    "setup",
+    "report_user_errors",
+    "launch",
+]

@@ -1,0 +1,172 @@
+"""An exponential moving average of a model's weights, and the choice of the weights that an evaluation uses.
+
+A checkpoint of a run with SOLVER.EMA.ENABLED holds the trained weights under `model`, as always, and the average under
+`ema`. Training goes on from the former; evaluation uses the latter where the config has SOLVER.EMA.ENABLED.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from querypose.config import ConfigError
+from querypose.d2 import DetectionCheckpointer, HookBase
+
+
+class ExponentialMovingAverage:
+    """Average of the trainable parameters and the floating-point buffers (BatchNorm statistics) of a model.
+
+    Update n = 1, 2, … sets average = d average + (1 - d) weights with d = min(decay, n / (n + 9)): the ramp lets a
+    short run forget its initialisation.
+
+    Args:
+        model: whose weights are averaged; not wrapped in DistributedDataParallel.
+        decay: share of the average that an update keeps once the ramp is over.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self._weights = _averaged_tensors(model)
+        self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
+
+    def decay_of_update(self, update: int) -> float:
+        """Share of the average that the `update`-th update (1, 2, …) keeps."""
+        return min(self.decay, update / (update + 9.0))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes the model's present weights into the average."""
+        self.num_updates += 1
+        average_weights = get_ema_multi_avg_fn(self.decay_of_update(self.num_updates))
+        average_weights(list(self._average.values()), list(self._weights.values()), None)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Starts anew from the model's present weights."""
+        self.num_updates = 0
+        for name, weight in self._weights.items():
+            self._average[name].copy_(weight)
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Overwrites the model's weights by the average."""
+        for name, weight in self._weights.items():
+            weight.copy_(self._average[name])
+
+    @contextlib.contextmanager
+    def in_model(self) -> Iterator[None]:
+        """Within the context the model has the averaged weights; afterwards its own again."""
+        own = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        try:
+            self.copy_to_model()
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in self._weights.items():
+                    weight.copy_(own[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """`num_updates`, and `weights`: name in the model's state dict -> average."""
+        return {"num_updates": self.num_updates, "weights": dict(self._average)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave.
+
+        Raises:
+            ValueError: it belongs to another model: names keys that do not fit.
+        """
+        weights: Mapping[str, Tensor] = state_dict["weights"]
+        _check_fit(weights, self._average)
+        if missing := sorted(self._average.keys() - weights.keys()):
+            raise ValueError(f"The averaged weights in the checkpoint lack {_some(missing)}, which this run trains.")
+        for name, average in self._average.items():
+            average.copy_(weights[name])
+        self.num_updates = int(state_dict["num_updates"])
+
+
+def _averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own tensors (not copies), by their names in its state dict, each once."""
+    saved = model.state_dict().keys()
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()}
+    return {**parameters, **buffers}
+
+
+def _check_fit(weights: Mapping[str, Tensor], model_weights: Mapping[str, Tensor]) -> None:
+    if unknown := sorted(weights.keys() - model_weights.keys()):
+        raise ValueError(f"The averaged weights in the checkpoint are of another model: it has no {_some(unknown)}.")
+    for name, weight in weights.items():
+        if weight.shape != model_weights[name].shape:
+            raise ValueError(
+                f"The averaged weights in the checkpoint are of another model: {name} is {list(weight.shape)} there "
+                f"and {list(model_weights[name].shape)} here."
+            )
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (f", … ({len(names)} in all)" if len(names) > count else "")
+
+
+class UpdateAverage(HookBase):
+    """Takes the weights into the average after every iteration."""
+
+    def __init__(self, average: ExponentialMovingAverage) -> None:
+        self._average = average
+
+    def after_step(self) -> None:
+        """Updates the average."""
+        self._average.update()
+
+
+def require_weights(weights: str) -> None:
+    """Refuses a MODEL.WEIGHTS that is not there; '' and addresses with a scheme pass.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise ConfigError(f"MODEL.WEIGHTS is {weights!r}; there is no such file. '' starts from the initialisation.")
+
+
+def load_evaluation_weights(
+    model: nn.Module, weights: str, *, use_average: bool, output_dir: str = "", resume: bool = False
+) -> None:
+    """Loads the weights that an evaluation or a demo is to use.
+
+    Args:
+        model: receives them.
+        weights: MODEL.WEIGHTS; '' leaves the model as it is initialised.
+        use_average: SOLVER.EMA.ENABLED: prefer the averaged weights, if the checkpoint has them.
+        output_dir: OUTPUT_DIR, for `resume`.
+        resume: load the last checkpoint of `output_dir`, if there is one, in place of `weights`.
+
+    Raises:
+        ConfigError: there is no such file.
+        ValueError: the averaged weights are of another model.
+    """
+    checkpointer = DetectionCheckpointer(model, output_dir)
+    if resume and checkpointer.has_checkpoint():
+        weights = checkpointer.get_checkpoint_file()
+    require_weights(weights)
+    state = checkpointer.load(weights).get("ema")
+    if not use_average or not weights:
+        return
+    logger = logging.getLogger(__name__)
+    if state is None:
+        logger.warning(f"SOLVER.EMA.ENABLED is True, but {weights} has no averaged weights; using its trained weights.")
+        return
+    model_weights = model.state_dict()
+    _check_fit(state["weights"], model_weights)
+    with torch.no_grad():
+        for name, weight in state["weights"].items():
+            model_weights[name].copy_(weight)
+    logger.info(f"Using the averaged weights of {weights} ({state['num_updates']} iterations).")

@@ -1,0 +1,71 @@
+"""Starts the processes of a run: detectron2's --num-gpus, or the ones that torchrun has started."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing import ProcessExitedException
+
+from querypose import d2
+from querypose.config import ConfigError
+from querypose.d2 import comm
+from querypose.d2.processes import leave_process_group
+
+_TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+    """Runs `main(args)` in every process of the run.
+
+    Under torchrun (which sets RANK, WORLD_SIZE, …) this process is one of them, and --num-gpus and the like do not
+    matter. Otherwise --num-gpus processes are started on this machine: one per GPU, or without a GPU that many on the
+    CPU, which then exchange their gradients by gloo.
+
+    Args:
+        main: picklable, as the processes import it.
+        args: of `default_argument_parser`.
+
+    Raises:
+        ConfigError: more processes are asked for than there are GPUs.
+        SystemExit: a process ended with that exit code.
+    """
+    if started_by_torchrun():
+        _join_torchrun()
+        main(args)
+        # Not after an error: the others may wait in a collective, and to leave in order would wait for them.
+        leave_process_group()
+        return
+    if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
+        raise ConfigError(f"--num-gpus is {args.num_gpus}; this machine has {torch.cuda.device_count()}.")
+    try:
+        d2.launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except ProcessExitedException as error:
+        raise SystemExit(error.exit_code) from error
+
+
+def started_by_torchrun() -> bool:
+    """Whether the environment says which process of which run this is."""
+    return all(variable in os.environ for variable in _TORCHRUN_VARIABLES)
+
+
+def _join_torchrun() -> None:
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(backend="nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    comm.synchronize()

@@ -1,0 +1,80 @@
+"""The progress line of a run, and how its figures are shown."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import re
+import resource
+import sys
+from collections.abc import Mapping
+
+import torch
+
+from querypose.d2 import EventStorage, EventWriter, get_event_storage
+
+_STAGE_LOSS = re.compile(r"loss_\w+_\d+$")
+
+
+class ProgressLine(EventWriter):
+    """Logs one line: iteration, ETA, img/s, losses, learning rate, data time, memory, and AP once it was evaluated.
+
+    Of the losses the line has the total and those of the last stage; `metrics.json` has all.
+
+    Args:
+        max_iter: iterations of the run.
+        images_per_iteration: images of an iteration over all processes.
+        window: iterations that the speed is averaged over.
+    """
+
+    def __init__(self, max_iter: int, images_per_iteration: int, window: int = 20) -> None:
+        self._max_iter = max_iter
+        self._images_per_iteration = images_per_iteration
+        self._window = window
+        self._written = -1
+
+    def write(self) -> None:
+        """Logs the line of the present iteration, once."""
+        storage = get_event_storage()
+        iteration = storage.iter + 1
+        if iteration > self._max_iter or iteration == self._written:
+            return
+        self._written = iteration
+        figures = {name: value for name, (value, _) in storage.latest().items()}
+        parts = [f"iter {iteration}/{self._max_iter}", *self._speed(storage, iteration), *losses_for_display(figures)]
+        if "lr" in figures:
+            parts.append(f"lr {figures['lr']:.3g}")
+        if "data_time" in figures:
+            parts.append(f"data {figures['data_time']:.3f}s")
+        parts.append(f"mem {peak_memory() / 2**30:.1f}G")
+        parts += [f"{name} {value:.2f}" for name, value in figures.items() if name.endswith("keypoints/AP")]
+        logging.getLogger(__name__).info("  ".join(parts))
+
+    def _speed(self, storage: EventStorage, iteration: int) -> list[str]:
+        if "time" not in storage.histories():
+            return []
+        history = storage.history("time")
+        seconds = history.avg(storage.count_samples("time", self._window))
+        eta = history.median(1000) * (self._max_iter - iteration)
+        storage.put_scalar("eta_seconds", eta, smoothing_hint=False)
+        storage.put_scalar("images_per_second", self._images_per_iteration / seconds, smoothing_hint=False)
+        return [f"eta {datetime.timedelta(seconds=int(eta))}", f"{self._images_per_iteration / seconds:.1f} img/s"]
+
+
+def losses_for_display(figures: Mapping[str, float]) -> list[str]:
+    """`total_loss` and the losses of the last stage, which carry no stage number, as short texts."""
+    shown = {
+        name.removeprefix("loss_"): value
+        for name, value in figures.items()
+        if name.startswith("loss_") and not _STAGE_LOSS.match(name)
+    }
+    total = [f"loss {figures['total_loss']:.4g}"] if "total_loss" in figures else []
+    return total + [f"{name} {value:.4g}" for name, value in shown.items()]
+
+
+def peak_memory() -> int:
+    """The most memory, in bytes, that this process has held so far: GPU memory where it uses a GPU, else its own."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

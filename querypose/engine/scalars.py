@@ -1,0 +1,79 @@
+"""Brings the figures of every iteration to the host without making the host wait for the device."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class _Arriving(NamedTuple):
+    iteration: int
+    names: tuple[str, ...]
+    values: Tensor
+    copied: torch.cuda.Event | None
+
+
+class ScalarQueue:
+    """The figures of the iterations since the last call of `means`, copied to the host while training goes on.
+
+    On a GPU the copy of an iteration is looked at once it has arrived, an iteration or two later; on the CPU at once.
+
+    Args:
+        check: called once with (iteration, figures) of every iteration, in order; may raise.
+    """
+
+    def __init__(self, check: Callable[[int, Mapping[str, float]], None]) -> None:
+        self._check = check
+        self._arriving: deque[_Arriving] = deque()
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def put(self, iteration: int, names: Sequence[str], values: Tensor) -> None:
+        """Sends off the figures of an iteration (as many `values` as `names`) and checks those that have arrived.
+
+        Raises: what `check` raises.
+        """
+        copied = None
+        if values.is_cuda:
+            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            values, copied = host, torch.cuda.Event()
+            copied.record()
+        self._arriving.append(_Arriving(iteration, tuple(names), values, copied))
+        while self._arriving and (self._arriving[0].copied is None or self._arriving[0].copied.query()):
+            self._take()
+
+    def wait(self) -> None:
+        """Waits for every figure that was put, and checks it.
+
+        Raises: what `check` raises.
+        """
+        while self._arriving:
+            if self._arriving[0].copied is not None:
+                self._arriving[0].copied.synchronize()
+            self._take()
+
+    def means(self) -> dict[str, float]:
+        """The mean of each figure over the iterations since the last call where it was finite; waits for them.
+
+        Raises: what `check` raises.
+        """
+        self.wait()
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+    def _take(self) -> None:
+        iteration, names, values, _ = self._arriving.popleft()
+        figures = dict(zip(names, values.tolist(), strict=True))
+        self._check(iteration, figures)
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                continue
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1

@@ -1,0 +1,100 @@
+"""What every tool does first: the config, the datasets it names, the log, the seeds, the threads."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from querypose import d2
+from querypose.config import ConfigError, load_config
+from querypose.d2 import CfgNode, comm, default_setup, setup_logger
+from querypose.data import DatasetError, ImageReadError, ImageSizeError, register_custom_datasets
+from querypose.evaluation import EvaluationError
+from querypose.modeling.backbone import BackboneError
+from querypose.skeleton import SkeletonError
+
+# Every process meets the same errors of the first kind; an image is read by one of them alone.
+USER_ERRORS: tuple[type[Exception], ...] = (ConfigError, SkeletonError, DatasetError, EvaluationError, BackboneError)
+IMAGE_ERRORS: tuple[type[Exception], ...] = (ImageReadError, ImageSizeError)
+USER_ERROR_EXIT_CODE = 2
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Prepares a run from the command line.
+
+    Registers the config's own datasets, opens OUTPUT_DIR/log.txt, says which engine runs, writes
+    OUTPUT_DIR/config.yaml, and seeds every random generator, each process differently.
+
+    Args:
+        args: of `default_argument_parser`.
+
+    Returns:
+        the validated config, frozen.
+
+    Raises:
+        ConfigError: the config file is missing, a key is unknown or has a value that is not allowed.
+        SkeletonError, DatasetError: DATASETS.SKELETONS or DATASETS.CUSTOM cannot be used.
+    """
+    try:
+        cfg = load_config(args.config_file or None, args.opts)
+    except FileNotFoundError as error:
+        raise ConfigError(f"--config-file: {error}") from error
+    register_custom_datasets(cfg)
+    cfg.freeze()
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="querypose")
+    logger.info(f"Engine: {d2.ENGINE} {d2.ENGINE_VERSION}; torch {torch.__version__}; Python {sys.version.split()[0]}")
+    default_setup(cfg, args)
+    share_cores()
+    return cfg
+
+
+@contextlib.contextmanager
+def report_user_errors(program: str) -> Iterator[None]:
+    """Turns an error in what the user gave into one line on stderr and exit code 2; others keep their traceback.
+
+    Args:
+        program: name of the tool, which begins the line.
+
+    Raises:
+        SystemExit: in place of an error in config, skeleton, dataset or image.
+    """
+    try:
+        yield
+    except (*USER_ERRORS, *IMAGE_ERRORS) as error:
+        if comm.is_main_process() or isinstance(error, IMAGE_ERRORS):
+            print(f"{program}: error: {_without_traceback(str(error))}", file=sys.stderr)
+        raise SystemExit(USER_ERROR_EXIT_CODE) from error
+
+
+def _without_traceback(message: str) -> str:
+    """The message itself, of an error that a process of the data loader has handed on with its traceback."""
+    if "Original Traceback" not in message:
+        return message
+    return message.strip().splitlines()[-1].partition(": ")[2]
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use: of its affinity, or fewer where a container's quota allows less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, -(-int(quota) // int(period)))
+    return max(1, cores)
+
+
+def share_cores() -> None:
+    """Shares the cores among the processes of this machine, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = max(1, available_cores() // comm.get_local_size())
+    if threads < torch.get_num_threads():
+        torch.set_num_threads(threads)
+        logging.getLogger(__name__).info(f"torch computes with {threads} threads per process")

@@ -1,0 +1,279 @@
+"""`PoseTrainer`: detectron2's DefaultTrainer with this project's data, optimiser, step, averaging and progress line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from querypose.config import ConfigError
+from querypose.d2 import (
+    CfgNode,
+    DatasetEvaluator,
+    DefaultTrainer,
+    DetectionCheckpointer,
+    EventWriter,
+    HookBase,
+    JSONWriter,
+    PathManager,
+    TensorboardXWriter,
+    TrainerBase,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    comm,
+    create_ddp_model,
+    hooks,
+    setup_logger,
+    verify_results,
+)
+from querypose.data import PoseMapper, load_datasets
+from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_evaluation_weights, require_weights
+from querypose.engine.optimizer import build_optimizer
+from querypose.engine.progress import ProgressLine
+from querypose.engine.train_step import TrainStep
+from querypose.evaluation import PoseEvaluator
+
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class PoseTrainer(DefaultTrainer):
+    """Trains and evaluates what a config describes, on either engine.
+
+    The loop, the hooks' protocol, the schedule and the checkpoints are those of the engine's DefaultTrainer. The
+    constructor is its own: detectron2's has no place for another training step, nor for what must happen to a model
+    before it is distributed.
+
+    Attributes:
+        ema: the averaged weights, or None.
+    """
+
+    _trainer: TrainStep
+
+    def __init__(self, cfg: CfgNode) -> None:
+        TrainerBase.__init__(self)
+        if not logging.getLogger("querypose").isEnabledFor(logging.INFO):
+            # Without `setup` too, as in a notebook, a training says what it does. detectron2 has a logger of its own.
+            setup_logger()
+            setup_logger(name="querypose")
+        if "REFERENCE_WORLD_SIZE" in cfg.SOLVER:
+            # The key and the function are detectron2's alone.
+            cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())  # type: ignore[attr-defined]
+        _check_batch_size(cfg)
+        model = self.build_model(cfg)
+        if cfg.MODEL.SYNC_BATCH_NORM:
+            model = synchronize_batch_norm(model, torch.device(cfg.MODEL.DEVICE))
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        self._trainer = self.build_train_step(cfg, distribute(model), data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        # After `distribute`, which gives every process the weights of the first.
+        self.ema = ExponentialMovingAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        if self.ema is not None:
+            self.checkpointer.add_checkpointable("ema", self.ema)
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Goes on from the last checkpoint of OUTPUT_DIR if `resume` and there is one, else loads MODEL.WEIGHTS.
+
+        Resuming restores weights, averaged weights, optimiser, schedule, gradient scaler and iteration; MODEL.WEIGHTS
+        gives weights alone.
+
+        Raises:
+            ConfigError: MODEL.WEIGHTS is to be loaded and is not there.
+        """
+        if not (resume and self.checkpointer.has_checkpoint()):
+            require_weights(self.cfg.MODEL.WEIGHTS)
+        super().resume_or_load(resume=resume)
+        if self.ema is not None and self.ema.num_updates == 0:
+            self.ema.reset()
+
+    def run_step(self) -> None:
+        """One iteration; the last one reports its figures even where LOG_PERIOD does not."""
+        super().run_step()
+        if self.iter == self.max_iter - 1:
+            self._trainer.write_figures()
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Timing, schedule, averaging, checkpoints, evaluation (of the averaged weights, where there are), writers."""
+        cfg = self.cfg
+        result: list[HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if self.ema is not None:
+            result.append(UpdateAverage(self.ema))
+        if comm.is_main_process():
+            result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        # After the checkpoint, which then is there should the evaluation fail.
+        result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if comm.is_main_process():
+            # Last, so that the evaluation's figures are written.
+            result.append(_PeriodicWriter(cfg.LOG_PERIOD))
+        return result
+
+    def build_writers(self) -> list[EventWriter]:
+        """The progress line, metrics.json, and TensorBoard events."""
+        cfg = self.cfg
+        PathManager.mkdirs(cfg.OUTPUT_DIR)
+        return [
+            ProgressLine(self.max_iter, cfg.SOLVER.IMS_PER_BATCH, window=cfg.LOG_PERIOD),
+            JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
+            TensorboardXWriter(cfg.OUTPUT_DIR),
+        ]
+
+    @classmethod
+    def build_train_step(
+        cls, cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], optimizer: torch.optim.Optimizer
+    ) -> TrainStep:
+        """The training step that SOLVER describes."""
+        clip = cfg.SOLVER.CLIP_GRADIENTS
+        return TrainStep(
+            model,
+            data_loader,
+            optimizer,
+            precision=PRECISIONS[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None,
+            num_micro_batches=cfg.SOLVER.ACCUMULATION_STEPS,
+            clip_norm=clip.CLIP_VALUE if clip.ENABLED else None,
+            clip_norm_type=clip.NORM_TYPE,
+            log_period=cfg.LOG_PERIOD,
+        )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW as SOLVER describes it."""
+        solver = cfg.SOLVER
+        return build_optimizer(
+            model,
+            base_lr=solver.BASE_LR,
+            lr_factors=[(part, factor) for part, factor in solver.LR_FACTORS],
+            weight_decay=solver.WEIGHT_DECAY,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+            betas=tuple(solver.BETAS),
+        )
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
+        """Endless batches of DATASETS.TRAIN, augmented."""
+        return build_detection_train_loader(
+            load_datasets(cfg.DATASETS.TRAIN, require_persons=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS),
+            mapper=PoseMapper(cfg, is_train=True),
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
+        """Every image of a dataset once, TEST.IMS_PER_BATCH at a time."""
+        return build_detection_test_loader(
+            load_datasets([dataset_name]),
+            mapper=PoseMapper(cfg, is_train=False),
+            batch_size=cfg.TEST.IMS_PER_BATCH,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        """The keypoint evaluator of a dataset; writes into OUTPUT_DIR/inference unless told where else."""
+        return PoseEvaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def evaluate_weights(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+        """--eval-only: evaluates MODEL.WEIGHTS on DATASETS.TEST and verifies TEST.EXPECTED_RESULTS.
+
+        Args:
+            cfg: the config; with SOLVER.EMA.ENABLED the averaged weights are used.
+            resume: evaluate the last checkpoint of OUTPUT_DIR, if there is one, in place of MODEL.WEIGHTS.
+
+        Returns:
+            metrics by task, by dataset first where there are several.
+        """
+        model = cls.build_model(cfg)
+        load_evaluation_weights(
+            model,
+            cfg.MODEL.WEIGHTS,
+            use_average=cfg.SOLVER.EMA.ENABLED,
+            output_dir=cfg.OUTPUT_DIR,
+            resume=resume,
+        )
+        results = cls.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+    def _evaluate(self) -> dict[str, Any]:
+        # Not through DistributedDataParallel: processes may have different numbers of batches.
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        with self.ema.in_model() if self.ema is not None else contextlib.nullcontext():
+            share_buffers(model)
+            self._last_eval_results = self.test(self.cfg, model)
+        return self._last_eval_results
+
+
+class _PeriodicWriter(hooks.PeriodicWriter):
+    """Builds the trainer's writers when training begins: a trainer that is only built opens no file."""
+
+    def __init__(self, period: int) -> None:
+        super().__init__([], period)
+
+    def before_train(self) -> None:
+        """Opens the writers."""
+        self._writers = self.trainer.build_writers()
+
+
+def distribute(model: nn.Module) -> nn.Module:
+    """`model` in DistributedDataParallel where there are several processes.
+
+    Each process keeps its own BatchNorm statistics, of which the first one's are saved. Every trainable parameter must
+    take part in every loss, with a zero gradient if need be, as no search for unused ones slows the step down.
+    """
+    return create_ddp_model(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+@torch.no_grad()
+def share_buffers(model: nn.Module) -> None:
+    """Gives every process the first one's buffers, so that all evaluate the model that a checkpoint holds.
+
+    BatchNorm statistics drift apart, since each process sees its own images; detectron2 evaluates them so.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with every BatchNorm, timm's with activation too, sharing its statistics over the processes.
+
+    Raises:
+        ConfigError: on the CPU, for which torch has no such layer.
+    """
+    if device.type != "cuda":
+        raise ConfigError(
+            f"MODEL.SYNC_BATCH_NORM is True with MODEL.DEVICE {str(device)!r}; torch synchronises BatchNorm on GPUs "
+            "only. Set it to False, or use MODEL.BACKBONE.NORM FrozenBN."
+        )
+    # timm's version keeps the activation that its BatchNormAct2d holds; torch's drops it.
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(model)
+
+
+def _check_batch_size(cfg: CfgNode) -> None:
+    images, processes, steps = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size(), cfg.SOLVER.ACCUMULATION_STEPS
+    if images % processes:
+        raise ConfigError(f"SOLVER.IMS_PER_BATCH is {images}; allowed: multiples of the {processes} processes.")
+    if images // processes < steps:
+        raise ConfigError(
+            f"SOLVER.ACCUMULATION_STEPS is {steps}; allowed: at most the {images // processes} images that each of "
+            f"{processes} processes has of SOLVER.IMS_PER_BATCH ({images})."
+        )

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+
+from querypose.d2 import EventStorage
+from querypose.engine.progress import ProgressLine, losses_for_display, peak_memory
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, logger="querypose.engine.progress")
+    return caplog
+
+
+def test_line_has_what_a_user_looks_for(lines: pytest.LogCaptureFixture) -> None:
+    writer = ProgressLine(max_iter=100, images_per_iteration=16, window=2)
+    with EventStorage(0) as storage:
+        for storage.iter in range(10):
+            storage.put_scalar("time", 8.0 if storage.iter < 8 else 2.0)
+        storage.put_scalars(
+            total_loss=12.345678, loss_cls=1.5, loss_cls_0=9.0, loss_keypoint=7.25, smoothing_hint=False
+        )
+        storage.put_scalars(lr=2.5e-5, data_time=0.0125, smoothing_hint=False)
+        storage.put_scalar("keypoints/AP", 43.21, smoothing_hint=False)
+        storage.put_scalar("keypoints/AP50", 70.0, smoothing_hint=False)
+        writer.write()
+        assert storage.latest()["images_per_second"][0] == pytest.approx(8.0)
+        assert storage.latest()["eta_seconds"][0] == pytest.approx(8.0 * 90)
+    assert len(lines.messages) == 1
+    line = lines.messages[0]
+    assert line.startswith("iter 10/100  eta 0:12:00  8.0 img/s  loss 12.35  cls 1.5  keypoint 7.25  lr 2.5e-05")
+    assert "data 0.013s" in line or "data 0.012s" in line
+    assert re.search(r"mem \d+\.\d+G", line)
+    assert line.endswith("keypoints/AP 43.21")
+    assert "9.0" not in line.replace("8.0", "")
+
+
+def test_first_line_needs_nothing(lines: pytest.LogCaptureFixture) -> None:
+    with EventStorage(0):
+        ProgressLine(max_iter=100, images_per_iteration=16).write()
+    assert lines.messages[0].startswith("iter 1/100  mem ")
+
+
+def test_an_iteration_is_shown_once_and_none_after_the_last(lines: pytest.LogCaptureFixture) -> None:
+    writer = ProgressLine(max_iter=5, images_per_iteration=16)
+    with EventStorage(0) as storage:
+        for storage.iter in (3, 3, 4, 5):
+            writer.write()
+    assert [line.split()[1] for line in lines.messages] == ["4/5", "5/5"]
+
+
+def test_losses_of_the_last_stage_have_no_number() -> None:
+    figures = {"loss_bbox_0": 1.0, "loss_bbox": 2.0, "loss_part_key_12": 3.0, "total_loss": 6.0, "lr": 1.0}
+    assert losses_for_display(figures) == ["loss 6", "bbox 2"]
+
+
+def test_memory_is_that_of_a_python_process_with_torch() -> None:
+    assert 2**26 < peak_memory() < 2**38

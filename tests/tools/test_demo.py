@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from querypose.config import get_cfg
+from querypose.d2 import META_ARCH_REGISTRY, Boxes, CfgNode, Instances, configurable
+from querypose.engine.predictor import PosePredictor
+from querypose.visualization.media import MediaError
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+RED = (250, 20, 20)
+
+
+@META_ARCH_REGISTRY.register()
+class RedSquareFinder(nn.Module):
+    """Sees one thing: all 17 keypoints lie at the centre of the red pixels. A second, unsure pose is at the corner."""
+
+    @configurable
+    def __init__(self, *, channel_order: str) -> None:
+        super().__init__()
+        self.channel_order = channel_order
+        self.offset = nn.Parameter(torch.zeros(2))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {"channel_order": cfg.INPUT.FORMAT}
+
+    def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"instances": self.find(**item)} for item in batch]
+
+    def find(self, image: Tensor, height: int, width: int) -> Instances:
+        red, green, blue = image.float() if self.channel_order == "RGB" else image.float().flip(0)
+        rows, columns = torch.nonzero((red > 200) & (green < 100) & (blue < 100), as_tuple=True)
+        scale = torch.tensor([width / image.shape[2], height / image.shape[1]])
+        centre = (torch.stack([columns.float().mean(), rows.float().mean()]) + 0.5) * scale + self.offset
+        instances = Instances((height, width))
+        points = torch.stack([centre, torch.zeros(2)])
+        instances.pred_keypoints = torch.cat([points[:, None].expand(2, 17, 2), torch.full((2, 17, 1), 0.8)], dim=2)
+        instances.pred_boxes = Boxes(torch.cat([points, points + 10], dim=1))
+        instances.scores = torch.tensor([0.9, 0.1])
+        instances.pred_classes = torch.zeros(2, dtype=torch.int64)
+        return instances
+
+
+@pytest.fixture
+def demo() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo_tool", TOOLS / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """config.yaml, and photos/: two with a red square, and a file that is no image."""
+    (tmp_path / "config.yaml").write_text(
+        "MODEL: {META_ARCHITECTURE: RedSquareFinder, DEVICE: cpu}\n"
+        "DATASETS: {TEST: [keypoints_coco_2017_val]}\n"
+        "INPUT: {MIN_SIZE_TEST: 96}\n"
+    )
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    save_square(photos / "img_0012.png", (60, 80), (30, 20))
+    save_square(photos / "img_0007.jpg", (90, 70), (50, 40))
+    (photos / "img_0009.png").write_bytes(b"not an image")
+    return tmp_path
+
+
+def save_square(path: Path, size: tuple[int, int], corner: tuple[int, int]) -> None:
+    """A grey image (height, width) with a red square of 10 pixels at corner (x, y); its centre is at corner + 5."""
+    image = np.full((*size, 3), 90, dtype=np.uint8)
+    image[corner[1] : corner[1] + 10, corner[0] : corner[0] + 10] = RED
+    options: dict[str, Any] = {"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}
+    Image.fromarray(image).save(path, **options)
+
+
+def load(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def run(demo: ModuleType, folder: Path, *arguments: str) -> int:
+    return int(demo.main(demo.parse_arguments(["--config-file", str(folder / "config.yaml"), *arguments])))
+
+
+def test_a_folder(demo: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results_json = folder / "out" / "poses.json"
+    places = ["--input", str(folder / "photos"), "--output", str(folder / "out")]
+    code = run(demo, folder, *places, "--results-json", str(results_json))
+    output = capsys.readouterr()
+    assert code == 1
+    assert "img_0009.png" in output.err
+    assert "2 of 3 images" in output.out
+    assert "UNTRAINED" in output.err
+    drawn = load(folder / "out/img_0012.png")
+    before = load(folder / "photos/img_0012.png")
+    assert drawn.shape == before.shape
+    assert np.abs(drawn - before)[22:29, 32:39].max() > 50  # a joint on the square
+    assert np.array_equal(drawn[45:], before[45:])
+    results = json.loads(results_json.read_text())
+    assert [result["image_id"] for result in results] == [7, 7, 12, 12]
+    assert [result["score"] for result in results] == pytest.approx([0.9, 0.1] * 2)
+    assert [Path(result["file_name"]).name for result in results[::2]] == ["img_0007.jpg", "img_0012.png"]
+    assert all(result["category_id"] == 1 and len(result["keypoints"]) == 51 for result in results)
+    # The centre of the square, less COCO's 0.5, in the frame of the file.
+    assert results[0]["keypoints"][:2] == pytest.approx([54.5, 44.5], abs=0.6)
+    assert results[2]["keypoints"][:2] == pytest.approx([34.5, 24.5], abs=0.6)
+
+
+def test_single_file_to_file_pattern_and_repeats(demo: ModuleType, folder: Path) -> None:
+    photo = str(folder / "photos/img_0012.png")
+    assert run(demo, folder, "--input", photo, "--output", str(folder / "one.jpg"), "--boxes") == 0
+    assert load(folder / "one.jpg").shape == (60, 80, 3)
+    pattern = str(folder / "**/img_00[01]2.*")
+    assert run(demo, folder, "--input", pattern, photo, "--output", str(folder / "out")) == 0
+    assert [path.name for path in (folder / "out").iterdir()] == ["img_0012.png"]
+
+
+def test_threshold_decides_what_is_drawn(demo: ModuleType, folder: Path) -> None:
+    pictures = []
+    for threshold in ("0.05", "0.5", "0.95"):
+        target = folder / f"{threshold}.png"
+        places = ["--input", str(folder / "photos/img_0012.png"), "--output", str(target)]
+        run(demo, folder, *places, "--confidence-threshold", threshold)
+        pictures.append(load(target))
+    original = load(folder / "photos/img_0012.png")
+    differing = [int((np.abs(picture - original).max(axis=2) > 0).sum()) for picture in pictures]
+    assert differing[0] > differing[1] > differing[2] == 0
+
+
+def test_both_channel_orders_find_the_same(folder: Path) -> None:
+    image = load(folder / "photos/img_0012.png").astype(np.uint8)
+    found = []
+    for channel_order in ("RGB", "BGR"):
+        cfg = get_cfg()
+        cfg.merge_from_file(str(folder / "config.yaml"))
+        cfg.INPUT.FORMAT = channel_order
+        found.append(PosePredictor(cfg)(image).pred_keypoints)
+    torch.testing.assert_close(*found)
+    assert found[0][0, 0, :2].tolist() == pytest.approx([35, 25], abs=0.6)
+
+
+def test_weights_are_loaded(demo: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": {"offset": torch.tensor([20.0, 10.0])}}, folder / "weights.pth")
+    run(
+        demo, folder, "--input", str(folder / "photos/img_0012.png"), "--output", str(folder / "out"),
+        "--results-json", str(folder / "r.json"), "--opts", "MODEL.WEIGHTS", str(folder / "weights.pth"),
+    )  # fmt: skip
+    assert "UNTRAINED" not in capsys.readouterr().err
+    assert json.loads((folder / "r.json").read_text())[0]["keypoints"][:2] == pytest.approx([54.5, 34.5], abs=0.6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "{}/nowhere.jpg", "--output", "{}/out"], "There is no file or folder"),
+        (["--input", "{}/no*.jpg", "--output", "{}/out"], "No image matches"),
+        (["--input", "{}", "--output", "{}/out"], "has no image in it"),
+        (["--input", "{}/photos", "--output", "{}/one.jpg"], "there are 3 images; give a folder"),
+        (["--input", "{}/photos", "--output", "{}/photos"], "would overwrite an input"),
+        (["--input", "{}/a.mp4", "{}/photos", "--output", "{}/out"], "give one video alone"),
+    ],
+)
+def test_unusable_inputs(demo: ModuleType, folder: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(MediaError, match=message):
+        run(demo, folder, *(argument.format(folder) for argument in arguments))
+
+
+def test_missing_weights_are_named(demo: ModuleType, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"MODEL.WEIGHTS is 'no.pth'; there is no such file"):
+        run(
+            demo, folder, "--input", str(folder / "photos"), "--output", str(folder / "out"),
+            "--opts", "MODEL.WEIGHTS", "no.pth",
+        )  # fmt: skip
+
+
+def test_video_without_opencv(demo: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    for source in (str(folder / "a.mp4"), "webcam"):
+        with pytest.raises(MediaError, match="pip install opencv-python-headless"):
+            run(demo, folder, "--input", source, "--output", str(folder / "out"))
+
+
+def test_video(demo: ModuleType, folder: Path) -> None:
+    pytest.importorskip("cv2", reason="opencv-python-headless, an extra, is not installed")
+    from querypose.visualization.media import VideoReader, VideoWriter
+
+    frame = load(folder / "photos/img_0012.png").astype(np.uint8)
+    with VideoWriter(folder / "a.mp4", fps=10) as writer:
+        for _ in range(3):
+            writer.write(frame)
+    places = ["--input", str(folder / "a.mp4"), "--output", str(folder / "out")]
+    assert run(demo, folder, *places, "--results-json", str(folder / "r.json")) == 0
+    with VideoReader(str(folder / "out/a_poses.mp4")) as reader:
+        frames = list(reader)
+    assert [drawn.shape for drawn in frames] == [frame.shape] * 3
+    results = json.loads((folder / "r.json").read_text())
+    assert [result["image_id"] for result in results if result["score"] > 0.5] == [1, 2, 3]
+    with pytest.raises(MediaError, match="would overwrite the input"):
+        run(demo, folder, "--input", str(folder / "a.mp4"), "--output", str(folder / "a.mp4"))
+
+
+def test_image_ids(demo: ModuleType) -> None:
+    assert demo.image_ids([Path("a/000000000785.jpg"), Path("b/12.png")]) == [785, 12]
+    assert demo.image_ids([Path("a/photo_1.jpg"), Path("b/photo_01.png")]) == [1, 2]  # 1 twice, so the positions
+    assert demo.image_ids([Path("dog.jpg"), Path("5.jpg")]) == [1, 2]

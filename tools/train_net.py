@@ -1,0 +1,42 @@
+#!/usr/bin/env python
+"""Trains a model and evaluates it, or with --eval-only evaluates weights alone. The command line is detectron2's.
+
+    python tools/train_net.py --config-file configs/quickstart.yaml
+    python tools/train_net.py --config-file F --num-gpus 8 SOLVER.IMS_PER_BATCH 32 OUTPUT_DIR output/mine
+    python tools/train_net.py --config-file F --resume
+    python tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS output/mine/model_final.pth
+    torchrun --nproc-per-node 8 tools/train_net.py --config-file F
+
+Without a GPU, --num-gpus N starts N processes on the CPU. Every KEY VALUE is explained in querypose/config.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from querypose.d2 import default_argument_parser
+from querypose.engine import PoseTrainer, launch, report_user_errors, setup
+
+
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    """One process of the run."""
+    with report_user_errors("train_net.py"):
+        cfg = setup(args)
+        if args.eval_only:
+            return PoseTrainer.evaluate_weights(cfg, resume=args.resume)
+        trainer = PoseTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+
+
+def run() -> None:
+    """Reads the command line and starts the run's processes."""
+    parser = default_argument_parser(epilog=__doc__)
+    args = parser.parse_args()
+    with report_user_errors(parser.prog):
+        launch(main, args)
+
+
+if __name__ == "__main__":
+    run()

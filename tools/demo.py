@@ -1,0 +1,187 @@
+#!/usr/bin/env python
+"""Draws a model's poses into photos, a video or the pictures of a camera.
+
+    python tools/demo.py --config-file F --input photo.jpg --output out/ --opts MODEL.WEIGHTS model_final.pth
+    python tools/demo.py --config-file F --input photos/ 'more/**/*.jpg' --output out/ --results-json out/poses.json …
+    python tools/demo.py --config-file F --input walk.mp4 --output walk_poses.mp4 …
+    python tools/demo.py --config-file F --input webcam --output me.mp4 …          (until Ctrl-C)
+
+An image that cannot be read is reported and skipped. Exit code: 0 all inputs drawn, 1 some were skipped, 2 nothing
+could be done. Videos and cameras need OpenCV: pip install opencv-python-headless
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from querypose.config import load_config
+from querypose.d2 import Instances
+from querypose.data import ImageReadError, read_image, register_custom_datasets
+from querypose.engine import report_user_errors
+from querypose.engine.predictor import PosePredictor
+from querypose.engine.setup import available_cores
+from querypose.evaluation import dataset_category_ids, instances_to_results, write_json
+from querypose.skeleton import Skeleton, skeleton_of_datasets
+from querypose.visualization import draw_poses
+from querypose.visualization.media import (
+    MediaError,
+    VideoReader,
+    VideoWriter,
+    is_video,
+    list_images,
+    output_paths,
+    save_image,
+)
+
+SKIPPED_EXIT_CODE = 1
+UNUSABLE_EXIT_CODE = 2
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="F", help="the model's YAML file")
+    parser.add_argument(
+        "--input", required=True, nargs="+", metavar="INPUT",
+        help="image files, folders, patterns; or one video file; or webcam, webcam:1, … for a camera",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="OUT",
+        help="folder for the drawn images; for one image also a file name; for a video its file name or a folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--confidence-threshold", type=float, default=0.3, metavar="T",
+        help="draw poses of at least this score (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--boxes", action="store_true", help="draw the boxes too")
+    parser.add_argument(
+        "--results-json", type=Path, metavar="FILE",
+        help="write all poses, whatever their score, as COCO results. image_id is the number at the end of the file's "
+        "name (000000000785.jpg: 785) if every image has one and all differ, else the position of the image from 1; of "
+        "a video the number of the frame from 1. file_name is there as well",
+    )  # fmt: skip
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="changes to the config, such as MODEL.WEIGHTS model_final.pth; must come last",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+class Demo:
+    """Predicts, draws and collects."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        cfg = load_config(arguments.config_file, arguments.opts)
+        register_custom_datasets(cfg)
+        datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+        self.skeleton: Skeleton = skeleton_of_datasets(datasets)
+        self.category_ids = dataset_category_ids(datasets[0])
+        self.threshold: float = arguments.confidence_threshold
+        self.with_boxes: bool = arguments.boxes
+        self.results: list[dict[str, Any]] = []
+        if not cfg.MODEL.WEIGHTS:
+            print(
+                "warning: MODEL.WEIGHTS is empty, so the model is UNTRAINED and its poses are meaningless. "
+                "Add: --opts MODEL.WEIGHTS path/to/model_final.pth",
+                file=sys.stderr,
+            )
+        self.predictor = PosePredictor(cfg)
+
+    def draw(self, image: NDArray[np.uint8], image_id: int, file_name: str) -> NDArray[np.uint8]:
+        """The image with its poses; all of them go to the results."""
+        instances = self.predictor(image)
+        for result in instances_to_results(instances, image_id, self.category_ids, self.skeleton):
+            self.results.append({**result, "file_name": file_name})
+        shown: Instances = instances[instances.scores >= self.threshold]
+        keypoints_NK3 = shown.pred_keypoints.numpy()
+        return draw_poses(
+            image,
+            keypoints_NK3[:, :, :2],
+            self.skeleton,
+            keypoint_scores=keypoints_NK3[:, :, 2],
+            scores=shown.scores.numpy(),
+            boxes=shown.pred_boxes.tensor.numpy() if self.with_boxes and shown.has("pred_boxes") else None,
+        )
+
+
+def image_ids(images: Sequence[Path]) -> list[int]:
+    """The numbers at the ends of the files' names if all have one and they differ, else 1, 2, …"""
+    digits = [image.stem[len(image.stem.rstrip("0123456789")) :] for image in images]
+    if all(digits) and len({int(number) for number in digits}) == len(images):
+        return [int(number) for number in digits]
+    return list(range(1, len(images) + 1))
+
+
+def draw_images(demo: Demo, images: Sequence[Path], outputs: Sequence[Path]) -> int:
+    """Draws every image; returns how many had to be skipped."""
+    skipped = 0
+    items = zip(images, outputs, image_ids(images), strict=True)
+    for path, output, image_id in tqdm(items, total=len(images), unit="image", desc="poses"):
+        try:
+            image = read_image(path)
+        except ImageReadError as error:
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
+            skipped += 1
+            continue
+        save_image(output, demo.draw(image, image_id, str(path)))
+    return skipped
+
+
+def draw_video(demo: Demo, reader: VideoReader, source: str, output: Path) -> None:
+    """Draws every frame, of a camera until Ctrl-C."""
+    with VideoWriter(output, reader.fps) as writer, contextlib.suppress(KeyboardInterrupt):
+        frames = tqdm(reader, total=reader.num_frames, unit="frame", desc="poses")
+        for number, frame in enumerate(frames, start=1):
+            writer.write(demo.draw(frame, number, source))
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Draws what the command line names; returns the exit code."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
+    sources: list[str] = arguments.input
+    output: Path = arguments.output
+    skipped = 0
+    if any(map(is_video, sources)):
+        if len(sources) > 1:
+            raise MediaError(f"--input names a video or camera and {len(sources) - 1} more; give one video alone.")
+        with VideoReader(sources[0]) as reader:
+            if not output.suffix:
+                output = output / f"{Path(sources[0].replace(':', '')).stem}_poses.mp4"
+            if output.exists() and Path(sources[0]).exists() and output.samefile(sources[0]):
+                raise MediaError(f"Output {str(output)!r} would overwrite the input; choose another --output.")
+            demo = Demo(arguments)
+            draw_video(demo, reader, sources[0], output)
+        drawn = str(output)
+    else:
+        images = list_images(sources)
+        outputs = output_paths(images, output)
+        demo = Demo(arguments)
+        skipped = draw_images(demo, images, outputs)
+        drawn = f"{len(images) - skipped} of {len(images)} images to {output}"
+    if arguments.results_json is not None:
+        write_json(arguments.results_json, demo.results)
+    print(f"Poses drawn: {drawn}" + (f"; {skipped} images could not be read." if skipped else "."))
+    return SKIPPED_EXIT_CODE if skipped else 0
+
+
+if __name__ == "__main__":
+    parsed = parse_arguments()
+    with report_user_errors("demo.py"):
+        try:
+            exit_code = main(parsed)
+        except (MediaError, FileNotFoundError) as problem:
+            print(f"demo.py: error: {problem}", file=sys.stderr)
+            exit_code = UNUSABLE_EXIT_CODE
+    sys.exit(exit_code)

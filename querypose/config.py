@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +72,11 @@ def _sequence_of(description: str, test: Callable[[Any], bool], length: int | No
     )
 
 
+_TYPE_MISMATCH = re.compile(  # as yacs words it
+    r"Type mismatch \(<class '(?P<old_type>.*?)'> vs. <class '(?P<new_type>.*?)'>\) "
+    r"with values \(.* vs. (?P<new>.*)\) for config key: (?P<key>\S+)",
+    re.DOTALL,
+)
 _SIZES = _sequence_of("positive integers (pixels)", lambda value: isinstance(value, int) and value > 0)
 _THREE_NUMBERS = _sequence_of("numbers, one per channel", _is_finite, length=3)
 _NAMES = _sequence_of("names", lambda value: isinstance(value, str))
@@ -206,7 +212,8 @@ KEYS: tuple[Key, ...] = (
         _one_of("bfloat16", "float16")),
     Key("SOLVER.ACCUMULATION_STEPS", 1, "micro-batches into which an iteration's batch is cut", _at_least(1)),
     Key("SOLVER.EMA.ENABLED", False, "keep an exponential moving average of the weights and evaluate that"),
-    Key("SOLVER.EMA.DECAY", 0.9998, "share of the average that an iteration keeps", _between(0, 1)),
+    Key("SOLVER.EMA.DECAY", 0.9998, "share of the average that an iteration keeps; n/(n+9) at update n if that is less",
+        _between(0, 1)),
     # ---- evaluation ---------------------------------------------------------------------------------------------
     Key("TEST.EVAL_PERIOD", 0, "iterations between two evaluations while training; 0: at the end alone", _at_least(0)),
     Key("TEST.IMS_PER_BATCH", 1, "images per evaluation batch and process; 1 pads to the stride only", _at_least(1)),
@@ -254,9 +261,13 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[str] 
         if not Path(config_file).is_file():
             raise FileNotFoundError(f"There is no config file {str(config_file)!r}.")
         try:
-            cfg.merge_from_file(str(config_file))
+            cfg.merge_from_file(str(config_file), allow_unsafe=False)  # detectron2's default runs code from the file
         except yaml.YAMLError as error:
             raise ConfigError(f"{config_file} is not valid YAML: {error}") from error
+        except FileNotFoundError as error:
+            raise ConfigError(f"{config_file}: its _BASE_ {error.filename!r} does not exist.") from error
+        except AttributeError as error:
+            raise ConfigError(f"{config_file} must hold a mapping of keys, not a list or a single value.") from error
         except (KeyError, ValueError, TypeError, AssertionError) as error:
             raise ConfigError(f"{config_file}: {_explain(cfg, error)}") from error
     try:
@@ -292,6 +303,11 @@ def validate_config(cfg: CfgNode) -> None:
             f"SOLVER.ACCUMULATION_STEPS is {cfg.SOLVER.ACCUMULATION_STEPS}; allowed: a divisor of "
             f"SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH})."
         )
+    if cfg.TEST.EXPECTED_RESULTS and len(cfg.DATASETS.TEST) != 1:
+        raise ConfigError(
+            f"TEST.EXPECTED_RESULTS goes with one dataset, but DATASETS.TEST is {list(cfg.DATASETS.TEST)}; "
+            "name one, or leave the expected results empty."
+        )
 
 
 def _validate_registered(key: str, name: str, registry: Any) -> None:
@@ -325,11 +341,16 @@ def _validate_query_pose(query_pose: CfgNode, hidden_dim: int) -> None:
 
 
 def _explain(cfg: CfgNode, error: Exception) -> str:
-    """The message of a failed merge, with the nearest existing keys where a key is unknown."""
+    """The message of a failed merge in this project's words, with the nearest existing keys where one is unknown."""
     message = str(error.args[0]) if error.args else str(error)
-    unknown = message.rpartition(": ")[2].strip() if "Non-existent" in message else None
-    if unknown is None:
+    if found := _TYPE_MISMATCH.match(message):
+        expected = "a section of keys" if found["old_type"].endswith("CfgNode") else f"type {found['old_type']}"
+        return f"{found['key']} is {found['new']} of type {found['new_type']}; allowed: {expected}."
+    if "NoneType" in message:
+        return "it is empty."
+    if "Non-existent" not in message:
         return message
+    unknown = message.rpartition(": ")[2].strip()
     names = list(_leaf_names(cfg))
     near = difflib.get_close_matches(unknown, names, n=3, cutoff=0.5)
     near += [name for name in names if name.rpartition(".")[2] == unknown.rpartition(".")[2] and name not in near]

@@ -46,7 +46,9 @@ def test_config_survives_a_round_trip_through_yaml() -> None:
         (["MODEL.NUM_QUERIES", "5"], r"no key MODEL.NUM_QUERIES. .*MODEL.QUERYPOSE.NUM_QUERIES"),
         (["SOLVER.BASE_LR", "-1.0"], r"SOLVER.BASE_LR is -1.0; allowed: a number > 0"),
         (["SOLVER.BASE_LR", "nan"], r"SOLVER.BASE_LR"),
-        (["SOLVER.MAX_ITER", "many"], r"SOLVER.MAX_ITER|many"),
+        (["SOLVER.MAX_ITER", "many"], r"SOLVER.MAX_ITER is many of type str; allowed: type int"),
+        (["MODEL.BACKBONE", "resnet50"], r"MODEL.BACKBONE is resnet50 of type str; allowed: a section of keys"),
+        (["SOLVER.MAX_ITER"], r"odd length"),
         (["SOLVER.LR_SCHEDULER_NAME", "Step"], r"is 'Step'; allowed: 'WarmupMultiStepLR', 'WarmupCosineLR'"),
         (["SOLVER.STEPS", "[20, 10]"], r"SOLVER.STEPS is \[20, 10\]; allowed: iterations in increasing order"),
         (["SOLVER.ACCUMULATION_STEPS", "3"], r"allowed: a divisor of SOLVER.IMS_PER_BATCH \(16\)"),
@@ -59,6 +61,7 @@ def test_config_survives_a_round_trip_through_yaml() -> None:
         (["MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial"], r"DYNAMIC_INTERACTION: True"),
         (["INPUT.CROP.SIZE", "[600, 384]"], r"INPUT.CROP.SIZE"),
         (["INPUT.MIN_SIZE_TRAIN", "[480, 0]"], r"INPUT.MIN_SIZE_TRAIN is \[480, 0\]; allowed: a list of positive"),
+        (["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 50.0, 1.0]]"], r"TEST.EXPECTED_RESULTS goes with one dataset"),
         (["TEST.IMS_PER_BATCH", "0"], r"TEST.IMS_PER_BATCH is 0; allowed: a number >= 1"),
     ],
 )
@@ -67,13 +70,27 @@ def test_misspelt_and_impossible_values_are_refused_by_name(overrides: list[str]
         load_config(None, overrides)
 
 
-def test_a_missing_and_a_broken_file(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no config file .*absent.yaml"):
         load_config(tmp_path / "absent.yaml")
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("SOLVER: [")
-    with pytest.raises(ConfigError, match=r"broken.yaml is not valid YAML"):
-        load_config(broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SOLVER: [", r"bad.yaml is not valid YAML"),
+        ("", r"bad.yaml: it is empty"),
+        ("- SOLVER", r"bad.yaml must hold a mapping of keys"),
+        ("_BASE_: absent.yaml", r"bad.yaml: its _BASE_ .*absent.yaml' does not exist"),
+        ("SOLVER: 3", r"bad.yaml: SOLVER is 3 of type int; allowed: a section of keys"),
+        ("SOLVER: {BASE_LRR: 0.1}", r"bad.yaml: there is no key SOLVER.BASE_LRR. Did you mean SOLVER.BASE_LR"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(bad)
 
 
 def test_a_config_that_would_run_code_does_not(tmp_path: Path) -> None:

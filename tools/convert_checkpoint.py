@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+"""Turns other people's weights into a checkpoint for MODEL.WEIGHTS.
+
+The file is read without running any code in it. Every entry must fit the model of the config, or be known to do
+nothing; if not, nothing is written and the entries are named. What differs between the authors' models and ours with
+the same weights, and how to get their behaviour, stands in docs/deviations.md.
+
+    python tools/convert_checkpoint.py --from querypose-official \\
+        --config-file configs/querypose/querypose_hrnet_w32_2x.yaml model_final.pth weights/querypose_hrnet_w32.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import querypose  # noqa: F401  # registers datasets and models
+from querypose.checkpoint import KINDS, CheckpointError, convert_state_dict, load_state_dict_file, save_model
+from querypose.config import ConfigError, load_config
+from querypose.skeleton import SkeletonError
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    description, _, example = (__doc__ or "").partition("\n\n    ")
+    kinds = "\n".join(f"  {name:20} {kind.meaning}" for name, kind in KINDS.items())
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"kinds of checkpoint:\n{kinds}\n\nexample:\n    {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--from", dest="kind", required=True, choices=list(KINDS), help="what IN is, see below")
+    parser.add_argument("--config-file", required=True, metavar="F", help="YAML of the model that is to load OUT")
+    parser.add_argument("input", metavar="IN", help="the foreign checkpoint")
+    parser.add_argument("output", metavar="OUT", help="the checkpoint to write")
+    parser.add_argument("opts", metavar="KEY VALUE", nargs="*", help="changes to the config")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Converts IN to OUT."""
+    arguments = parse_arguments()
+    try:
+        cfg = load_config(arguments.config_file, arguments.opts)
+        converted = convert_state_dict(arguments.kind, load_state_dict_file(arguments.input), cfg)
+    except (CheckpointError, ConfigError, SkeletonError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    save_model(converted, arguments.output)
+    num_values = sum(value.numel() for value in converted.values())
+    print(f"Wrote {len(converted)} entries, {num_values:,} values, to {arguments.output}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -222,7 +222,7 @@ def _draw_disc(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: f
 
 
 def _draw_box(canvas: Image.Image, box: NDArray[np.float64], color: Color, pen: _Pen) -> None:
-    """A thin rounded frame; drawn as four strips of a layer, so that a box as large as the image stays cheap."""
+    """A thin frame with rounded corners; none for a box of negative size."""
     corners = np.clip(box.reshape(2, 2), -4 * max(canvas.size), 5 * max(canvas.size))
     region = _region(corners, pen.line, canvas.size)
     if region is None:

@@ -20,9 +20,6 @@ from querypose.engine.setup import available_cores
 from querypose.skeleton import SkeletonError
 from tests.engine.toy_pose import write_toy_config
 
-# detectron2's default_setup leaves the config file that it logs to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*(toy|config)\.yaml:ResourceWarning")
-
 SETUP = importlib.import_module("querypose.engine.setup")  # the package has a function of that name
 
 

@@ -49,12 +49,6 @@ def register(folder: Path, category_id: int = 1, evaluator: str = "coco") -> Non
     metadata.thing_dataset_id_to_contiguous_id = {category_id: 0}
 
 
-@pytest.fixture(autouse=True)
-def _logs_reach_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
-    # `setup_logger` of another test may have turned this off.
-    monkeypatch.setattr(logging.getLogger("querypose"), "propagate", True)
-
-
 def make_cfg(folder: Path) -> CfgNode:
     cfg = get_cfg()
     cfg.OUTPUT_DIR = str(folder)

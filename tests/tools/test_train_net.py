@@ -14,11 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.toy_loggers import restored_loggers
 from tests.engine.toy_pose import write_toy_config
-
-# detectron2's default_setup leaves the config file that it logs to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*(toy|config)\.yaml:ResourceWarning")
+from tests.loggers import restored_loggers
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY_TRAIN_NET = str(ROOT / "tests" / "engine" / "toy_train_net.py")
@@ -56,7 +53,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["train_net.py", *arguments])
         try:
-            with restored_loggers():
+            with restored_loggers():  # the test may call twice
                 runpy.run_path(str(ROOT / "tools" / "train_net.py"), run_name="__main__")
         except SystemExit as end:
             return int(end.code or 0)

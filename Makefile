@@ -1,9 +1,11 @@
 # Two commands set everything up on a fresh machine: `make quickstart` and `make test`.
-# PYTHON picks the interpreter (3.10 or later), VENV the folder of the virtual environment.
+# PYTHON picks the interpreter (3.10 or later), VENV the folder of the virtual environment,
+# TEST_WORKERS the number of processes that run tests.
 
 PYTHON ?= python3
 VENV ?= .venv
 QUICKSTART ?= output/quickstart
+TEST_WORKERS ?= 2
 export DETECTRON2_DATASETS ?= datasets
 
 RUN = $(VENV)/bin/python
@@ -37,7 +39,7 @@ lint: install
 	$(RUN) -m mypy
 
 test: lint
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_WORKERS)
 
 clean:
 	rm -rf $(VENV) output

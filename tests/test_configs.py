@@ -37,7 +37,13 @@ REDUCED = [
     "MODEL.QUERYPOSE.KEYPOINT.CONV_DIM", "16",
     "MODEL.QUERYPOSE.KEYPOINT.PART_DIM", "16",
 ]  # fmt: skip
-SMALL_ARCHS = {"resnet": "resnet18", "hrnet": "hrnet_w18_small", "vit": "test_vit", "convnext": "test_convnext"}
+SMALL_ARCHS = {
+    "resnet": "resnet18",
+    "regnetx": "regnetx_002",
+    "hrnet": "hrnet_w18_small",
+    "vit": "test_vit",
+    "convnext": "test_convnext",
+}
 SMALL_SWIN = SwinArch(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from tqdm import tqdm
 
 from querypose.data.coco_json import DatasetError
 from querypose.data.synthetic_figure import PARTS, Figure, Painter, random_colour, random_figure
@@ -27,7 +28,7 @@ from querypose.skeleton import COCO_SKELETON
 _logger = logging.getLogger(__name__)
 
 VERSION = 1  # raise it whenever a change of the drawing code changes the pictures
-SPLITS = {"train": {"seed": 1, "num_images": 600}, "val": {"seed": 2, "num_images": 100}}
+SPLITS = {"train": {"seed": 1, "num_images": 4000}, "val": {"seed": 2, "num_images": 100}}
 IMAGE_WIDTH, IMAGE_HEIGHT = 320, 256
 _JPEG_QUALITY = 92
 _MIN_KEYPOINTS = 6  # labelled ones that a person must have in the picture
@@ -120,7 +121,7 @@ def _write_split(folder: Path, parameters: dict[str, Any], description: str) -> 
     folder.chmod(0o755)  # mkdtemp keeps others out
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id in range(1, parameters["num_images"] + 1):
+    for image_id in tqdm(range(1, parameters["num_images"] + 1), desc=f"Drawing {description}", disable=None):
         image, persons = draw_scene(np.random.default_rng([parameters["seed"], image_id]))
         file_name = f"{image_id:06d}.jpg"
         image.save(folder / "images" / file_name, quality=_JPEG_QUALITY)

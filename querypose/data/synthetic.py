@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFilter
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from querypose.data.coco_json import DatasetError
@@ -26,6 +28,7 @@ from querypose.data.synthetic_figure import PARTS, Figure, Painter, random_colou
 from querypose.skeleton import COCO_SKELETON
 
 _logger = logging.getLogger(__name__)
+_Record = tuple[dict[str, Any], list[dict[str, Any]]]  # of one picture, and of its persons
 
 VERSION = 1  # raise it whenever a change of the drawing code changes the pictures
 SPLITS = {"train": {"seed": 1, "num_images": 4000}, "val": {"seed": 2, "num_images": 100}}
@@ -119,16 +122,18 @@ def _put_in_place(unfinished: Path, folder: Path, parameters: dict[str, Any]) ->
 def _write_split(folder: Path, parameters: dict[str, Any], description: str) -> None:
     (folder / "images").mkdir()
     folder.chmod(0o755)  # mkdtemp keeps others out
+    pictures = _Pictures(folder, parameters["seed"], parameters["num_images"])
+    # With a generator of its own, so that a run draws the same numbers whether or not it had to draw the pictures.
+    loader: DataLoader[_Record] = DataLoader(
+        pictures, batch_size=None, num_workers=_num_workers(len(pictures)), generator=torch.Generator()
+    )
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id in tqdm(range(1, parameters["num_images"] + 1), desc=f"Drawing {description}", disable=None):
-        image, persons = draw_scene(np.random.default_rng([parameters["seed"], image_id]))
-        file_name = f"{image_id:06d}.jpg"
-        image.save(folder / "images" / file_name, quality=_JPEG_QUALITY)
-        images.append({"id": image_id, "file_name": file_name, "height": image.height, "width": image.width})
+    for image, persons in tqdm(loader, desc=f"Drawing {description}", disable=None):
+        images.append(image)
         for person in persons:
             annotations.append(
-                {"id": len(annotations) + 1, "image_id": image_id, "category_id": 1, "iscrowd": 0, **person}
+                {"id": len(annotations) + 1, "image_id": image["id"], "category_id": 1, "iscrowd": 0, **person}
             )
     category = {
         "id": 1,
@@ -147,6 +152,33 @@ def _write_split(folder: Path, parameters: dict[str, Any], description: str) -> 
         json.dump(document, stream)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+class _Pictures(Dataset[_Record]):
+    """Item i draws and saves picture i + 1, and gives its entry in the json and its persons."""
+
+    def __init__(self, folder: Path, seed: int, num_images: int) -> None:
+        self._folder = folder
+        self._seed = seed
+        self._num_images = num_images
+
+    def __len__(self) -> int:
+        return self._num_images
+
+    def __getitem__(self, index: int) -> _Record:
+        if index >= self._num_images:
+            raise IndexError(index)
+        image_id = index + 1
+        image, persons = draw_scene(np.random.default_rng([self._seed, image_id]))
+        file_name = f"{image_id:06d}.jpg"
+        image.save(self._folder / "images" / file_name, quality=_JPEG_QUALITY)
+        return {"id": image_id, "file_name": file_name, "height": image.height, "width": image.width}, persons
+
+
+def _num_workers(num_images: int) -> int:
+    """Processes that are worth their start for so many pictures."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, num_images // 200)
 
 
 def _first_owner(index: int) -> int:

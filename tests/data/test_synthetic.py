@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from querypose.d2 import DatasetCatalog
@@ -43,6 +44,17 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path, small_splits: None) -> No
     digest = _digest(tmp_path / "a")
     assert len(digest) == 7
     assert digest == _digest(tmp_path / "b")
+
+
+def test_several_processes_write_the_same_bytes_and_leave_the_random_numbers_alone(
+    tmp_path: Path, small_splits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_synthetic_split("train", tmp_path / "one")
+    monkeypatch.setattr(synthetic, "_num_workers", lambda num_images: 2)
+    before = torch.get_rng_state()
+    make_synthetic_split("train", tmp_path / "two")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert _digest(tmp_path / "one") == _digest(tmp_path / "two")
 
 
 def test_splits_differ_and_an_image_does_not_depend_on_how_many_there_are(tmp_path: Path, small_splits: None) -> None:

@@ -138,6 +138,12 @@ def _find_category(document: Mapping[str, Any], json_file: str | Path, skeleton:
         if not isinstance(category, dict) or not _is_id(category.get("id")):
             raise DatasetError(f"{json_file}: category {category!r} has no integer 'id'.")
     with_keypoints = [category for category in categories if category.get("keypoints")]
+    for category in with_keypoints:
+        if not isinstance(category["keypoints"], list):
+            raise DatasetError(
+                f"{json_file}: category {category.get('name')!r} has the keypoints {category['keypoints']!r}; it needs "
+                "the list of their names."
+            )
     fitting = [category for category in with_keypoints if tuple(category["keypoints"]) == skeleton.keypoints]
     if not with_keypoints and (len(categories) == 1 or "annotations" not in document):
         fitting = categories[:1]  # it names no keypoints, and their number is checked with the annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from querypose.config import ConfigError
 from querypose.d2 import CfgNode, Instances, build_model, configurable
 from querypose.data.transforms import RandomResize
-from querypose.engine.ema import load_evaluation_weights
+from querypose.engine.ema import load_evaluation_weights, require_weights
 
 
 class PosePredictor:
@@ -39,11 +37,9 @@ class PosePredictor:
         Raises:
             ConfigError: there is no file MODEL.WEIGHTS.
         """
-        weights = cfg.MODEL.WEIGHTS
-        if weights and "://" not in weights and not Path(weights).is_file():
-            raise ConfigError(f"MODEL.WEIGHTS is {weights!r}; there is no such file.")
+        require_weights(cfg.MODEL.WEIGHTS)  # before the model is built, which takes longer
         model = build_model(cfg)
-        load_evaluation_weights(model, weights, use_average=cfg.SOLVER.EMA.ENABLED)
+        load_evaluation_weights(model, cfg.MODEL.WEIGHTS, use_average=cfg.SOLVER.EMA.ENABLED)
         return {
             "model": model,
             "resize": RandomResize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST),

@@ -166,8 +166,6 @@ class _Pictures(Dataset[_Record]):
         return self._num_images
 
     def __getitem__(self, index: int) -> _Record:
-        if index >= self._num_images:
-            raise IndexError(index)
         image_id = index + 1
         image, persons = draw_scene(np.random.default_rng([self._seed, image_id]))
         file_name = f"{image_id:06d}.jpg"

@@ -14,8 +14,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from querypose import d2
 from querypose.config import ConfigError
-from querypose.d2 import comm
-from querypose.d2.processes import leave_process_group
+from querypose.d2 import comm, leave_process_group
 
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 TIMEOUT = datetime.timedelta(minutes=30)

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
-import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +14,7 @@ from PIL import Image
 
 from querypose.data import load_pose_json
 from querypose.skeleton import CROWDPOSE_SKELETON
+from tests.scripts import load_script
 
 NUM_PHOTOS = 12
 
@@ -23,14 +22,7 @@ NUM_PHOTOS = 12
 @pytest.fixture(scope="module")
 def prepare() -> ModuleType:
     """The script, which is in no package."""
-    path = Path(__file__).resolve().parents[2] / "datasets" / "prepare_lsp.py"
-    spec = importlib.util.spec_from_file_location("prepare_lsp", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("datasets/prepare_lsp.py")
 
 
 def _joints() -> np.ndarray:

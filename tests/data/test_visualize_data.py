@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -12,18 +11,13 @@ from PIL import Image
 from querypose.d2 import Boxes, Instances, Keypoints
 from querypose.data import register_pose_dataset
 from tests.data.toy_dataset import TOY_SKELETON, toy_document, write_dataset
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
     """The script, which is in no package."""
-    path = Path(__file__).resolve().parents[2] / "tools" / "visualize_data.py"
-    spec = importlib.util.spec_from_file_location("visualize_data", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/visualize_data.py")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from querypose.config import get_cfg
 from querypose.d2 import META_ARCH_REGISTRY, Boxes, CfgNode, Instances, configurable
 from querypose.engine.predictor import PosePredictor
 from querypose.visualization.media import MediaError
+from tests.scripts import load_script
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 RED = (250, 20, 20)
@@ -55,12 +55,7 @@ class RedSquareFinder(nn.Module):
 
 @pytest.fixture
 def demo() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo_tool", TOOLS / "demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/demo.py")
 
 
 @pytest.fixture

@@ -141,8 +141,14 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.QUERYPOSE.KEYPOINT.IN_FEATURE", "p2", "the level the keypoint decoder pools from"),
     Key("MODEL.QUERYPOSE.KEYPOINT.POOLER_RESOLUTION", 14, "side of the keypoint region features, in cells",
         _at_least(1)),
-    Key("MODEL.QUERYPOSE.KEYPOINT.NUM_CONVS", 6, "3x3 convolutions before SPEGM", _at_least(1)),
+    Key("MODEL.QUERYPOSE.KEYPOINT.NUM_CONVS", 6, "3x3 convolutions on the keypoint region", _at_least(1)),
     Key("MODEL.QUERYPOSE.KEYPOINT.CONV_DIM", 512, "inner width of those convolutions", _at_least(1)),
+    Key("MODEL.QUERYPOSE.KEYPOINT.QUERY_TYPE", "part",
+        "what keypoints are regressed from: part queries, the instance query (Table 1), or the region alone (Table 2b)",
+        _one_of("part", "instance", "none")),
+    Key("MODEL.QUERYPOSE.KEYPOINT.INTERACTION", "spatial_attention",
+        "how queries read the keypoint region (Table 1); spatial_attention is SPEGM for part queries",
+        _one_of("spatial_attention", "self_attention", "dynamic_channel", "dynamic_spatial", "average_pooling")),
     Key("MODEL.QUERYPOSE.KEYPOINT.PART_DIM", 128, "width of a part query (Table 2c)", _at_least(1)),
     Key("MODEL.QUERYPOSE.KEYPOINT.PART_SCHEME", "",
         "part division of the skeleton, by name (Figure 4, Table 2d); '' is the skeleton's default"),
@@ -159,6 +165,9 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.QUERYPOSE.LOSS.BBOX_WEIGHT", 5.0, "weight of loss_bbox, the L1 loss", _at_least(0)),
     Key("MODEL.QUERYPOSE.LOSS.GIOU_WEIGHT", 2.0, "weight of loss_giou", _at_least(0)),
     Key("MODEL.QUERYPOSE.LOSS.KEYPOINT_WEIGHT", 1.0, "weight of loss_keypoint", _at_least(0)),
+    Key("MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT", 0.0,
+        "weight of loss_heatmap, auxiliary keypoint heat maps (end of Sec. 4.3); 0: none; the authors' code has 0.5",
+        _at_least(0)),
     Key("MODEL.QUERYPOSE.LOSS.FOCAL_ALPHA", 0.25, "alpha of the focal loss and of the class cost", _between(0, 1)),
     Key("MODEL.QUERYPOSE.LOSS.FOCAL_GAMMA", 2.0, "gamma of the focal loss and of the class cost", _at_least(0)),
     Key("MODEL.QUERYPOSE.LOSS.DEEP_SUPERVISION", True, "losses at every stage, not at the last alone"),
@@ -333,10 +342,30 @@ def _validate_query_pose(query_pose: CfgNode, hidden_dim: int) -> None:
     ):
         if width % heads:
             raise ConfigError(f"{key} is {width}; allowed: multiples of MODEL.QUERYPOSE.NUM_HEADS ({heads}).")
-    if query_pose.INSTANCE_QUERY_ITERATION == "serial" and not query_pose.KEYPOINT.DYNAMIC_INTERACTION:
+    _validate_query_type(query_pose.INSTANCE_QUERY_ITERATION, query_pose.KEYPOINT)
+
+
+def _validate_query_type(instance_query_iteration: str, keypoint: CfgNode) -> None:
+    prefix, query_type = "MODEL.QUERYPOSE.KEYPOINT.", keypoint.QUERY_TYPE
+    if query_type != "part" and keypoint.ITERATION != "none":
         raise ConfigError(
-            "MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION is 'serial'; that needs "
-            "MODEL.QUERYPOSE.KEYPOINT.DYNAMIC_INTERACTION: True, which refines the query it passes on."
+            f"{prefix}QUERY_TYPE is {query_type!r}, which leaves no part queries to iterate; that needs "
+            f"{prefix}ITERATION: none, not {keypoint.ITERATION!r}."
+        )
+    if query_type == "none" and keypoint.INTERACTION != "average_pooling":
+        raise ConfigError(
+            f"{prefix}QUERY_TYPE is 'none', which leaves no query to interact with; that needs "
+            f"{prefix}INTERACTION: average_pooling, not {keypoint.INTERACTION!r}."
+        )
+    if query_type == "none" and keypoint.DYNAMIC_INTERACTION:
+        raise ConfigError(
+            f"{prefix}DYNAMIC_INTERACTION is True, but with {prefix}QUERY_TYPE 'none' nothing reads the instance query "
+            "that it refines; set one of them otherwise."
+        )
+    if instance_query_iteration == "serial" and not (keypoint.DYNAMIC_INTERACTION or query_type == "instance"):
+        raise ConfigError(
+            f"MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION is 'serial'; that needs {prefix}DYNAMIC_INTERACTION: True or "
+            f"{prefix}QUERY_TYPE: instance, which refines the query it passes on."
         )
 
 

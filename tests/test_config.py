@@ -8,6 +8,7 @@ import pytest
 
 from querypose.config import KEYS, ConfigError, get_cfg, load_config
 from querypose.d2 import CfgNode
+from tests.tiny import keypoint_queries
 
 
 def test_keys_are_listed_once_and_explained() -> None:
@@ -59,6 +60,21 @@ def test_config_survives_a_round_trip_through_yaml() -> None:
         (["MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"], r"MODEL.PIXEL_STD"),
         (["MODEL.QUERYPOSE.NUM_HEADS", "7"], r"MODEL.FPN.OUT_CHANNELS is 256; allowed: multiples of .*NUM_HEADS"),
         (["MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial"], r"DYNAMIC_INTERACTION: True"),
+        (["MODEL.QUERYPOSE.KEYPOINT.QUERY_TYPE", "keypoint"], r"allowed: 'part', 'instance', 'none'"),
+        (["MODEL.QUERYPOSE.KEYPOINT.QUERY_TYPE", "instance"], r"QUERY_TYPE is 'instance', .*ITERATION: none"),
+        (
+            keypoint_queries("none", "self_attention"),
+            r"QUERY_TYPE is 'none', .*INTERACTION: average_pooling, not 'self",
+        ),
+        (
+            [*keypoint_queries("none", "average_pooling"), "MODEL.QUERYPOSE.KEYPOINT.DYNAMIC_INTERACTION", "True"],
+            r"DYNAMIC_INTERACTION is True, but with .*QUERY_TYPE 'none' nothing reads",
+        ),
+        (
+            [*keypoint_queries("none", "average_pooling"), "MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial"],
+            r"DYNAMIC_INTERACTION: True or .*QUERY_TYPE: instance",
+        ),
+        (["MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT", "-0.5"], r"LOSS.HEATMAP_WEIGHT is -0.5; allowed: a number >= 0"),
         (["INPUT.CROP.SIZE", "[600, 384]"], r"INPUT.CROP.SIZE"),
         (["INPUT.MIN_SIZE_TRAIN", "[480, 0]"], r"INPUT.MIN_SIZE_TRAIN is \[480, 0\]; allowed: a list of positive"),
         (["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 50.0, 1.0]]"], r"TEST.EXPECTED_RESULTS goes with one dataset"),

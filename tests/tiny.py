@@ -33,6 +33,13 @@ FULL_VERSION = [
 ]  # fmt: skip
 
 
+def keypoint_queries(query_type: str, interaction: str, iteration: str = "none") -> list[str]:
+    """Overrides that choose what keypoints are regressed from, and how it reads the region."""
+    prefix = "MODEL.QUERYPOSE.KEYPOINT."
+    chosen = {"QUERY_TYPE": query_type, "INTERACTION": interaction, "ITERATION": iteration}
+    return [word for key, value in chosen.items() for word in (prefix + key, value)]
+
+
 def tiny_config(*overrides: str, dataset: str = "keypoints_coco_2017_val") -> CfgNode:
     """The default config with a tiny model on the CPU; `dataset` decides the skeleton."""
     datasets = ["DATASETS.TRAIN", f"['{dataset}']", "DATASETS.TEST", f"['{dataset}']"]

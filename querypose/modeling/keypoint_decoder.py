@@ -1,4 +1,4 @@
-"""One stage of the keypoint decoder (QueryPose eq. 2), and the regressor at its end."""
+"""One stage of the keypoint decoder (QueryPose eq. 2) for each query type, and the regressor at its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from querypose.layers import DynamicInteraction, FeedForward, SelfAttention, at_least_float32, full_precision
 from querypose.modeling.initialization import xavier_uniform_blocks, xavier_uniform_matrices, zero_bias
-from querypose.modeling.part_embedding import SpatialPartEmbedding
+from querypose.modeling.part_embedding import RegionInteraction
 from querypose.modeling.part_update import PART_UPDATES
 
 
@@ -85,33 +85,28 @@ class KeypointRegressor(nn.Module):
 
 
 class KeypointStage(nn.Module):
-    """Part embeddings from the region, update of the part queries, attention among them; keypoints by `regressor`.
+    """What all keypoint stages share: convolutions on the region, and the refinement of the instance query.
+
+    A subclass says what the keypoints are regressed from (the query type of Table 1) and makes `regressor` for it.
 
     Args:
         dim: width C of instance queries and region features.
-        part_dim: width of a part query.
-        parts: keypoint indices of each of the P parts.
-        num_convs: 3x3 convolutions before SPEGM.
+        num_convs: 3x3 convolutions on the region.
         conv_dim: their inner width.
-        num_heads: heads of the attention among parts.
-        dim_feedforward: hidden width of the feed-forward networks.
-        iteration: how part queries are updated, a name in PART_UPDATES.
-        refinement: refines the instance query before its residual is taken (full version), or None (light).
+        refinement: refines the instance query before anything reads it (full version), or None (light).
+
+    Attributes:
+        num_queries: P, queries that the stage leaves for `regressor`.
+        query_dim: their width.
+        carries_queries: whether it matters what the stage before left.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        part_dim: int,
-        parts: Sequence[Sequence[int]],
-        num_convs: int,
-        conv_dim: int,
-        num_heads: int,
-        dim_feedforward: int,
-        iteration: str,
-        refinement: InstanceRefinement | None,
-    ) -> None:
+    num_queries: int
+    query_dim: int
+    carries_queries: bool
+    regressor: KeypointRegressor
+
+    def __init__(self, *, dim: int, num_convs: int, conv_dim: int, refinement: InstanceRefinement | None) -> None:
         super().__init__()
         widths = [dim, *[conv_dim] * (num_convs - 1), dim]
         convs = [nn.Conv2d(width_in, width_out, 3, padding=1) for width_in, width_out in pairwise(widths)]
@@ -119,7 +114,48 @@ class KeypointStage(nn.Module):
             zero_bias(conv)
         self.convs = nn.Sequential(*(layer for conv in convs for layer in (conv, nn.ReLU(inplace=True))))
         self.refinement = refinement
-        self.part_embedding = SpatialPartEmbedding(dim, part_dim, len(parts))
+
+    def read_region(self, region_RCHW: Tensor, instance_query_RC: Tensor) -> tuple[Tensor, Tensor]:
+        """The region features after the convolutions, and the instance queries, refined where the stage does that."""
+        region_RCHW = self.convs(region_RCHW)
+        if self.refinement is not None:
+            instance_query_RC = self.refinement(instance_query_RC, region_RCHW)
+        return region_RCHW, instance_query_RC
+
+
+class PartQueryStage(KeypointStage):
+    """Keypoints from part queries: part embeddings, update of the part queries, attention among them.
+
+    Args:
+        dim: width C of instance queries and region features.
+        num_convs: 3x3 convolutions on the region.
+        conv_dim: their inner width.
+        refinement: of the instance query before its residual is taken, or None.
+        interaction: builds the module that embeds the parts; see `region_interaction`.
+        parts: keypoint indices of each of the P parts.
+        part_dim: width of a part query.
+        iteration: how part queries are updated, a name in PART_UPDATES.
+        num_heads: heads of the attention among parts.
+        dim_feedforward: hidden width of the feed-forward network.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_convs: int,
+        conv_dim: int,
+        refinement: InstanceRefinement | None,
+        interaction: RegionInteraction,
+        parts: Sequence[Sequence[int]],
+        part_dim: int,
+        iteration: str,
+        num_heads: int,
+        dim_feedforward: int,
+    ) -> None:
+        super().__init__(dim=dim, num_convs=num_convs, conv_dim=conv_dim, refinement=refinement)
+        self.num_queries, self.query_dim = len(parts), part_dim
+        self.part_embedding = interaction(num_queries=len(parts), query_dim=part_dim)
         self.instance_residual = nn.Linear(dim, len(parts) * part_dim)
         self.part_update = PART_UPDATES[iteration](part_dim)
         self.part_attention = SelfAttention(part_dim, num_heads)
@@ -127,23 +163,97 @@ class KeypointStage(nn.Module):
         xavier_uniform_matrices(self)
         xavier_uniform_blocks(self.instance_residual.weight, len(parts))
         self.regressor = KeypointRegressor(part_dim, parts)
+        # An interaction that reads the queries hands them on by itself, whatever becomes of them after it.
+        self.carries_queries = bool(self.part_update.carries_queries or self.part_embedding.reads_queries)
 
-    def forward(self, region_RCHW: Tensor, instance_query_RC: Tensor, part_query_RPC: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, region_RCHW: Tensor, instance_query_RC: Tensor, query_RPC: Tensor) -> tuple[Tensor, Tensor]:
         """Decodes R regions, each of them by itself.
 
         Args:
             region_RCHW: features of the predicted boxes from the finest level.
             instance_query_RC: their instance queries, as the box stage left them.
-            part_query_RPC: their part queries, as the keypoint stage before left them.
+            query_RPC: their part queries, as the keypoint stage before left them.
 
         Returns:
             part queries (R, P, C), for `regressor` and the next stage; instance queries (R, C), refined where the
             stage does that.
         """
-        region_RCHW = self.convs(region_RCHW)
-        if self.refinement is not None:
-            instance_query_RC = self.refinement(instance_query_RC, region_RCHW)
-        embedding_RPC = self.part_embedding(region_RCHW)
+        region_RCHW, instance_query_RC = self.read_region(region_RCHW, instance_query_RC)
+        embedding_RPC = self.part_embedding(region_RCHW, query_RPC)
         embedding_RPC = embedding_RPC + self.instance_residual(instance_query_RC).view_as(embedding_RPC)
-        part_query_RPC = self.part_update(embedding_RPC, part_query_RPC)
-        return self.feed_forward(self.part_attention(part_query_RPC)), instance_query_RC
+        query_RPC = self.part_update(embedding_RPC, query_RPC)
+        return self.feed_forward(self.part_attention(query_RPC)), instance_query_RC
+
+
+class InstanceQueryStage(KeypointStage):
+    """All keypoints from the instance query, which an instance embedding enhances (the IQ rows of Table 1).
+
+    The paper leaves open how: the embedding is added and normalised, and a feed-forward network follows, as where a box
+    stage reads its region. The enhanced query is what the stage hands on, so that serially iterated (Figure 3b) it is
+    the one query of both decoders.
+
+    Args:
+        dim: width C of instance queries and region features.
+        num_convs: 3x3 convolutions on the region.
+        conv_dim: their inner width.
+        refinement: of the instance query before the interaction, or None.
+        interaction: builds the module that embeds the instance; see `region_interaction`.
+        num_keypoints: K.
+        dim_feedforward: hidden width of the feed-forward network.
+    """
+
+    carries_queries = False  # the instance query takes its way through the box stages
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_convs: int,
+        conv_dim: int,
+        refinement: InstanceRefinement | None,
+        interaction: RegionInteraction,
+        num_keypoints: int,
+        dim_feedforward: int,
+    ) -> None:
+        super().__init__(dim=dim, num_convs=num_convs, conv_dim=conv_dim, refinement=refinement)
+        self.num_queries, self.query_dim = 1, dim
+        self.instance_embedding = interaction(num_queries=1, query_dim=dim)
+        self.norm = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, dim_feedforward)
+        xavier_uniform_matrices(self)
+        self.regressor = KeypointRegressor(dim, [range(num_keypoints)])
+
+    def forward(self, region_RCHW: Tensor, instance_query_RC: Tensor, query_RPC: Tensor) -> tuple[Tensor, Tensor]:
+        """The enhanced instance queries, as (R, 1, C) for `regressor` and as (R, C); see PartQueryStage."""
+        region_RCHW, instance_query_RC = self.read_region(region_RCHW, instance_query_RC)
+        query_R1C = instance_query_RC[:, None]
+        query_R1C = self.feed_forward(self.norm(query_R1C + self.instance_embedding(region_RCHW, query_R1C)))
+        return query_R1C, query_R1C[:, 0]
+
+
+class DirectStage(KeypointStage):
+    """All keypoints from an embedding of the region alone, without any query (the baseline of Table 2b).
+
+    Args:
+        dim: width C of region features and embedding.
+        num_convs: 3x3 convolutions on the region.
+        conv_dim: their inner width.
+        interaction: builds the module that embeds the region, one that reads no query; see `region_interaction`.
+        num_keypoints: K.
+    """
+
+    carries_queries = False
+
+    def __init__(
+        self, *, dim: int, num_convs: int, conv_dim: int, interaction: RegionInteraction, num_keypoints: int
+    ) -> None:
+        super().__init__(dim=dim, num_convs=num_convs, conv_dim=conv_dim, refinement=None)
+        self.num_queries, self.query_dim = 1, dim
+        self.embedding = interaction(num_queries=1, query_dim=dim)
+        xavier_uniform_matrices(self)
+        self.regressor = KeypointRegressor(dim, [range(num_keypoints)])
+
+    def forward(self, region_RCHW: Tensor, instance_query_RC: Tensor, query_RPC: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (R, 1, C) for `regressor`, and the instance queries as they came; see PartQueryStage."""
+        region_RCHW, instance_query_RC = self.read_region(region_RCHW, instance_query_RC)
+        return at_least_float32(self.embedding(region_RCHW)), instance_query_RC

@@ -54,15 +54,13 @@ class PoseDecoder(nn.Module):
     Args:
         proposal_boxes_Q4: where the boxes start, as centre and size in units of the image; one an instance query.
         dim: width C of an instance query.
-        num_parts: P, part queries of an instance query.
-        part_dim: width of a part query.
         box_stages: the S stages of the box decoder.
         keypoint_stages: the S stages of the keypoint decoder.
         box_pooler: of the region features for the box decoder.
         keypoint_pooler: of those for the keypoint decoder.
         box_in_features: levels that the box decoder pools from.
         keypoint_in_feature: the level that the keypoint decoder pools from.
-        serial: whether the next box stage gets the instance query that the keypoint stage refined (Figure 3b).
+        serial: whether the next box stage gets the instance query as the keypoint stage left it (Figure 3b).
         train_on_all: whether the keypoint stages run on all queries in training, or on the matched ones alone.
     """
 
@@ -71,8 +69,6 @@ class PoseDecoder(nn.Module):
         *,
         proposal_boxes_Q4: Tensor,
         dim: int,
-        num_parts: int,
-        part_dim: int,
         box_stages: Sequence[BoxStage],
         keypoint_stages: Sequence[KeypointStage],
         box_pooler: RegionPooler,
@@ -86,8 +82,8 @@ class PoseDecoder(nn.Module):
         self.proposal_boxes = nn.Parameter(proposal_boxes_Q4.clone())
         self.instance_queries = nn.Parameter(torch.randn(len(proposal_boxes_Q4), dim))
         # Embeddings that replace the part queries at every stage leave nothing for a learned query to do.
-        part_queries = torch.randn(num_parts, part_dim)
-        if keypoint_stages[0].part_update.carries_queries:
+        part_queries = torch.randn(keypoint_stages[0].num_queries, keypoint_stages[0].query_dim)
+        if keypoint_stages[0].carries_queries:
             self.part_queries = nn.Parameter(part_queries)
         else:
             self.register_buffer("part_queries", torch.zeros_like(part_queries), persistent=False)

@@ -26,9 +26,17 @@ from querypose.d2 import (
 from querypose.layers import RealNVP, RegionPooler, at_least_float32
 from querypose.modeling.box_decoder import BoxStage
 from querypose.modeling.criterion import SetCriterion
+from querypose.modeling.heatmap import AuxiliaryHeatmap
 from querypose.modeling.initialization import PROPOSAL_LAYOUTS
-from querypose.modeling.keypoint_decoder import InstanceRefinement, KeypointStage
+from querypose.modeling.keypoint_decoder import (
+    DirectStage,
+    InstanceQueryStage,
+    InstanceRefinement,
+    KeypointStage,
+    PartQueryStage,
+)
 from querypose.modeling.matcher import HungarianMatcher
+from querypose.modeling.part_embedding import region_interaction
 from querypose.modeling.pose_decoder import PoseDecoder, PosePrediction
 from querypose.modeling.targets import PersonTargets
 from querypose.skeleton import Skeleton, skeleton_of_datasets
@@ -43,6 +51,7 @@ class QueryPose(nn.Module):
         decoder: turns the pyramid into poses.
         matcher: assigns queries to persons in training.
         criterion: losses of the decoder's stages.
+        heatmap: an auxiliary loss on the level that the keypoint decoder pools from, or None.
         skeleton: what the keypoints are.
         pixel_mean: per channel, range 0..255.
         pixel_std: per channel, range 0..255.
@@ -66,12 +75,14 @@ class QueryPose(nn.Module):
         pixel_std: Sequence[float],
         detections_per_image: int,
         mask_padding: bool,
+        heatmap: AuxiliaryHeatmap | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.decoder = decoder
         self.matcher = matcher
         self.criterion = criterion
+        self.heatmap = heatmap
         self.skeleton = skeleton
         self.detections_per_image = detections_per_image
         self.mask_padding = mask_padding
@@ -108,6 +119,7 @@ class QueryPose(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "mask_padding": query_pose.MASK_PADDING,
+            "heatmap": build_heatmap(cfg, backbone, skeleton),
         }
 
     @property
@@ -140,7 +152,10 @@ class QueryPose(nn.Module):
                 self.device,
                 self.pixel_mean.dtype,
             )
-            return self.criterion(self.decoder.decode_training(features, targets, self.matcher), targets)
+            losses = self.criterion(self.decoder.decode_training(features, targets, self.matcher), targets)
+            if self.heatmap is not None:
+                losses["loss_heatmap"] = self.heatmap(features[self.decoder.keypoint_in_feature], targets)
+            return losses
 
         sizes = torch.tensor([(width, height) * 2 for height, width in images.image_sizes])
         prediction = self.decoder.decode(features, sizes.to(self.pixel_mean))
@@ -173,7 +188,6 @@ def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> 
     for key, names in (("BOX.IN_FEATURES", box.IN_FEATURES), ("KEYPOINT.IN_FEATURE", [keypoint.IN_FEATURE])):
         if unknown := [name for name in names if name not in strides]:
             raise ValueError(f"MODEL.QUERYPOSE.{key} has {unknown}; the backbone gives {sorted(strides)}.")
-    parts = skeleton.parts(keypoint.PART_SCHEME)
 
     def box_stage() -> BoxStage:
         return BoxStage(
@@ -187,33 +201,13 @@ def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> 
             prior_prob=query_pose.PRIOR_PROB,
         )
 
-    def keypoint_stage() -> KeypointStage:
-        refinement = None
-        if keypoint.DYNAMIC_INTERACTION:
-            refinement = InstanceRefinement(
-                dim, query_pose.DIM_DYNAMIC, query_pose.DIM_FEEDFORWARD, keypoint.POOLER_RESOLUTION**2
-            )
-        return KeypointStage(
-            dim=dim,
-            part_dim=keypoint.PART_DIM,
-            parts=parts,
-            num_convs=keypoint.NUM_CONVS,
-            conv_dim=keypoint.CONV_DIM,
-            num_heads=query_pose.NUM_HEADS,
-            dim_feedforward=query_pose.DIM_FEEDFORWARD,
-            iteration=keypoint.ITERATION,
-            refinement=refinement,
-        )
-
     serial = query_pose.INSTANCE_QUERY_ITERATION == "serial"
     stages = range(query_pose.NUM_STAGES)
     return PoseDecoder(
         proposal_boxes_Q4=PROPOSAL_LAYOUTS[query_pose.PROPOSAL_INIT](query_pose.NUM_QUERIES),
         dim=dim,
-        num_parts=len(parts),
-        part_dim=keypoint.PART_DIM,
         box_stages=[box_stage() for _ in stages],
-        keypoint_stages=[keypoint_stage() for _ in stages],
+        keypoint_stages=[build_keypoint_stage(cfg, skeleton) for _ in stages],
         box_pooler=RegionPooler([strides[name] for name in box.IN_FEATURES], box.POOLER_RESOLUTION),
         keypoint_pooler=RegionPooler([strides[keypoint.IN_FEATURE]], keypoint.POOLER_RESOLUTION),
         box_in_features=box.IN_FEATURES,
@@ -222,6 +216,58 @@ def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> 
         # What a keypoint stage refines goes into the next box stage only if serial: all queries must be refined then,
         # as they are in inference.
         train_on_all=query_pose.TRAIN_QUERIES == "all" or (query_pose.TRAIN_QUERIES == "auto" and serial),
+    )
+
+
+def build_keypoint_stage(cfg: CfgNode, skeleton: Skeleton) -> KeypointStage:
+    """One stage of the keypoint decoder that MODEL.QUERYPOSE.KEYPOINT describes."""
+    query_pose, keypoint = cfg.MODEL.QUERYPOSE, cfg.MODEL.QUERYPOSE.KEYPOINT
+    dim, num_tokens, dim_feedforward = (
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        keypoint.POOLER_RESOLUTION**2,
+        query_pose.DIM_FEEDFORWARD,
+    )
+    refinement = None
+    if keypoint.DYNAMIC_INTERACTION:
+        refinement = InstanceRefinement(dim, query_pose.DIM_DYNAMIC, dim_feedforward, num_tokens)
+    region = {
+        "dim": dim,
+        "num_convs": keypoint.NUM_CONVS,
+        "conv_dim": keypoint.CONV_DIM,
+        "interaction": region_interaction(
+            keypoint.INTERACTION,
+            dim=dim,
+            num_tokens=num_tokens,
+            num_heads=query_pose.NUM_HEADS,
+            dim_dynamic=query_pose.DIM_DYNAMIC,
+        ),
+    }
+    if keypoint.QUERY_TYPE == "none":
+        return DirectStage(**region, num_keypoints=skeleton.num_keypoints)
+    if keypoint.QUERY_TYPE == "instance":
+        return InstanceQueryStage(
+            **region, refinement=refinement, num_keypoints=skeleton.num_keypoints, dim_feedforward=dim_feedforward
+        )
+    return PartQueryStage(
+        **region,
+        refinement=refinement,
+        parts=skeleton.parts(keypoint.PART_SCHEME),
+        part_dim=keypoint.PART_DIM,
+        iteration=keypoint.ITERATION,
+        num_heads=query_pose.NUM_HEADS,
+        dim_feedforward=dim_feedforward,
+    )
+
+
+def build_heatmap(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> AuxiliaryHeatmap | None:
+    """The auxiliary heat maps on the keypoint decoder's level; None where LOSS.HEATMAP_WEIGHT is 0."""
+    query_pose, dim = cfg.MODEL.QUERYPOSE, cfg.MODEL.FPN.OUT_CHANNELS
+    if query_pose.LOSS.HEATMAP_WEIGHT == 0:
+        return None
+    stride = backbone.output_shape()[query_pose.KEYPOINT.IN_FEATURE].stride
+    assert stride is not None
+    return AuxiliaryHeatmap(
+        dim=dim, num_keypoints=skeleton.num_keypoints, stride=stride, weight=query_pose.LOSS.HEATMAP_WEIGHT
     )
 
 

@@ -18,12 +18,26 @@ from querypose.modeling.matcher import HungarianMatcher
 from querypose.modeling.pose_decoder import PosePrediction
 from querypose.modeling.query_pose import postprocess
 from querypose.modeling.targets import Matches, PersonTargets
-from tests.tiny import FULL_VERSION, random_batch, tiny_config
+from tests.tiny import FULL_VERSION, keypoint_queries, random_batch, tiny_config
 
 VERSIONS = {
     "light": [],
     "full": FULL_VERSION,
     "full on matched": [*FULL_VERSION, "MODEL.QUERYPOSE.TRAIN_QUERIES", "matched"],
+    "heat maps": ["MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT", "0.5"],
+    "part queries, dynamic": keypoint_queries("part", "dynamic_channel"),
+    "part queries, full, attention, selective": [
+        *FULL_VERSION,
+        *keypoint_queries("part", "self_attention", "selective"),
+    ],
+    "part queries, average": keypoint_queries("part", "average_pooling", "selective"),
+    "instance query": keypoint_queries("instance", "dynamic_spatial"),
+    "instance query, full": [*FULL_VERSION, *keypoint_queries("instance", "spatial_attention")],
+    "instance query, serial alone": [
+        *("MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial"),
+        *keypoint_queries("instance", "self_attention"),
+    ],
+    "no query": keypoint_queries("none", "average_pooling"),
 }
 COCO = 17
 
@@ -44,8 +58,10 @@ def test_every_parameter_gets_a_gradient(version: str) -> None:
     for parameter in model.parameters():
         if not parameter.any():  # timm starts the last norm of a residual branch at zero, which hides the branch
             torch.nn.init.normal_(parameter)
-    # Boxes of all sizes, so that every level of the pyramid is read.
+    # Boxes of all sizes, so that every level of the pyramid is read, which stay about where they begin.
     model.decoder.proposal_boxes.data[:, 2:] = torch.linspace(0.1, 1.0, 6)[:, None]
+    for stage in model.decoder.box_stages:
+        stage.get_parameter("box_deltas.weight").data.mul_(0.01)
     losses = model(random_batch([3, 2], COCO, (512, 512)))
     assert all(loss.isfinite() for loss in losses.values())
     _total(losses).backward()
@@ -65,7 +81,7 @@ def test_no_person_and_more_persons_than_queries(version: str, persons: list[int
     assert all(buffer.isfinite().all() for buffer in model.buffers())
 
 
-@pytest.mark.parametrize("version", ["light", "full"])
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_batch_gives_what_single_images_give(version: str) -> None:
     model = _model(*VERSIONS[version]).eval()
     images = random_batch([1, 1, 1], COCO)
@@ -147,6 +163,34 @@ def test_every_iteration_of_the_part_queries_trains(iteration: str) -> None:
     _total(model(random_batch([2], COCO))).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert ("decoder.part_queries" in dict(model.named_parameters())) == (iteration != "none")
+
+
+@pytest.mark.parametrize("query_type", ["part", "instance", "none"])
+def test_which_queries_are_learned_depends_on_who_reads_them(query_type: str) -> None:
+    interaction = "average_pooling" if query_type == "none" else "self_attention"
+    model = _model(*keypoint_queries(query_type, interaction))
+    assert ("decoder.part_queries" in dict(model.named_parameters())) == (query_type == "part")
+
+
+def test_serially_the_next_box_stage_gets_the_enhanced_instance_query() -> None:
+    model = _model(*VERSIONS["instance query, serial alone"]).eval()
+    left: list[torch.Tensor] = []
+    taken: list[torch.Tensor] = []
+    for box_stage, keypoint_stage in zip(model.decoder.box_stages, model.decoder.keypoint_stages, strict=True):
+        box_stage.register_forward_pre_hook(lambda module, args: taken.append(args[0]))
+        keypoint_stage.register_forward_hook(lambda module, args, out: left.append(out[0]))
+    with torch.no_grad():
+        model(random_batch([1], COCO))
+    torch.testing.assert_close(taken[1], left[0].view_as(taken[1]))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_more_persons_than_queries_in_bfloat16(version: str) -> None:
+    model = _model(*VERSIONS[version])
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(random_batch([9, 1], COCO))
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert _total(losses).isfinite()
 
 
 def test_bfloat16_keeps_geometry_and_losses_in_float32() -> None:

@@ -1,0 +1,105 @@
+"""The auxiliary keypoint heat maps of the discussion (end of Sec. 4.3): a dense task beside the pose decoder.
+
+The map of a keypoint has a Gaussian bump at that keypoint of every person; in training the backbone learns to draw
+them. Inference never looks at them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from querypose.layers import at_least_float32, full_precision
+from querypose.modeling.criterion import mean_persons_per_process
+from querypose.modeling.initialization import prior_bias
+from querypose.modeling.losses import heatmap_focal_loss
+from querypose.modeling.targets import PersonTargets
+
+# A box moved in by a bump's radius on all sides overlaps with itself by this much (CornerNet).
+MIN_OVERLAP = 0.7
+PRIOR_PROB = 0.1
+
+
+class AuxiliaryHeatmap(nn.Module):
+    """Two convolutions that draw the heat maps, and their loss.
+
+    Args:
+        dim: channels C of the features.
+        num_keypoints: K.
+        stride: of the features, in pixels a cell.
+        weight: of the loss.
+    """
+
+    def __init__(self, *, dim: int, num_keypoints: int, stride: int, weight: float) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.ReLU(inplace=True))
+        self.logits = nn.Conv2d(dim, num_keypoints, 1)
+        nn.init.constant_(self.logits.bias, prior_bias(PRIOR_PROB))  # type: ignore[arg-type]  # a bias there is
+        self.stride = stride
+        self.weight = weight
+
+    def forward(self, feature_BCHW: Tensor, targets: PersonTargets) -> Tensor:
+        """The weighted loss, a scalar.
+
+        Divided by persons and keypoints as loss_keypoint is, so that a batch in micro-batches gives what it gives in
+        one. Deviates: the authors' code divides by the keypoints that are labelled, and counts the padding.
+        """
+        logits_BKHW = self.logits(self.convs(feature_BCHW))
+        num_keypoints, height, width = logits_BKHW.shape[1:]
+        with full_precision(feature_BCHW):
+            target_BKHW = draw_heatmaps(targets, height, width, self.stride)
+            inside_B1HW = inside_images(targets, height, width, self.stride)
+            loss = heatmap_focal_loss(at_least_float32(logits_BKHW), target_BKHW, inside_B1HW)
+            return self.weight * loss / (mean_persons_per_process(targets) * num_keypoints)
+
+
+def draw_heatmaps(targets: PersonTargets, height: int, width: int, stride: int) -> Tensor:
+    """What the heat maps should be: the highest of the persons' Gaussians in every cell, 1 in a keypoint's own.
+
+    A Gaussian ends at a radius that goes with the person's box, and its sigma is a sixth of its diameter. Deviates: box
+    and radius are in cells of the map; the authors' code takes the box in pixels and so draws bumps `stride` times as
+    wide.
+
+    Args:
+        targets: the persons; keypoints that are not labelled are not drawn.
+        height: of the map, in cells.
+        width: of the map, in cells.
+        stride: pixels a cell.
+
+    Returns:
+        (B, K, height, width) in [0, 1].
+    """
+    radius_BG11 = bump_radius((targets.boxes_BG4[..., 2:] - targets.boxes_BG4[..., :2]) / stride)[..., None, None]
+    cell_BGKD = (targets.keypoints_BGKD / stride).floor()
+    columns_BGKW = _bump(cell_BGKD[..., 0, None], radius_BG11, width)
+    rows_BGKH = _bump(cell_BGKD[..., 1, None], radius_BG11, height) * targets.labelled_BGK[..., None]
+    num_images, num_persons, num_keypoints = targets.labelled_BGK.shape
+    heatmap_BKHW = columns_BGKW.new_zeros(num_images, num_keypoints, height, width)
+    for person in range(num_persons):  # all persons at once would take so many times the memory
+        bumps_BKHW = rows_BGKH[:, person, :, :, None] * columns_BGKW[:, person, :, None, :]
+        heatmap_BKHW = torch.maximum(heatmap_BKHW, bumps_BKHW)
+    return heatmap_BKHW
+
+
+def bump_radius(size: Tensor) -> Tensor:
+    """Whole cells (…) by which a box of `size` (…, 2) cells can move in on all sides and keep MIN_OVERLAP of its area.
+
+    Of CornerNet's three cases (moved in, moved out, shifted) this is the strictest, whatever the shape.
+    """
+    perimeter, area = 2 * size.sum(-1), size.prod(-1)
+    return ((perimeter - (perimeter.square() - 16 * (1 - MIN_OVERLAP) * area).sqrt()) / 8).floor()
+
+
+def _bump(center: Tensor, radius: Tensor, length: int) -> Tensor:
+    """A Gaussian (…, length) along one axis around the cell `center` (…, 1), cut off beyond `radius`, in cells."""
+    distance = torch.arange(length, device=center.device, dtype=center.dtype) - center
+    sigma = (2 * radius + 1) / 6
+    return torch.exp(-distance.square() / (2 * sigma.square())) * (distance.abs() <= radius)
+
+
+def inside_images(targets: PersonTargets, height: int, width: int, stride: int) -> Tensor:
+    """Which cells (B, 1, height, width) see image and not padding alone."""
+    size_B4 = targets.image_size_B4
+    inside_BW = torch.arange(width, device=size_B4.device) * stride < size_B4[:, 0, None]
+    inside_BH = torch.arange(height, device=size_B4.device) * stride < size_B4[:, 1, None]
+    return inside_BH[:, None, :, None] & inside_BW[:, None, None, :]

@@ -105,7 +105,7 @@ def test_sizes_are_those_that_the_paper_names(name: str) -> None:
     ]
     if name.startswith("dynamic_"):
         assert min(millions) > 10
-        generated = for_parts.interaction.generator.out_features
+        generated = len(for_parts.get_parameter("interaction.generator.bias"))
         assert generated == pytest.approx(2 * 256 * 64, rel=0.01)  # as many weights a query, over channels or space
     elif name == "spatial_attention":
         assert millions == pytest.approx([1.1, 1.1], abs=0.05)

@@ -121,9 +121,13 @@ class Skeleton:
         def pairs(groups: Iterable[Sequence[str]]) -> tuple[tuple[int, int], ...]:
             return tuple(indices(group) for group in groups)  # type: ignore[misc]  # __post_init__ checks the length
 
-        schemes = {
-            scheme: tuple(indices(part) for part in parts) for scheme, parts in entry.get("part_schemes", {}).items()
-        }
+        part_schemes = entry.get("part_schemes", {})
+        if not isinstance(part_schemes, Mapping) or not all(map(_is_list_of_lists, part_schemes.values())):
+            raise SkeletonError(
+                f"Skeleton {name!r}: part_schemes must name lists of parts, each a list of keypoints, as in "
+                f"{{hands: [[left_hand, right_hand], [head]]}}; it is {part_schemes!r}."
+            )
+        schemes = {str(scheme): tuple(indices(part) for part in parts) for scheme, parts in part_schemes.items()}
         return cls(
             name=name,
             keypoints=keypoints,
@@ -148,6 +152,10 @@ class Skeleton:
 
     def _error(self, what: str) -> SkeletonError:
         return SkeletonError(f"Skeleton {self.name!r}: {what}.")
+
+
+def _is_list_of_lists(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, list | tuple) for item in value)
 
 
 def skeleton_of_datasets(names: Sequence[str]) -> Skeleton:

@@ -15,8 +15,10 @@ import torch
 import yaml
 
 from querypose.config import load_config
-from querypose.d2 import META_ARCH_REGISTRY
-from tests.test_configs import CONFIGS, ROWS, TABLES, leaves
+from querypose.d2 import META_ARCH_REGISTRY, build_model
+from querypose.modeling import QueryPose
+from querypose.skeleton import SkeletonError
+from tests.test_configs import CONFIGS, ROWS, TABLES, leaves, load
 
 ABLATIONS = CONFIGS / "ablations"
 
@@ -219,3 +221,17 @@ def test_swapping_one_piece_leaves_the_parameters_of_all_others_as_they_are(name
     patterns = next(SWAPPED[prefix] for prefix in SWAPPED if Path(name).stem.startswith(prefix))
     assert not [key for key in differing if not re.match(rf"({'|'.join(patterns)})(\.|$)", key)]
     assert bool(differing) == bool(EXPECTED[Path(name).stem])
+
+
+@pytest.mark.parametrize(("scheme", "num_parts"), [("", 6), ("fingers", 6), ("joint", 21)])
+def test_a_skeleton_of_yaml_brings_its_part_schemes(scheme: str, num_parts: int) -> None:
+    cfg = load("custom_dataset_example.yaml", "MODEL.QUERYPOSE.KEYPOINT.PART_SCHEME", scheme)
+    with torch.device("meta"):
+        model = QueryPose(cfg)
+    assert len(model.decoder.part_queries) == num_parts
+
+
+def test_a_scheme_that_the_skeleton_lacks_is_refused() -> None:
+    cfg = load("custom_dataset_example.yaml", "MODEL.QUERYPOSE.KEYPOINT.PART_SCHEME", "limb")
+    with pytest.raises(SkeletonError, match="'hand': there is no part scheme 'limb'; known: fingers, joint"):
+        build_model(cfg)

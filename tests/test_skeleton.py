@@ -39,6 +39,56 @@ def test_from_dict_translates_names_to_indices() -> None:
     assert skeleton.parts("joint") == ((0,), (1,), (2,), (3,))
 
 
+def _named_parts(skeleton: Skeleton, scheme: str) -> set[frozenset[str]]:
+    return {frozenset(skeleton.keypoints[index] for index in part) for part in skeleton.parts(scheme)}
+
+
+def _sides(*joints: str) -> set[frozenset[str]]:
+    return {frozenset(f"{side}_{joint}" for joint in joints) for side in ("left", "right")}
+
+
+@pytest.mark.parametrize("name", BUILTIN_SKELETONS)
+def test_builtin_part_schemes_are_those_of_figure_4(name: str) -> None:
+    """(a) a part a keypoint, (b) the head whole, (c) whole where rigid, (d) head and limbs; CrowdPose's likewise."""
+    skeleton = BUILTIN_SKELETONS[name]
+    head = frozenset(keypoint for keypoint in skeleton.keypoints if _is_of_the_head(keypoint))
+    assert set(skeleton.part_schemes) == {"joint", "head+joints", "rigid", "limb"}
+    assert _named_parts(skeleton, "joint") == {frozenset([keypoint]) for keypoint in skeleton.keypoints}
+    joints = {frozenset([keypoint]) for keypoint in {*skeleton.keypoints} - head}
+    assert _named_parts(skeleton, "head+joints") == {head} | joints
+    shoulders, hips = (frozenset({f"left_{joint}", f"right_{joint}"}) for joint in ("shoulder", "hip"))
+    rigid = {head, shoulders, hips} | _sides("elbow", "wrist") | _sides("knee", "ankle")
+    assert _named_parts(skeleton, "rigid") == rigid == _named_parts(skeleton, "")
+    limbs = _sides("shoulder", "elbow", "wrist") | _sides("hip", "knee", "ankle")
+    assert _named_parts(skeleton, "limb") == {head} | limbs
+
+
+def _is_of_the_head(keypoint: str) -> bool:
+    return keypoint.partition("_")[2] in ("eye", "ear") or keypoint in ("nose", "head", "neck")
+
+
+def test_the_paper_s_numbers_of_parts() -> None:
+    counts = {
+        name: [len(skeleton.parts(scheme)) for scheme in ("joint", "head+joints", "rigid", "limb")]
+        for name, skeleton in BUILTIN_SKELETONS.items()
+    }
+    assert counts == {"coco": [17, 13, 7, 5], "crowdpose": [14, 13, 7, 5]}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, ((0, 1, 2), (3,))),  # the first one of its own
+        ({"default_part_scheme": "joint"}, ((0,), (1,), (2,), (3,))),
+        ({"part_schemes": {}}, ((0,), (1,), (2,), (3,))),
+    ],
+)
+def test_a_skeleton_from_yaml_has_a_default_scheme(
+    change: dict[str, Any], expected: tuple[tuple[int, ...], ...]
+) -> None:
+    assert Skeleton.from_dict({**STICK, **change}).parts() == expected
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -53,6 +103,10 @@ def test_from_dict_translates_names_to_indices() -> None:
             {"part_schemes": {"p": [["head", "left_hand", "right_hand"], ["foot", "head"]]}},
             "'p' has more than once keypoint 'head'",
         ),
+        ({"part_schemes": {"p": [["head", "left_hand"], [], ["right_hand", "foot"]]}}, "'p' has an empty part"),
+        ({"part_schemes": {"p": ["head", "foot"]}}, "part_schemes must name lists of parts, each a list of keypoints"),
+        ({"part_schemes": {"p": None}}, "part_schemes must name lists of parts"),
+        ({"part_schemes": [["head", "foot"]]}, "part_schemes must name lists of parts"),
         ({"default_part_scheme": "thirds"}, "no part scheme 'thirds'; known: halves, joint"),
         ({"colour": "red"}, r"unknown fields \['colour'\]"),
     ],

@@ -9,7 +9,7 @@ from torch import nn
 from querypose.modeling.keypoint_decoder import KeypointRegressor
 from querypose.modeling.part_embedding import SpatialPartEmbedding
 from querypose.modeling.part_update import PART_UPDATES, SelectiveUpdate
-from querypose.skeleton import BUILTIN_SKELETONS, COCO_SKELETON
+from querypose.skeleton import BUILTIN_SKELETONS
 
 
 def test_attention_maps_of_a_part_sum_to_one_whatever_the_region() -> None:
@@ -90,8 +90,3 @@ def test_every_scheme_of_every_skeleton_regresses_every_keypoint(name: str) -> N
         parts = skeleton.parts(scheme)
         mean, _ = KeypointRegressor(8, parts)(torch.randn(2, len(parts), 8))
         assert mean.shape == (2, skeleton.num_keypoints, 2)
-
-
-def test_coco_has_the_paper_s_numbers_of_parts() -> None:
-    counts = {scheme: len(COCO_SKELETON.parts(scheme)) for scheme in COCO_SKELETON.part_schemes}
-    assert counts == {"joint": 17, "head+joints": 13, "rigid": 7, "limb": 5}

@@ -172,6 +172,17 @@ def test_which_queries_are_learned_depends_on_who_reads_them(query_type: str) ->
     assert ("decoder.part_queries" in dict(model.named_parameters())) == (query_type == "part")
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_same_seed_gives_every_version_the_same_backbone_and_box_decoder(version: str) -> None:
+    parameters = []
+    for overrides in ([], VERSIONS[version]):
+        torch.manual_seed(3)
+        parameters.append(dict(_model(*overrides).named_parameters()))
+    shared = [name for name in parameters[0] if name.startswith(("backbone.", "decoder.box_stages."))]
+    assert len(shared) > 100
+    assert not [name for name in shared if not torch.equal(parameters[0][name], parameters[1][name])]
+
+
 def test_serially_the_next_box_stage_gets_the_enhanced_instance_query() -> None:
     model = _model(*VERSIONS["instance query, serial alone"]).eval()
     left: list[torch.Tensor] = []

@@ -15,6 +15,7 @@ table.csv and plots. Exit code: 0 all rows finished, 1 some failed, 2 nothing co
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import signal
 import sys
@@ -133,7 +134,8 @@ def main(arguments: argparse.Namespace) -> int:
     gpus = arguments.gpus or (visible_gpus() if on_gpu else ())
     slots = make_slots(arguments.jobs, gpus, arguments.gpus_per_row)
     signal.signal(signal.SIGTERM, end_on_sigterm)
-    failed = ablation.run([sys.executable, str(TRAIN_NET)], slots, report_period=arguments.report_period)
+    report = functools.partial(print, flush=True)
+    failed = ablation.run([sys.executable, str(TRAIN_NET)], slots, report=report, report_period=arguments.report_period)
     print(f"\n{ablation.report().markdown()}\nWritten to {output}.")
     if failed:
         print(f"error: {len(failed)} of {len(runs)} runs failed: {', '.join(run.label for run in failed)}")

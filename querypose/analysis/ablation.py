@@ -15,6 +15,7 @@ from querypose.analysis.ablation_table import AblationTable
 from querypose.analysis.complexity import Complexity, measure_complexity
 from querypose.config import ConfigError
 from querypose.data import load_datasets
+from querypose.visualization import plot_precisions, save_dot_chart
 
 
 class Ablation:
@@ -85,10 +86,18 @@ class Ablation:
         return AblationReport(self.table, self.complexities, figures, notes)
 
     def write_report(self) -> None:
-        """table.md and table.csv."""
+        """table.md, table.csv; once there is an AP ap.png, and ap_curves.png where it was evaluated on the way."""
         report = self.report()
         (self.output / "table.md").write_text(report.markdown(), encoding="utf-8")
         (self.output / "table.csv").write_text(report.csv(), encoding="utf-8")
+        precisions = {"AP, measured": report.values("AP")}
+        if any(row.paper.get("AP") for row in self.table.rows):
+            precisions["AP, paper"] = [[row.paper["AP"]] if "AP" in row.paper else [] for row in self.table.rows]
+        if any(precisions["AP, measured"]):
+            save_dot_chart([row.name for row in self.table.rows], precisions, self.output / "ap.png")
+        curves = report.ap_curves()
+        if any(len(points) > 1 for points in curves.values()):
+            plot_precisions(curves, self.output / "ap_curves.png")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from tabulate import tabulate
 from querypose.analysis.ablation_runs import RunFigures
 from querypose.analysis.ablation_table import AblationRow, AblationTable
 from querypose.analysis.complexity import CONVENTION, Complexity
+from querypose.visualization.charts import Curve
 
 # In the order of the table; those that neither a run nor the paper has are left out.
 _METRICS = ("AP", "APm", "APl", "APE", "APM", "APH", "AP50", "AP75", "AR", "AR50", "AR75", "ARm", "ARl")
@@ -61,10 +62,29 @@ class AblationReport:
         of_runs = {name for runs in self.figures.values() for run in runs for name in run.metrics}
         return tuple(name for name in _METRICS if name in of_paper or (name in of_runs and name in _RUN_METRICS))
 
+    def values(self, metric: str) -> list[list[float]]:
+        """A figure of every row, one value per seed that has it."""
+        return [
+            [run.metrics[metric] for run in self.figures.get(row.name, ()) if metric in run.metrics]
+            for row in self.table.rows
+        ]
+
     def statistic(self, row: AblationRow, metric: str) -> Statistic | None:
         """A figure of a row over its seeds, None where no run has it."""
-        values = [run.metrics[metric] for run in self.figures.get(row.name, ()) if metric in run.metrics]
+        values = self.values(metric)[self.table.rows.index(row)]
         return Statistic.of(values) if values else None
+
+    def ap_curves(self) -> dict[str, Curve]:
+        """AP over the iterations by name of every row that was evaluated, the mean over its seeds."""
+        curves = {}
+        for row in self.table.rows:
+            values: dict[float, list[float]] = {}
+            for run in self.figures.get(row.name, ()):
+                for iteration, ap in run.ap_curve:
+                    values.setdefault(iteration, []).append(ap)
+            if values:
+                curves[row.name] = [(iteration, statistics.fmean(values[iteration])) for iteration in sorted(values)]
+        return curves
 
     def seconds_per_step(self, row: AblationRow) -> float | None:
         """Median over the seeds."""

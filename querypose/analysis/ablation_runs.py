@@ -27,7 +27,8 @@ from querypose.d2 import CfgNode
 from querypose.data import register_custom_datasets
 from querypose.engine.setup import available_cores
 from querypose.evaluation import write_json
-from querypose.visualization.plots import Curve, read_metrics
+from querypose.visualization.charts import Curve
+from querypose.visualization.plots import read_metrics
 
 # They may differ between a run and its continuation.
 _FREE_KEYS = {"OUTPUT_DIR", "LOG_PERIOD", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD"}

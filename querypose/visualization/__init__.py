@@ -1,7 +1,8 @@
-"""Pictures: poses in photos, grids of pictures, training curves. Pillow alone draws them."""
+"""Pictures: poses in photos, grids of pictures, charts. Pillow alone draws them."""
 
+from querypose.visualization.dot_chart import save_dot_chart
 from querypose.visualization.grid import image_grid
-from querypose.visualization.plots import plot_metrics
+from querypose.visualization.plots import plot_metrics, plot_precisions
 from querypose.visualization.poses import draw_poses, person_color
 
-__all__ = ["draw_poses", "image_grid", "person_color", "plot_metrics"]
+__all__ = ["draw_poses", "image_grid", "person_color", "plot_metrics", "plot_precisions", "save_dot_chart"]

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from querypose.visualization import plot_metrics
-from querypose.visualization.plots import _ticks, read_metrics
+from querypose.visualization import plot_metrics, plot_precisions
+from querypose.visualization.charts import ticks as round_ticks
+from querypose.visualization.plots import read_metrics
+from tests.visualization.pixels import coloured_pixels
 
 
 def write(path: Path, rows: list[dict[str, Any]], tail: str = "") -> Path:
@@ -92,10 +94,18 @@ def test_very_short_runs(tmp_path: Path, rows: int) -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 100), (-3.2, 7.7), (0, 1e-4), (0, 140000), (5, 5.001)])
 def test_ticks_are_round_and_inside(low: float, high: float) -> None:
-    ticks = _ticks(low, high)
+    ticks = round_ticks(low, high)
     assert 3 <= len(ticks) <= 8
     assert all(low - 1e-9 <= tick <= high * (1 + 1e-9) for tick in ticks)
     steps = np.diff(ticks)
     assert np.allclose(steps, steps[0])
     mantissa = steps[0] / 10 ** np.floor(np.log10(steps[0]) + 1e-9)
     assert round(float(mantissa), 6) in (1, 2, 5)
+
+
+def test_curves_of_precision(tmp_path: Path) -> None:
+    curves = {"first": [(500.0, 3.0), (1000.0, 9.0)], "second": [(500.0, 12.0), (1000.0, 20.0)]}
+    plot_precisions(curves, tmp_path / "ap.png")
+    blue = coloured_pixels(tmp_path / "ap.png")  # the second curve; the first is dark
+    left, right = blue[blue[:, 1] < 420], blue[(blue[:, 1] > 650) & (blue[:, 0] < 300)]
+    assert left[:, 0].mean() > right[:, 0].mean()

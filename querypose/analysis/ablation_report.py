@@ -1,0 +1,180 @@
+"""What an ablation has shown: one table, in Markdown and CSV, beside the paper's figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from querypose.analysis.ablation_runs import RunFigures
+from querypose.analysis.ablation_table import AblationRow, AblationTable
+from querypose.analysis.complexity import CONVENTION, Complexity
+from querypose.visualization.charts import Curve
+
+# In the order of the table; those that neither a run nor the paper has are left out.
+_METRICS = ("AP", "APm", "APl", "APE", "APM", "APH", "AP50", "AP75", "AR", "AR50", "AR75", "ARm", "ARl")
+_RUN_METRICS = ("AP", "APm", "APl", "APE", "APM", "APH", "AP50")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean of a figure over seeds and its sample standard deviation (NaN of a single seed)."""
+
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Statistic:
+        """Of at least one value."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan)
+
+    def text(self, digits: int) -> str:
+        """`mean`, or `mean ± spread`."""
+        spread = "" if math.isnan(self.spread) else f" ± {self.spread:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread}"
+
+
+@dataclass(frozen=True)
+class AblationReport:
+    """A table with what is known of its rows.
+
+    Attributes:
+        table: the rows.
+        complexities: by name of the row.
+        figures: of the finished runs, one per seed, by name of the row.
+        notes: said under the table.
+    """
+
+    table: AblationTable
+    complexities: Mapping[str, Complexity]
+    figures: Mapping[str, Sequence[RunFigures]]
+    notes: Sequence[str] = ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Evaluation figures that the table shows."""
+        of_paper = {name for row in self.table.rows for name in row.paper}
+        of_runs = {name for runs in self.figures.values() for run in runs for name in run.metrics}
+        return tuple(name for name in _METRICS if name in of_paper or (name in of_runs and name in _RUN_METRICS))
+
+    def values(self, metric: str) -> list[list[float]]:
+        """A figure of every row, one value per seed that has it."""
+        return [
+            [run.metrics[metric] for run in self.figures.get(row.name, ()) if metric in run.metrics]
+            for row in self.table.rows
+        ]
+
+    def statistic(self, row: AblationRow, metric: str) -> Statistic | None:
+        """A figure of a row over its seeds, None where no run has it."""
+        values = self.values(metric)[self.table.rows.index(row)]
+        return Statistic.of(values) if values else None
+
+    def ap_curves(self) -> dict[str, Curve]:
+        """AP over the iterations by name of every row that was evaluated, the mean over its seeds."""
+        curves = {}
+        for row in self.table.rows:
+            values: dict[float, list[float]] = {}
+            for run in self.figures.get(row.name, ()):
+                for iteration, ap in run.ap_curve:
+                    values.setdefault(iteration, []).append(ap)
+            if values:
+                curves[row.name] = [(iteration, statistics.fmean(values[iteration])) for iteration in sorted(values)]
+        return curves
+
+    def seconds_per_step(self, row: AblationRow) -> float | None:
+        """Median over the seeds."""
+        values = [run.seconds_per_step for run in self.figures.get(row.name, ()) if run.seconds_per_step]
+        return statistics.median(values) if values else None
+
+    def markdown(self) -> str:
+        """Title, table and notes."""
+        of_paper = [name for name in self.metrics if any(name in row.paper for row in self.table.rows)]
+        heads = ["row", "params (M)", "GFLOPs", "s/step", *self.metrics, *(f"paper {name}" for name in of_paper)]
+        lines = []
+        for row in self.table.rows:
+            complexity, seconds = self.complexities[row.name], self.seconds_per_step(row)
+            ours = [self.statistic(row, name) for name in self.metrics]
+            lines.append(
+                [
+                    row.name,
+                    f"{complexity.num_parameters / 1e6:.2f}",
+                    f"{complexity.gflops:.4g}",
+                    "–" if seconds is None else f"{seconds:.3f}",
+                    *("–" if figure is None else figure.text(1) for figure in ours),
+                    *(f"{row.paper[name]:.1f}" if name in row.paper else "–" for name in of_paper),
+                ]
+            )
+        table = tabulate(lines, heads, tablefmt="github", disable_numparse=True, colalign=_alignment(heads))
+        return "\n".join([f"# {self.table.title}", "", table, "", *(f"* {note}" for note in self.all_notes), ""])
+
+    @property
+    def all_notes(self) -> list[str]:
+        """How to read the figures, then `notes`."""
+        height, width = next(iter(self.complexities.values())).image_size
+        seeds = max((len(runs) for runs in self.figures.values()), default=0)
+        spread = f"; mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
+        return [
+            f"AP in percent{spread}. GFLOPs of one {height}x{width} image: {CONVENTION}.",
+            *self.notes,
+        ]
+
+    def csv(self) -> str:
+        """One line a row, numbers in full; empty where unknown."""
+        heads = ["row", "config", "parameters", "gflops", "seconds_per_step", "seeds"]
+        heads += [f"{name}{suffix}" for name in self.metrics for suffix in ("", "_spread", "_paper")]
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, heads, lineterminator="\n")
+        writer.writeheader()
+        for row in self.table.rows:
+            complexity = self.complexities[row.name]
+            line: dict[str, object] = {
+                "row": row.name,
+                "config": row.config_file.name,
+                "parameters": complexity.num_parameters,
+                "gflops": complexity.gflops,
+                "seconds_per_step": self.seconds_per_step(row),
+                "seeds": len(self.figures.get(row.name, ())),
+            }
+            for name in self.metrics:
+                if (figure := self.statistic(row, name)) is not None:
+                    line[name] = figure.mean
+                    line[f"{name}_spread"] = None if math.isnan(figure.spread) else figure.spread
+                line[f"{name}_paper"] = row.paper.get(name)
+            writer.writerow(line)
+        return stream.getvalue()
+
+
+def dry_run_table(table: AblationTable, complexities: Mapping[str, Complexity]) -> str:
+    """Parameters and GFLOPs of every row, what they differ by from the first row, and in which parts."""
+    first = complexities[table.rows[0].name]
+    parts = [
+        part
+        for part in dict.fromkeys(part for row in table.rows for part in complexities[row.name].parts)
+        if len({complexities[row.name].parameters.get(part, 0) for row in table.rows}) > 1
+    ]
+    heads = ["row", "params (M)", "+/-", "GFLOPs", "+/-", *(f"{part.rpartition('.')[2]} (M)" for part in parts)]
+    lines = []
+    for row in table.rows:
+        complexity = complexities[row.name]
+        lines.append(
+            [
+                row.name,
+                f"{complexity.num_parameters / 1e6:.3f}",
+                f"{(complexity.num_parameters - first.num_parameters) / 1e6:+.3f}",
+                f"{complexity.gflops:.4g}",
+                f"{complexity.gflops - first.gflops:+.3g}",
+                *(f"{complexity.parameters.get(part, 0) / 1e6:.3f}" for part in parts),
+            ]
+        )
+    height, width = first.image_size
+    shown = tabulate(lines, heads, tablefmt="simple", disable_numparse=True, colalign=_alignment(heads))
+    return f"{table.title}\n\n{shown}\n\nInference of one {height}x{width} image.\n{CONVENTION}."
+
+
+def _alignment(heads: Sequence[str]) -> list[str]:
+    return ["left", *["right"] * (len(heads) - 1)]

@@ -1,0 +1,85 @@
+"""Shares what a forward pass costs (time, operations) among the parts of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+Reading = TypeVar("Reading")
+
+REST = "(rest)"
+
+
+def part_name(module_name: str, depth: int) -> str:
+    """The part that a module belongs to: the first `depth` names of its path, without numbers.
+
+    Stages and levels thus belong together: `decoder.box_stages.3.attention` to `decoder.box_stages` at depth 2,
+    `backbone.fpn_lateral4` to `backbone.fpn_lateral`. The model itself is `REST`.
+    """
+    names = [name.rstrip("0123456789") for name in module_name.split(".")]
+    return ".".join([name for name in names if name][:depth]) or REST
+
+
+class Span(NamedTuple, Generic[Reading]):
+    """A stretch of the forward pass in which one part was running, between two readings of what is measured."""
+
+    part: str
+    start: Reading
+    end: Reading
+
+
+class PartMeter(Generic[Reading]):
+    """Notes which part of a model is running, and reads a meter whenever that changes.
+
+    The innermost module that is running counts, so that no cost counts twice; what runs in no submodule is `REST`. The
+    same meter serves operations and seconds. Of any meta-architecture the parts are its named children.
+
+    Args:
+        model: the model that will be called.
+        depth: how many names of a module's path tell parts apart.
+        read: gives the reading of the moment.
+
+    Attributes:
+        spans: in order, after the `with` block.
+    """
+
+    def __init__(self, model: nn.Module, depth: int, read: Callable[[], Reading]) -> None:
+        self.spans: list[Span[Reading]] = []
+        self._read = read
+        self._parts = {module: part_name(name, depth) for name, module in model.named_modules()}
+        self._running = [REST]
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> PartMeter[Reading]:
+        """Begins to measure."""
+        for module in self._parts:
+            self._handles.append(module.register_forward_pre_hook(self._enter))
+            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        self._start = self._read()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Ends the last span and leaves the model as it was."""
+        self._switch(REST, REST, force=True)
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        self._switch(self._running[-1], self._parts[module])
+        self._running.append(self._parts[module])
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        ended = self._running.pop()
+        self._switch(ended, self._running[-1])
+
+    def _switch(self, ended: str, begun: str, force: bool = False) -> None:
+        if ended != begun or force:
+            now = self._read()
+            self.spans.append(Span(ended, self._start, now))
+            self._start = now

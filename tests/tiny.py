@@ -40,6 +40,11 @@ def keypoint_queries(query_type: str, interaction: str, iteration: str = "none")
     return [word for key, value in chosen.items() for word in (prefix + key, value)]
 
 
+def has_no_effect(parameter_name: str) -> bool:
+    """Whether a parameter's gradient is rounding errors alone: a softmax over cells ignores a bias common to them."""
+    return parameter_name.endswith("_embedding.attention.bias")
+
+
 def tiny_config(*overrides: str, dataset: str = "keypoints_coco_2017_val") -> CfgNode:
     """The default config with a tiny model on the CPU; `dataset` decides the skeleton."""
     datasets = ["DATASETS.TRAIN", f"['{dataset}']", "DATASETS.TEST", f"['{dataset}']"]

@@ -123,7 +123,7 @@ def row_config(row: AblationRow, base: str | Path | None = None, overrides: Sequ
         own_keys = {name: value for name, value in _read_yaml(row.config_file).items() if name != "_BASE_"}
         delta = [part for pair in flatten(own_keys) for part in pair]
         return load_config(base, [*delta, *overrides])
-    except ConfigError as error:
+    except (ConfigError, FileNotFoundError) as error:
         raise ConfigError(f"Row {row.name} ({row.config_file}{f' on {base}' if base else ''}): {error}") from error
 
 

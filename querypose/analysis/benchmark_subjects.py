@@ -29,7 +29,7 @@ from querypose.analysis.random_data import (
     random_detections,
     write_random_dataset,
 )
-from querypose.config import load_config
+from querypose.config import ConfigError, load_config
 from querypose.d2 import META_ARCH_REGISTRY, CfgNode, EventStorage, seed_all_rng
 from querypose.data import register_custom_datasets, register_pose_dataset
 from querypose.engine import PoseTrainer
@@ -74,8 +74,15 @@ class Workload:
     random_files: ImageSize | None = None
 
     def load(self) -> CfgNode:
-        """The config, with its datasets registered."""
-        cfg = load_config(self.config_file, self.overrides)
+        """The config, with its datasets registered.
+
+        Raises:
+            ConfigError: there is no such file, or it cannot be used.
+        """
+        try:
+            cfg = load_config(self.config_file, self.overrides)
+        except FileNotFoundError as error:
+            raise ConfigError(f"--config-file: {error}") from error
         register_custom_datasets(cfg)
         return cfg
 

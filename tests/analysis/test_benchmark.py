@@ -194,13 +194,15 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "few" in capsys.readouterr().out
 
 
-def test_wrong_command_lines(capfd: pytest.CaptureFixture[str]) -> None:
+def test_wrong_command_lines() -> None:
     tool = load_script("tools/benchmark.py")
     for wrong in (["--what", "speed"], ["--iterations", "0"], ["--image-size", "800"]):
         with pytest.raises(SystemExit):
             tool.parse_arguments(wrong)
     with pytest.raises(tool.ConfigError, match="another one of this name"):
         tool.make_variants(tool.parse_arguments([*TINY.overrides, "--variant", "a", "--variant", "a"]))
+    with pytest.raises(tool.ConfigError, match=r"--config-file: .*nowhere.yaml"):
+        tool.make_variants(tool.parse_arguments(["--config-file", "nowhere.yaml"]))
 
 
 def test_a_measurement_that_fails_says_which(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,4 @@
-"""What experiments cost and give: parameters and GFLOPs of a model, and tables of ablations."""
+"""Experiments as a whole: what a model costs in time, memory and operations, by part, and ablations with their tables.
 
-from querypose.analysis.complexity import Complexity, measure_complexity
-
-__all__ = ["Complexity", "measure_complexity"]
+The tools of this package: `tools/ablate.py` and `tools/benchmark.py`.
+"""

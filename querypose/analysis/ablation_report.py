@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from querypose.analysis.ablation_runs import RunFigures
-from querypose.analysis.ablation_table import AblationRow, AblationTable
+from querypose.analysis.ablation_table import PAPER_ONLY_METRICS, AblationRow, AblationTable
 from querypose.analysis.complexity import CONVENTION, Complexity
 from querypose.visualization.charts import Curve
 
@@ -93,7 +93,8 @@ class AblationReport:
 
     def markdown(self) -> str:
         """Title, table and notes."""
-        of_paper = [name for name in self.metrics if any(name in row.paper for row in self.table.rows)]
+        given = {name for row in self.table.rows for name in row.paper}
+        of_paper = [name for name in (*self.metrics, *PAPER_ONLY_METRICS) if name in given]
         heads = ["row", "params (M)", "GFLOPs", "s/step", *self.metrics, *(f"paper {name}" for name in of_paper)]
         lines = []
         for row in self.table.rows:

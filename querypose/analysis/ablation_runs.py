@@ -33,7 +33,7 @@ from querypose.visualization.plots import read_metrics
 # They may differ between a run and its continuation.
 _FREE_KEYS = {"OUTPUT_DIR", "LOG_PERIOD", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD"}
 _LOG_LINES_SHOWN = 5
-_SECONDS_TO_END = 20
+_SECONDS_TO_END = 60  # a training may write a checkpoint first
 
 
 @dataclass(frozen=True)
@@ -286,6 +286,10 @@ class AblationRunner:
             self.report(f"{run.label} FAILED with exit code {exit_code}; {run.file('.log')} ends with:{shown}")
             return
         figures = run.progress()
+        if figures.iteration < run.cfg.SOLVER.MAX_ITER:  # it was told to stop, and did so in order
+            self.failed.append(run)
+            self.report(f"{run.label} was stopped after {figures.iteration} iterations; it goes on next time.")
+            return
         write_json(run.file(".json"), asdict(figures))
         ap = f"AP {figures.metrics['AP']:.1f}" if "AP" in figures.metrics else "not evaluated"
         self.report(f"{run.label} has finished: {ap} after {figures.iteration} iterations.")

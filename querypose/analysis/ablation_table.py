@@ -21,7 +21,9 @@ from querypose.config import ConfigError, load_config
 from querypose.d2 import CfgNode
 from querypose.evaluation import METRICS
 
-KNOWN_METRICS = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
+# What tables of papers give besides what the evaluator measures.
+PAPER_ONLY_METRICS = ("bbox_AP",)
+KNOWN_METRICS = (*dict.fromkeys(name for names in METRICS.values() for name in names), *PAPER_ONLY_METRICS)
 _TABLE_KEYS = {"title", "rows"}
 _ROW_KEYS = {"name", "config", "paper"}
 
@@ -115,15 +117,14 @@ def row_config(row: AblationRow, base: str | Path | None = None, overrides: Sequ
     Raises:
         ConfigError: names the row's file.
     """
-    if base is None:
-        return load_config(row.config_file, overrides)
-    own_keys = {name: value for name, value in _read_yaml(row.config_file).items() if name != "_BASE_"}
-    delta = [part for pair in flatten(own_keys) for part in pair]
-    load_config(base)  # so that an error of its own is not taken for the row's
     try:
+        if base is None:
+            return load_config(row.config_file, overrides)
+        own_keys = {name: value for name, value in _read_yaml(row.config_file).items() if name != "_BASE_"}
+        delta = [part for pair in flatten(own_keys) for part in pair]
         return load_config(base, [*delta, *overrides])
-    except ConfigError as error:
-        raise ConfigError(f"{row.config_file} on {base}: {error}") from error
+    except (ConfigError, FileNotFoundError) as error:
+        raise ConfigError(f"Row {row.name} ({row.config_file}{f' on {base}' if base else ''}): {error}") from error
 
 
 def budget_overrides(cfg: CfgNode, max_iter: int) -> list[Any]:

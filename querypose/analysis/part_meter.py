@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -35,30 +36,41 @@ class Span(NamedTuple, Generic[Reading]):
 class PartMeter(Generic[Reading]):
     """Notes which part of a model is running, and reads a meter whenever that changes.
 
-    The innermost module that is running counts, so that no cost counts twice; what runs in no submodule is `REST`. The
-    same meter serves operations and seconds. Of any meta-architecture the parts are its named children.
+    The innermost module that is running counts, so that no cost counts twice; what the model does in no submodule is
+    `REST`. The same meter serves operations and seconds. Of any meta-architecture the parts are its named children.
 
     Args:
         model: the model that will be called.
         depth: how many names of a module's path tell parts apart.
         read: gives the reading of the moment.
+        outside: the part that runs while the model does not.
 
     Attributes:
         spans: in order, after the `with` block.
     """
 
-    def __init__(self, model: nn.Module, depth: int, read: Callable[[], Reading]) -> None:
+    def __init__(self, model: nn.Module, depth: int, read: Callable[[], Reading], outside: str = REST) -> None:
         self.spans: list[Span[Reading]] = []
         self._read = read
         self._parts = {module: part_name(name, depth) for name, module in model.named_modules()}
-        self._running = [REST]
+        self._running = [outside]
         self._handles: list[RemovableHandle] = []
+        self._compiled: dict[nn.Module, Callable[..., Any]] = {}
 
     def __enter__(self) -> PartMeter[Reading]:
         """Begins to measure."""
+        inside_compiled: set[nn.Module] = set()
         for module in self._parts:
-            self._handles.append(module.register_forward_pre_hook(self._enter))
-            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+            if module in inside_compiled:
+                continue
+            if module._compiled_call_impl is None:
+                self._handles.append(module.register_forward_pre_hook(self._enter))
+                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+            else:
+                # Hooks would be compiled along, so the compiled call is wrapped; inside there are no parts.
+                inside_compiled.update(module.modules())
+                self._compiled[module] = module._compiled_call_impl
+                module._compiled_call_impl = self._timed(module, module._compiled_call_impl)
         self._start = self._read()
         return self
 
@@ -66,20 +78,45 @@ class PartMeter(Generic[Reading]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Ends the last span and leaves the model as it was."""
-        self._switch(REST, REST, force=True)
+        self._end_span(self._running[-1])
         for handle in self._handles:
             handle.remove()
+        for module, call in self._compiled.items():
+            module._compiled_call_impl = call
+
+    @contextlib.contextmanager
+    def running(self, part: str) -> Iterator[None]:
+        """Within the context `part` is running, as if it were a module."""
+        self._push(part)
+        try:
+            yield
+        finally:
+            self._pop()
+
+    def _timed(self, module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.running(self._parts[module]):
+                return call(*args, **kwargs)
+
+        return timed
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
-        self._switch(self._running[-1], self._parts[module])
-        self._running.append(self._parts[module])
+        self._push(self._parts[module])
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        ended = self._running.pop()
-        self._switch(ended, self._running[-1])
+        self._pop()
 
-    def _switch(self, ended: str, begun: str, force: bool = False) -> None:
-        if ended != begun or force:
-            now = self._read()
-            self.spans.append(Span(ended, self._start, now))
-            self._start = now
+    def _push(self, part: str) -> None:
+        if part != self._running[-1]:
+            self._end_span(self._running[-1])
+        self._running.append(part)
+
+    def _pop(self) -> None:
+        ended = self._running.pop()
+        if ended != self._running[-1]:
+            self._end_span(ended)
+
+    def _end_span(self, part: str) -> None:
+        now = self._read()
+        self.spans.append(Span(part, self._start, now))
+        self._start = now

@@ -14,7 +14,7 @@ from querypose.analysis.complexity import Complexity
 
 ROWS = (
     AblationRow("None", Path("none.yaml"), {"AP": 63.8, "APl": 71.3}),
-    AblationRow("Selective", Path("selective.yaml"), {"AP": 64.9}),
+    AblationRow("Selective", Path("selective.yaml"), {"AP": 64.9, "bbox_AP": 56.9}),
 )
 TABLE = AblationTable("table2a", "Table 2(a)", ROWS)
 COMPLEXITIES = {
@@ -46,9 +46,20 @@ def test_markdown() -> None:
     lines = REPORT.markdown().splitlines()
     assert lines[0] == "# Table 2(a)"
     heads, _, none, selective = (cells(line) for line in lines[2:6])
-    assert heads == ["row", "params (M)", "GFLOPs", "s/step", "AP", "APm", "APl", "paper AP", "paper APl"]
-    assert none == ["None", "2.50", "4", "0.600", "21.5 ± 2.1", "11.0 ± 1.4", "–", "63.8", "71.3"]
-    assert selective == ["Selective", "2.75", "6.5", "–", "–", "–", "–", "64.9", "–"]
+    assert heads == [
+        "row",
+        "params (M)",
+        "GFLOPs",
+        "s/step",
+        "AP",
+        "APm",
+        "APl",
+        "paper AP",
+        "paper APl",
+        "paper bbox_AP",
+    ]
+    assert none == ["None", "2.50", "4", "0.600", "21.5 ± 2.1", "11.0 ± 1.4", "–", "63.8", "71.3", "–"]
+    assert selective == ["Selective", "2.75", "6.5", "–", "–", "–", "–", "64.9", "–", "56.9"]
     notes = "\n".join(lines[6:])
     assert "1 GMAC = 2 GFLOPs" in notes
     assert "128x171" in notes

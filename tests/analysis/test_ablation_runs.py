@@ -100,6 +100,16 @@ def test_finished_rows_are_not_run_again_and_failed_ones_are(
     assert "--resume" in calls(slow)[1]["argv"]
 
 
+def test_a_training_that_stops_early_has_not_finished(table: AblationTable, tmp_path: Path) -> None:
+    slow, fast = plan_runs(table, tmp_path / "out")
+    fast.folder.mkdir(parents=True)
+    (fast.folder / "metrics.json").write_text('{"iteration": 5, "total_loss": 1.0, "keypoints/AP": 3.0}\n')
+    failed, messages = train([slow, fast], [sys.executable, "-c", "pass"])
+    assert failed == [slow, fast]
+    assert "Fast (seed 1) was stopped after 6 iterations" in messages
+    assert not fast.is_finished
+
+
 def test_changed_settings_are_refused(table: AblationTable, tmp_path: Path, command: list[str]) -> None:
     train(plan_runs(table, tmp_path / "out"), command)
     plan_runs(table, tmp_path / "out", overrides=["DATALOADER.NUM_WORKERS", "3"])  # changes nothing of the result

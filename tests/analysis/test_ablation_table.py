@@ -98,6 +98,12 @@ def test_errors_of_a_row_name_its_file(folder: Path) -> None:
             row_config(row, base)
 
 
+def test_a_base_that_is_not_there(folder: Path) -> None:
+    (row,) = read_ablation([folder / "none.yaml"]).rows
+    with pytest.raises(ConfigError, match=r"Row none .*nowhere.yaml"):
+        row_config(row, folder / "nowhere.yaml")
+
+
 def test_the_budget_scales_the_schedule(folder: Path) -> None:
     cfg = load_config(folder / "base.yaml")
     cfg.merge_from_list(budget_overrides(cfg, 100))

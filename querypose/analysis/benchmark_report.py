@@ -1,0 +1,114 @@
+"""Tables of what a benchmark has measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tabulate import tabulate
+
+from querypose.analysis.complexity import CONVENTION
+from querypose.analysis.part_meter import REST
+
+Results = Mapping[str, Any]
+_UNTIMED = ("workload", "complexity")
+_LAST_PARTS = {REST: 1, "backward": 2, "update": 3}  # after those of the forward pass, in the order of the model
+
+
+def format_benchmark(results: Results) -> str:
+    """All tables for a screen: steps, their parts, parameters and GFLOPs, the machine."""
+    sections = [_steps_table(results["variants"])]
+    whats = dict.fromkeys(what for variant in results["variants"].values() for what in variant)
+    sections += [_parts_table(results["variants"], what) for what in whats if what not in _UNTIMED]
+    sections.append(_complexity_table(results["variants"]))
+    sections.append("\n".join(f"{name}: {value}" for name, value in results["machine"].items()))
+    return "\n\n".join(section for section in sections if section)
+
+
+def format_comparison(results: Results, other: Results, other_name: str) -> str:
+    """How many times as fast, and with what share of the memory, every measurement of `results` is as in `other`."""
+    lines = []
+    for name, what, measured in _timed(results["variants"]):
+        before = other["variants"].get(name, {}).get(what)
+        if before is None:
+            continue
+        speed = before["seconds"]["median"] / measured["seconds"]["median"]
+        per_image = measured["images_per_second"] / before["images_per_second"]
+        memory = measured["peak_memory"] / before["peak_memory"]
+        lines.append([name, what, f"{speed:.2f}x", f"{per_image:.2f}x", f"{memory:.2f}x"])
+    if not lines:
+        return f"{other_name} has measured nothing that this run has measured too."
+    table = tabulate(lines, ["variant", "what", "step faster", "img/s", "memory"], disable_numparse=True)
+    warning = ""
+    if other["machine"].get("cpu") != results["machine"]["cpu"] or other["machine"]["gpu"] != results["machine"]["gpu"]:
+        warning = "\nThe machines differ."
+    return f"Against {other_name}:\n\n{table}{warning}"
+
+
+def _timed(variants: Results) -> list[tuple[str, str, Results]]:
+    """(name of the variant, what, its result), one kind of measurement after the other."""
+    whats = dict.fromkeys(what for variant in variants.values() for what in variant if what not in _UNTIMED)
+    return [(name, what, variant[what]) for what in whats for name, variant in variants.items() if what in variant]
+
+
+def _steps_table(variants: Results) -> str:
+    first: dict[str, Results] = {}
+    lines = []
+    for name, what, measured in _timed(variants):
+        seconds = measured["seconds"]
+        reference = first.setdefault(what, measured)
+        lines.append(
+            [
+                what,
+                name,
+                f"{seconds['median'] * 1e3:.1f}",
+                f"{seconds['lower_quartile'] * 1e3:.1f} … {seconds['upper_quartile'] * 1e3:.1f}",
+                f"{measured['images_per_step']}",
+                f"{measured['images_per_second']:.2f}",
+                f"{measured['peak_memory'] / 2**30:.2f}",
+                f"{measured['images_per_second'] / reference['images_per_second']:.2f}x",
+            ]
+        )
+    if not lines:
+        return ""
+    heads = ["what", "variant", "ms/step", "quartiles", "images", "img/s", "peak GiB", "speed"]
+    return tabulate(lines, heads, disable_numparse=True, colalign=["left", "left", *["right"] * 6])
+
+
+def _parts_table(variants: Results, what: str) -> str:
+    measured = {name: variant[what] for name, variant in variants.items() if variant.get(what, {}).get("parts")}
+    parts = dict.fromkeys(part for result in measured.values() for part in result["parts"])
+    if not parts:
+        return ""
+    lines = []
+    for part in sorted(parts, key=lambda name: _LAST_PARTS.get(name, 0)):
+        line = [part]
+        for result in measured.values():
+            median = result["parts"].get(part, {"median": 0.0})["median"]
+            total = sum(other["median"] for other in result["parts"].values())
+            line.append(f"{median * 1e3:.1f} ({100 * median / total:.0f} %)")
+        lines.append(line)
+    heads = [f"{what}, ms by part", *measured]
+    return tabulate(lines, heads, disable_numparse=True, colalign=["left", *["right"] * len(measured)])
+
+
+def _complexity_table(variants: Results) -> str:
+    measured = {name: variant["complexity"] for name, variant in variants.items() if "complexity" in variant}
+    if not measured:
+        return ""
+    parts = dict.fromkeys(part for result in measured.values() for part in (*result["parameters"], *result["flops"]))
+    lines = []
+    for part in [*parts, "total"]:
+        line = [part]
+        for result in measured.values():
+            if part == "total":
+                parameters, flops = sum(result["parameters"].values()), sum(result["flops"].values())
+            else:
+                parameters, flops = result["parameters"].get(part, 0), result["flops"].get(part, 0)
+            line += [f"{parameters / 1e6:.3f}", f"{flops / 1e9:.2f}"]
+        lines.append(line)
+    names = [f"{name}: " if len(measured) > 1 else "" for name in measured]
+    heads = ["part", *(f"{name}{unit}" for name in names for unit in ("params (M)", "GFLOPs"))]
+    table = tabulate(lines, heads, disable_numparse=True, colalign=["left", *["right"] * (len(heads) - 1)])
+    height, width = next(iter(measured.values()))["image_size"]
+    return f"{table}\n\nInference of one {height}x{width} image.\n{CONVENTION}."

@@ -1,0 +1,144 @@
+#!/usr/bin/env python
+"""Measures what a user waits for: a training iteration, inference, loading and evaluation; by part, on CPU or GPU.
+
+    python tools/benchmark.py --config-file configs/querypose/querypose_r50_fpn_1x.yaml --output before.json
+    python tools/benchmark.py --config-file F --what inference --batch-size 8 --compare before.json
+    python tools/benchmark.py MODEL.DEVICE cuda --config-file F --variant bf16 SOLVER.AMP.ENABLED True
+    python tools/benchmark.py DATALOADER.NUM_WORKERS 8 --config-file F --what data --random-images 480x640
+
+Every measurement runs in a process of its own, whose peak of memory is reported. The config as it is and every
+--variant of it take turns, step by step, so their ratios come from one run and hold though the machine's speed drifts;
+all of them are in memory at once. Times are medians, with quartiles. Weights are those of MODEL.WEIGHTS, or random;
+random images and persons are used unless --real-data. KEY VALUE pairs that change all variants precede the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from querypose.analysis.benchmark import BenchmarkError, run_benchmark
+from querypose.analysis.benchmark_report import format_benchmark, format_comparison
+from querypose.analysis.benchmark_subjects import SUBJECTS, Workload
+from querypose.config import ConfigError
+from querypose.engine import report_user_errors
+from querypose.evaluation import read_json, write_json
+
+DEFAULT = ("complexity", "train", "inference")
+FAILED_EXIT_CODE = 1
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [KEY VALUE …] --config-file F [options]",
+    )
+    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="changes to the config")
+    parser.add_argument(
+        "--config-file", metavar="F", help="the YAML file to measure (default: the defaults of the project)"
+    )
+    parser.add_argument(
+        "--what", nargs="+", choices=list(SUBJECTS), default=list(DEFAULT), metavar="WHAT",
+        help=f"of {', '.join(SUBJECTS)} (default: {' '.join(DEFAULT)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--variant", nargs="+", action="append", default=[], metavar=("NAME", "KEY VALUE"),
+        help="also measure the config with these changes, under this name; may be given again and again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--iterations", type=positive, default=10, metavar="N", help="timed steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=2, metavar="N", help="steps before the timed ones (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, metavar="N",
+        help="images of a step (default: 2 in training, 1 in inference, SOLVER.IMS_PER_BATCH in loading)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image-size", type=size, default=(800, 1066), metavar="HxW", help="of random images (default: 800x1066)"
+    )
+    parser.add_argument(
+        "--persons", type=positive, default=4, metavar="N", help="in every random image (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--real-data", action="store_true", help="train and infer on batches of the config's own datasets"
+    )
+    parser.add_argument(
+        "--random-images", type=size, metavar="HxW",
+        help="what data: load random JPEGs of this size in place of the config's datasets",
+    )  # fmt: skip
+    parser.add_argument(
+        "--depth", type=positive, default=2, metavar="N",
+        help="how finely to tell parts apart: decoder.box_stages is 2 deep (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write everything measured")
+    parser.add_argument("--compare", metavar="FILE.json", help="print ratios to an earlier --output")
+    return parser.parse_args(arguments)
+
+
+def positive(text: str) -> int:
+    """An integer >= 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def size(text: str) -> tuple[int, int]:
+    """Height and width, as in 480x640."""
+    height, _, width = text.partition("x")
+    return positive(height), positive(width)
+
+
+def make_variants(arguments: argparse.Namespace) -> dict[str, Workload]:
+    """The config as it is, named `config`, and its variants.
+
+    Raises:
+        ConfigError: two have the same name, or a config cannot be used.
+    """
+    variants: dict[str, Workload] = {}
+    for name, *overrides in [["config"], *arguments.variant]:
+        if name in variants:
+            raise ConfigError(f"--variant {name}: there is another one of this name.")
+        variants[name] = Workload(
+            arguments.config_file,
+            (*arguments.opts, *overrides),
+            image_size=arguments.image_size,
+            persons=arguments.persons,
+            batch_size=arguments.batch_size,
+            depth=arguments.depth,
+            real_data=arguments.real_data,
+            random_files=arguments.random_images,
+        )
+        variants[name].load()  # so that its errors are one line here
+    return variants
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Measures and prints; returns the exit code."""
+    other = read_json(arguments.compare) if arguments.compare else None
+    try:
+        results = run_benchmark(
+            make_variants(arguments), arguments.what, iterations=arguments.iterations, warmup=arguments.warmup
+        )
+    except BenchmarkError as error:
+        print(f"benchmark.py: error: {error}", file=sys.stderr)
+        return FAILED_EXIT_CODE
+    print(f"\n{format_benchmark(results)}")
+    if arguments.output is not None:
+        write_json(arguments.output, results)
+    if other is not None:
+        print(f"\n{format_comparison(results, other, arguments.compare)}")
+    return 0
+
+
+if __name__ == "__main__":
+    parsed = parse_arguments()
+    with report_user_errors("benchmark.py"):
+        exit_code = main(parsed)
+    sys.exit(exit_code)

@@ -62,7 +62,7 @@ def hash_bytes(path: Path) -> np.ndarray:
         ImageReadError: the file cannot be read.
     """
     try:
-        return _digest(path.read_bytes())
+        return _bits(_digest(path.read_bytes()))
     except OSError as error:
         raise explain_read_error(path, error) from error
 
@@ -73,8 +73,12 @@ def hash_pixels(path: Path) -> np.ndarray:
     Raises:
         ImageReadError: the file cannot be read.
     """
-    pixels = read_image(path)
-    return _digest(repr(pixels.shape).encode() + pixels.tobytes())
+    return _bits(digest_of_pixels(read_image(path)))
+
+
+def digest_of_pixels(pixels: np.ndarray) -> bytes:
+    """Digest of an image (H, W, C)."""
+    return _digest(repr(pixels.shape).encode(), np.ascontiguousarray(pixels).data)
 
 
 def hash_gradients(path: Path) -> np.ndarray:
@@ -174,8 +178,15 @@ def _near_rows(first: np.ndarray, second: np.ndarray, max_distance: int) -> list
     return near
 
 
-def _digest(content: bytes) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest(), dtype=np.uint8))
+def _digest(*contents: bytes | memoryview) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for content in contents:
+        digest.update(content)
+    return digest.digest()
+
+
+def _bits(digest: bytes) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(digest, dtype=np.uint8))
 
 
 def without_images(document: Mapping[str, object], file_names: Sequence[str]) -> dict[str, object]:

@@ -35,6 +35,7 @@ from querypose.d2 import (
     verify_results,
 )
 from querypose.data import PoseMapper, load_datasets
+from querypose.engine.dataset_check import require_sound_datasets
 from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_evaluation_weights, require_weights
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.progress import ProgressLine
@@ -67,6 +68,7 @@ class PoseTrainer(DefaultTrainer):
             # The key and the function are detectron2's alone.
             cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())  # type: ignore[attr-defined]
         _check_batch_size(cfg)
+        require_sound_datasets(cfg)
         model = self.build_model(cfg)
         if cfg.MODEL.SYNC_BATCH_NORM:
             model = synchronize_batch_norm(model, torch.device(cfg.MODEL.DEVICE))

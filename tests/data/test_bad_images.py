@@ -58,8 +58,8 @@ class _InOrder(Sampler[int]):
 def _loader(records: list[dict[str, Any]], mapper: Any, num_workers: int, order: Sequence[int] = ()) -> Iterator[Any]:
     return iter(
         build_detection_train_loader(
-            records, mapper=mapper, sampler=_InOrder(order) if order else None, total_batch_size=2, aspect_ratio_grouping=False,
-            num_workers=num_workers,
+            records, mapper=mapper, sampler=_InOrder(order) if order else None, total_batch_size=2,
+            aspect_ratio_grouping=False, num_workers=num_workers,
         )
     )  # fmt: skip
 

@@ -271,7 +271,7 @@ class RandomCrop:
 
 
 def _as_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """uint8 (H, W, C) as (C, H, W), with its memory where torch can take it: a view, the layout that resizes fastest."""
+    """uint8 (H, W, C) as a view (C, H, W), whose layout in memory is the one that torch resizes fastest."""
     if min(pixels.strides) < 0 or not pixels.flags.writeable:
         pixels = pixels.copy()  # torch takes neither negative strides nor read-only memory
     return torch.from_numpy(pixels).permute(2, 0, 1)

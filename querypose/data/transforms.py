@@ -147,7 +147,7 @@ class GeometricTransform:
                 pixels[None], size=self.output_size, mode="bilinear", antialias=True, align_corners=False
             )[0]
         mirrored = [axis + 1 for axis in (0, 1) if self.matrix[1 - axis, 1 - axis] < 0]
-        pixels = pixels.flip(mirrored) if mirrored else pixels.contiguous()
+        pixels = pixels.contiguous().flip(mirrored)
         return pixels.permute(1, 2, 0).numpy()
 
     def _warp(self, image: np.ndarray) -> np.ndarray:

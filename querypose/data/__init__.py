@@ -1,5 +1,6 @@
 """Datasets, augmentation and the mapper; importing it registers the built-in dataset names."""
 
+from querypose.data.bad_images import SkipBadImages, TooManyBadImagesError
 from querypose.data.coco_json import DatasetError, load_pose_json
 from querypose.data.datasets import (
     datasets_root,
@@ -9,14 +10,19 @@ from querypose.data.datasets import (
     register_pose_dataset,
 )
 from querypose.data.image_io import ImageReadError, read_image
+from querypose.data.loader_failures import LoaderError, explain_loader_failures
 from querypose.data.mapper import ImageSizeError, PoseMapper
 
 __all__ = [
     "DatasetError",
     "ImageReadError",
     "ImageSizeError",
+    "LoaderError",
     "PoseMapper",
+    "SkipBadImages",
+    "TooManyBadImagesError",
     "datasets_root",
+    "explain_loader_failures",
     "load_datasets",
     "load_pose_json",
     "read_image",

@@ -26,7 +26,8 @@ _UPRIGHT = {
 }
 _ORIENTATIONS_THAT_SWAP_SIDES = (5, 6, 7, 8)
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+# What Pillow raises on files that are missing, damaged or no images.
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class ImageReadError(RuntimeError):
@@ -57,8 +58,8 @@ def read_image(path: str | Path, channel_order: str = "RGB") -> np.ndarray:
             orientation = image.getexif().get(_ORIENTATION_TAG)
             image.load()
             pixels = np.array(_to_rgb(_upright(image, orientation)))  # a copy, which may be written to
-    except _DECODING_ERRORS as error:
-        raise _explain(path, error) from error
+    except READ_ERRORS as error:
+        raise explain_read_error(path, error) from error
     return np.ascontiguousarray(pixels if channel_order == "RGB" else pixels[:, :, ::-1])
 
 
@@ -72,8 +73,8 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             orientation = image.getexif().get(_ORIENTATION_TAG)
-    except _DECODING_ERRORS as error:
-        raise _explain(path, error) from error
+    except READ_ERRORS as error:
+        raise explain_read_error(path, error) from error
     return (width, height) if orientation in _ORIENTATIONS_THAT_SWAP_SIDES else (height, width)
 
 
@@ -99,7 +100,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _explain(path: str | Path, error: Exception) -> ImageReadError:
+def explain_read_error(path: str | Path, error: Exception) -> ImageReadError:
+    """One of `READ_ERRORS`, in terms of the file and what to do about it."""
     if isinstance(error, FileNotFoundError):
         return ImageReadError(f"There is no image {str(path)!r}; check the image folder, or remove it from the json.")
     if isinstance(error, IsADirectoryError | PermissionError):

@@ -11,6 +11,7 @@ import torch
 
 from querypose.d2 import Boxes, BoxMode, CfgNode, Instances, Keypoints, configurable
 from querypose.data.coco_json import DatasetError
+from querypose.data.image_checks import check_image_size
 from querypose.data.image_io import read_image
 from querypose.data.transforms import (
     GeometricTransform,
@@ -26,8 +27,6 @@ _logger = logging.getLogger(__name__)
 
 # Boxes thinner than this after a crop are gone, in pixels; detectron2's bound.
 _EMPTY_BOX = 1e-5
-# Boxes of a json may overhang the image by rounding.
-_SIZE_TOLERANCE = 2.0
 
 
 class ImageSizeError(ValueError):
@@ -121,27 +120,13 @@ class PoseMapper:
 
     def _check_size(self, record: dict[str, Any], height: int, width: int) -> None:
         """Accepts a record whose height and width are swapped, as CrowdPose has some, and no other difference."""
-        stated = (record.get("height", height), record.get("width", width))
-        if stated == (height, width):
+        problem = check_image_size(record, height, width)
+        if problem is None:
             return
-        where = f"Image {record['file_name']!r} (id {record.get('image_id')})"
-        if stated != (width, height):
-            raise ImageSizeError(
-                f"{where} is {width}x{height} pixels, its json says {stated[1]}x{stated[0]}; the annotations are of "
-                "another version of it: get the right file, or correct the json."
-            )
-        for annotation in record.get("annotations", ()):
-            x, y, box_width, box_height = annotation["bbox"]
-            if x + box_width > width + _SIZE_TOLERANCE or y + box_height > height + _SIZE_TOLERANCE:
-                raise ImageSizeError(
-                    f"{where} is {width}x{height} pixels upright, its json says {stated[1]}x{stated[0]} and annotation "
-                    f"{annotation.get('id')} fits only that; the json seems to ignore the EXIF rotation: rotate the "
-                    "file's pixels and remove the tag, or transform the annotations."
-                )
+        if problem.severity == "error":
+            raise ImageSizeError(problem.message)
         if not self._swap_reported:
-            _logger.warning(
-                "%s: height and width are swapped in its json; corrected, as for others like it (reported once).", where
-            )
+            _logger.warning("%s (Others like it are corrected without a word.)", problem.message)
             self._swap_reported = True
 
     def _instances(self, record: dict[str, Any], transform: GeometricTransform) -> Instances:

@@ -112,7 +112,8 @@ class GeometricTransform:
             image: uint8 (H, W, C) of `source_size`.
 
         Returns:
-            uint8 (H', W', C) of `output_size`, C-contiguous.
+            uint8 (H', W', C) of `output_size`; a view of memory in which one channel follows the other, as torch
+            resizes and models take them: to change the order and back took longer than to decode the image.
 
         Raises:
             ValueError: the image is not of `source_size`.
@@ -140,11 +141,14 @@ class GeometricTransform:
 
     def _crop_and_resize(self, image: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
         x0, y0, x1, y1 = window
-        pixels = image[y0:y1, x0:x1]
-        if pixels.shape[:2] != self.output_size:
-            pixels = _resize_pixels(pixels, self.output_size)
-        step_y, step_x = (-1 if self.matrix[axis, axis] < 0 else 1 for axis in (1, 0))
-        return np.ascontiguousarray(pixels[::step_y, ::step_x])
+        pixels = _as_tensor(image[y0:y1, x0:x1])
+        if pixels.shape[1:] != self.output_size:
+            pixels = F.interpolate(
+                pixels[None], size=self.output_size, mode="bilinear", antialias=True, align_corners=False
+            )[0]
+        mirrored = [axis + 1 for axis in (0, 1) if self.matrix[1 - axis, 1 - axis] < 0]
+        pixels = pixels.contiguous().flip(mirrored)
+        return pixels.permute(1, 2, 0).numpy()
 
     def _warp(self, image: np.ndarray) -> np.ndarray:
         # Bilinear sampling does not antialias: shrink to the scale of the output first, then sample.
@@ -157,9 +161,9 @@ class GeometricTransform:
         points = to_source.apply_coords(np.stack([x, y], axis=-1))
         # grid_sample with align_corners=False takes -1 and 1 as the outer edges of the image.
         grid = torch.from_numpy(points / (np.array(pixels.shape[1::-1]) / 2) - 1).float()
-        source = torch.tensor(pixels).permute(2, 0, 1).float()
+        source = _as_tensor(pixels).float()
         sampled = F.grid_sample(source[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
-        return np.ascontiguousarray(sampled[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+        return sampled[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def identity(size: ImageSize) -> GeometricTransform:
@@ -266,10 +270,8 @@ class RandomCrop:
         return first, last - first
 
 
-def _resize_pixels(pixels: np.ndarray, size: ImageSize) -> np.ndarray:
-    """uint8 (H, W, C) to (*size, C). The channels-last view is the layout that torch resizes fastest."""
-    if pixels.strides[2] != pixels.itemsize or min(pixels.strides) < 0 or not pixels.flags.writeable:
+def _as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 (H, W, C) as a view (C, H, W), whose layout in memory is the one that torch resizes fastest."""
+    if min(pixels.strides) < 0 or not pixels.flags.writeable:
         pixels = pixels.copy()  # torch takes neither negative strides nor read-only memory
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resized = F.interpolate(image, size=size, mode="bilinear", antialias=True, align_corners=False)
-    return resized[0].permute(1, 2, 0).numpy()
+    return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from querypose.engine.dataset_check import require_sound_datasets, validate_datasets
 from querypose.engine.ema import ExponentialMovingAverage, load_evaluation_weights
 from querypose.engine.launch import launch
 from querypose.engine.optimizer import build_optimizer
@@ -18,4 +19,6 @@ __all__ = [
     "setup",
     "report_user_errors",
     "launch",
+    "require_sound_datasets",
+    "validate_datasets",
 ]

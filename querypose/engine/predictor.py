@@ -60,6 +60,6 @@ class PosePredictor:
         # A resize to one size draws nothing.
         transform = self._resize.draw((height, width), np.random.default_rng(0))
         pixels = transform.apply_image(image if self._channel_order == "RGB" else image[:, :, ::-1])
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous()
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
         (output,) = self.model([{"image": tensor, "height": height, "width": width}])
         return output["instances"].to("cpu")

@@ -15,14 +15,14 @@ import torch
 from querypose import d2
 from querypose.config import ConfigError, load_config
 from querypose.d2 import CfgNode, comm, default_setup, setup_logger
-from querypose.data import DatasetError, ImageReadError, ImageSizeError, register_custom_datasets
+from querypose.data import DatasetError, ImageReadError, ImageSizeError, LoaderError, register_custom_datasets
 from querypose.evaluation import EvaluationError
 from querypose.modeling.backbone import BackboneError
 from querypose.skeleton import SkeletonError
 
-# Every process meets the same errors of the first kind; an image is read by one of them alone.
+# Every process meets the same errors of the first kind; an image is loaded by one of them alone.
 USER_ERRORS: tuple[type[Exception], ...] = (ConfigError, SkeletonError, DatasetError, EvaluationError, BackboneError)
-IMAGE_ERRORS: tuple[type[Exception], ...] = (ImageReadError, ImageSizeError)
+IMAGE_ERRORS: tuple[type[Exception], ...] = (ImageReadError, ImageSizeError, LoaderError)
 USER_ERROR_EXIT_CODE = 2
 
 

@@ -34,7 +34,8 @@ from querypose.d2 import (
     setup_logger,
     verify_results,
 )
-from querypose.data import PoseMapper, load_datasets
+from querypose.data import PoseMapper, SkipBadImages, explain_loader_failures, load_datasets
+from querypose.engine.dataset_check import require_sound_datasets
 from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_evaluation_weights, require_weights
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.progress import ProgressLine
@@ -67,6 +68,7 @@ class PoseTrainer(DefaultTrainer):
             # The key and the function are detectron2's alone.
             cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())  # type: ignore[attr-defined]
         _check_batch_size(cfg)
+        require_sound_datasets(cfg)
         model = self.build_model(cfg)
         if cfg.MODEL.SYNC_BATCH_NORM:
             model = synchronize_batch_norm(model, torch.device(cfg.MODEL.DEVICE))
@@ -98,6 +100,15 @@ class PoseTrainer(DefaultTrainer):
         super().resume_or_load(resume=resume)
         if self.ema is not None and self.ema.num_updates == 0:
             self.ema.reset()
+
+    def train(self) -> Any:  # type: ignore[override]  # as DefaultTrainer: the iterations are the config's
+        """Trains as DefaultTrainer does.
+
+        Raises:
+            LoaderError: a process of the data loader died.
+        """
+        with explain_loader_failures():
+            return super().train()
 
     def run_step(self) -> None:
         """One iteration; the last one reports its figures even where LOG_PERIOD does not."""
@@ -163,10 +174,11 @@ class PoseTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
-        """Endless batches of DATASETS.TRAIN, augmented."""
+        """Endless batches of DATASETS.TRAIN, augmented, without the images that cannot be read."""
+        records = load_datasets(cfg.DATASETS.TRAIN, require_persons=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         return build_detection_train_loader(
-            load_datasets(cfg.DATASETS.TRAIN, require_persons=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS),
-            mapper=PoseMapper(cfg, is_train=True),
+            records,
+            mapper=SkipBadImages(PoseMapper(cfg, is_train=True), len(records), cfg.DATALOADER.MAX_BAD_IMAGES),
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -174,7 +186,10 @@ class PoseTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """Every image of a dataset once, TEST.IMS_PER_BATCH at a time."""
+        """Every image of a dataset once, TEST.IMS_PER_BATCH at a time; one that cannot be read is an error.
+
+        Left out it would count as an image where nothing was found, and the figures would be wrong.
+        """
         return build_detection_test_loader(
             load_datasets([dataset_name]),
             mapper=PoseMapper(cfg, is_train=False),
@@ -186,6 +201,17 @@ class PoseTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         """The keypoint evaluator of a dataset; writes into OUTPUT_DIR/inference unless told where else."""
         return PoseEvaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Evaluates on DATASETS.TEST as DefaultTrainer does.
+
+        Raises:
+            LoaderError: a process of the data loader died.
+        """
+        with explain_loader_failures():
+            results: dict[str, Any] = super().test(cfg, model, evaluators)
+        return results
 
     @classmethod
     def evaluate_weights(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:

@@ -194,6 +194,10 @@ def instances_to_results(
         category_ids: `category_id` of class 0, 1, …
         skeleton: of the K keypoints that are expected.
 
+    Returns:
+        a dict for each, as `read_detections` takes it; `keypoints` are a float64 array (3K), a row of one for them all,
+        which takes a quarter of the memory of Python's numbers. `write_json` writes it as a list.
+
     Raises:
         EvaluationError: a prediction is NaN or infinite, or has another number of keypoints.
     """
@@ -219,7 +223,7 @@ def instances_to_results(
                 "diverged; a NaN would count as a correct pose, so nothing is evaluated."
             )
     keypoints_NK3[:, :, :2] -= 0.5
-    flat = np.round(keypoints_NK3.reshape(count, -1), 4).tolist()
+    flat = np.round(keypoints_NK3.reshape(count, -1), 4)
     results = [
         {"image_id": image_id, "category_id": category_ids[label], "keypoints": keypoints, "score": score}
         for label, keypoints, score in zip(instances.pred_classes.tolist(), flat, scores_N.tolist(), strict=True)
@@ -245,11 +249,11 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a json file whole or not at all."""
+    """Writes a json file whole or not at all; arrays become lists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.write_text(json.dumps(content, default=np.ndarray.tolist), encoding="utf-8")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

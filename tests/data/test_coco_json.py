@@ -76,8 +76,8 @@ def test_boxes_are_clipped_to_the_image_and_empty_ones_dropped(
     with caplog.at_level(logging.WARNING):
         persons = _load(tmp_path, document)[1]["annotations"]
     assert {person["id"]: person["bbox"] for person in persons} == {1: [0, 0, 15, 10], 2: [30, 20, 10, 10]}
-    assert "the boxes of 2 of 5 annotations reach outside their image and were clipped (ids 1, 2)" in caplog.text
-    assert "the boxes of 3 of 5 annotations are empty or outside their image" in caplog.text
+    assert "box outside the image: 2 times (annotation 1, annotation 2); it is clipped." in caplog.text
+    assert "empty box: 3 times (annotation 3, annotation 4, annotation 5); this person is left out." in caplog.text
     assert str(tmp_path) in caplog.text
 
 
@@ -93,7 +93,7 @@ def test_size_swapped_in_the_json_is_recognised_by_boxes_that_fit_only_the_image
         record = load_pose_json(json_file, images, TOY_SKELETON)[1]
     assert (record["height"], record["width"]) == (30, 40)
     assert record["annotations"][0]["bbox"] == [3, 3, 36, 20]
-    assert "height and width of 1 images are swapped in the file (ids 7)" in caplog.text
+    assert "image 7 do not fit its size, 30x40: height and width are swapped in the file; corrected" in caplog.text
 
 
 def test_box_that_leaves_an_image_of_the_stated_size_is_clipped_though_it_fits_the_transposed_size(
@@ -149,6 +149,7 @@ BROKEN_FILES: dict[str, tuple[Any, str]] = {
     "annotation id missing": (_annotation(id=None), "an annotation has no integer 'id'"),
     "annotation id twice": (toy_document(annotations=[toy_annotation()] * 2), "two annotations have the id 1"),
     "unknown image": (_annotation(image_id=8), "annotation 1 is of image 8, which the file does not list; add"),
+    "unknown category": (_annotation(category_id=4), "annotation 1 has the category_id 4, which the file does not"),
     "no keypoints": (
         toy_document(annotations=[_without(toy_annotation(), "keypoints")]),
         "'keypoints' of annotation 1 .*is None; it must be 9 numbers",

@@ -184,7 +184,7 @@ def test_swapped_size_is_corrected_and_reported_once(
     assert [(sample["height"], sample["width"]) for sample in samples] == [(120, 160)] * 2
     assert samples[0]["instances"].gt_boxes.tensor.tolist() == [[20, 10, 100, 90]]
     assert caplog.text.count("height and width are swapped in its json") == 1
-    assert "markers.png' (id 5)" in caplog.text
+    assert "markers.png: image 5 is 160x120" in caplog.text
 
 
 def test_annotations_that_ignore_the_exif_rotation_are_an_error(tmp_path: Path) -> None:
@@ -194,14 +194,14 @@ def test_annotations_that_ignore_the_exif_rotation_are_an_error(tmp_path: Path) 
     with Image.open(record["file_name"]) as image:
         image.save(record["file_name"], exif=exif)
     record["annotations"][0]["bbox"] = [20.0, 10.0, 130.0, 90.0]
-    with pytest.raises(ImageSizeError, match=r"is 120x160 pixels upright, its json says 160x120.*EXIF.*remove the tag"):
+    with pytest.raises(ImageSizeError, match=r"is 120x160 pixels, its json says 160x120.*EXIF.*remove the tag"):
         mapper(record)
 
 
 def test_other_size_is_an_error_that_names_file_and_id(tmp_path: Path) -> None:
     record, mapper = _record(tmp_path, KEYPOINTS), _mapper()
     record["width"] = 161
-    with pytest.raises(ImageSizeError, match=r"markers.png' \(id 5\) is 160x120 pixels, its json says 161x120.*json"):
+    with pytest.raises(ImageSizeError, match=r"markers.png: image 5 is 160x120 pixels, its json says 161x120.*json"):
         mapper(record)
 
 

@@ -140,7 +140,7 @@ def test_predictions_are_not_changed(tmp_path: Path) -> None:
     instances = make_instances(np.full((2, 17, 3), 7.0), np.ones(2))
     instances.pred_keypoints = instances.pred_keypoints.double()
     (first, _) = instances_to_results(instances, 1, [1], COCO_SKELETON)
-    assert first["keypoints"][:3] == [6.5, 6.5, 7.0]
+    assert first["keypoints"][:3].tolist() == [6.5, 6.5, 7.0]
     assert (instances.pred_keypoints == 7.0).all()
 
 

@@ -27,13 +27,14 @@ _MAP_ATTEMPTS_BEFORE_WARNING = 3
 class DatasetFromList(data.Dataset[Any]):
     """A list as a dataset; every access gives a fresh copy.
 
-    The entries are kept pickled in one array: loader processes then share its memory instead of copying every dict.
+    The entries are kept pickled in one tensor. Forked loader processes read it in place, since nothing counts
+    references in it; to spawned ones torch hands it over in shared memory. Neither copies the entries.
     """
 
     def __init__(self, entries: Sequence[Any]) -> None:
         pickled = [np.frombuffer(pickle.dumps(entry, protocol=-1), dtype=np.uint8) for entry in entries]
-        self._ends = np.cumsum([len(entry) for entry in pickled], dtype=np.int64)
-        self._bytes = np.concatenate(pickled) if pickled else np.empty(0, dtype=np.uint8)
+        self._ends = torch.from_numpy(np.cumsum([len(entry) for entry in pickled], dtype=np.int64))
+        self._bytes = torch.from_numpy(np.concatenate(pickled) if pickled else np.empty(0, dtype=np.uint8))
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -42,32 +43,35 @@ class DatasetFromList(data.Dataset[Any]):
         if not 0 <= index < len(self):
             raise IndexError(f"Index {index} is out of range: the dataset has {len(self)} entries.")
         begin = int(self._ends[index - 1]) if index else 0
-        return pickle.loads(self._bytes[begin : int(self._ends[index])].tobytes())
+        return pickle.loads(self._bytes[begin : int(self._ends[index])].numpy().data)
 
 
 class MapDataset(data.Dataset[Any]):
-    """A dataset with a function applied to each entry. Where it gives None, another entry is taken at random."""
+    """A dataset with a function applied to each entry. Where it gives None, another entry is taken at random.
+
+    Deviates: which one follows from the entry alone; in detectron2 also from what this loader process read before.
+    """
 
     def __init__(self, dataset: Any, map_func: Mapper) -> None:
         self._dataset = dataset
         self._map_func = map_func
-        self._random = random.Random(42)
-        self._unusable: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Any:
-        current, attempt = int(index), 0
+        current, tried = int(index), {int(index)}
+        draws = random.Random(current)
         while (mapped := self._map_func(self._dataset[current])) is None:
-            attempt += 1
-            self._unusable.add(current)
-            candidates = [other for other in range(len(self)) if other not in self._unusable]
-            if not candidates:
+            if len(tried) == len(self):
                 raise ValueError("The mapper gave None for every entry of the dataset: nothing is left to load.")
-            current = self._random.choice(candidates)
-            if attempt >= _MAP_ATTEMPTS_BEFORE_WARNING:
-                logging.getLogger(__name__).warning("The mapper gave None %d times in a row (entry %d)", attempt, index)
+            if len(tried) >= _MAP_ATTEMPTS_BEFORE_WARNING:
+                logging.getLogger(__name__).warning(
+                    "The mapper gave None %d times in a row (entry %d)", len(tried), index
+                )
+            while current in tried:
+                current = draws.randrange(len(self))
+            tried.add(current)
         return mapped
 
 

@@ -1,0 +1,102 @@
+"""Whether an image file is there, can be read, and has the size that its json says.
+
+The mapper refuses (or corrects) an image by `check_image_size` when it reads it; the validator looks at all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+from querypose.data.annotation_file import SIZE_TOLERANCE
+from querypose.data.duplicates import digest_of_pixels
+from querypose.data.image_io import ImageReadError, read_image, read_image_size
+from querypose.data.parallel import map_in_threads
+from querypose.data.problems import Problem
+
+# How closely the validator looks at images: not at all, at the header of each file, at every pixel.
+ImageDepth = Literal["none", "header", "pixels"]
+
+
+def check_image_size(record: dict[str, Any], height: int, width: int) -> Problem | None:
+    """Compares the size of an image with that of its record; swapped height and width are a warning alone.
+
+    Args:
+        record: a dict as `load_pose_json` gives.
+        height: of the upright image.
+        width: of the upright image.
+    """
+    stated = (record.get("height", height), record.get("width", width))
+    if stated == (height, width):
+        return None
+    id = f"image {record.get('image_id')}"
+    sizes = f"is {width}x{height} pixels, its json says {stated[1]}x{stated[0]}"
+    if stated != (width, height):
+        return Problem(
+            "error", "size differs from the json", str(record["file_name"]), id,
+            f"{id} {sizes}: the annotations are of another version of it", "get the right file, or correct the json",
+        )  # fmt: skip
+    for annotation in record.get("annotations", ()):
+        x, y, box_width, box_height = annotation["bbox"]
+        if x + box_width > width + SIZE_TOLERANCE or y + box_height > height + SIZE_TOLERANCE:
+            return Problem(
+                "error", "annotations ignore the EXIF rotation", str(record["file_name"]), id,
+                f"{id} {sizes}, and annotation {annotation.get('id')} fits only that: the json seems to ignore the "
+                "EXIF rotation", "rotate the file's pixels and remove the tag, or transform the annotations",
+            )  # fmt: skip
+    return Problem(
+        "warning", "height and width swapped", str(record["file_name"]), id,
+        f"{id} {sizes}: height and width are swapped in its json", "corrected from the image",
+    )  # fmt: skip
+
+
+def check_images(
+    records: Sequence[dict[str, Any]],
+    depth: ImageDepth,
+    description: str,
+    *,
+    num_threads: int | None = None,
+    show_progress: bool = False,
+) -> tuple[list[Problem], list[str | None]]:
+    """Looks at the image of every record.
+
+    Args:
+        records: dicts as `load_pose_json` gives.
+        depth: "header" finds files that are missing, no image or of another size; "pixels" also truncated ones.
+        description: begins the progress bar.
+        num_threads: see `map_in_threads`.
+        show_progress: draw a bar on stderr.
+
+    Returns:
+        the problems, and with depth "pixels" a digest of the pixels of each image, None where it cannot be read.
+    """
+    if depth == "none":
+        return [], [None] * len(records)
+    checked = map_in_threads(
+        partial(_check_image, depth=depth), records, description, num_threads=num_threads, show_progress=show_progress
+    )
+    return [problem for problem, _ in checked if problem is not None], [digest for _, digest in checked]
+
+
+def _check_image(record: dict[str, Any], depth: ImageDepth) -> tuple[Problem | None, str | None]:
+    path, digest = str(record["file_name"]), None
+    try:
+        if depth == "pixels":
+            pixels = read_image(path)
+            height, width = pixels.shape[:2]
+            digest = digest_of_pixels(pixels).hex()
+        else:
+            height, width = read_image_size(path)
+    except ImageReadError as error:
+        return unreadable_image(record, error), None
+    return check_image_size(record, height, width), digest
+
+
+def unreadable_image(record: dict[str, Any], error: ImageReadError) -> Problem:
+    """An image that cannot be read, as a problem."""
+    what, _, remedy = str(error).removesuffix(".").partition("; ")
+    return Problem(
+        "error", "unreadable image", str(record["file_name"]), f"image {record.get('image_id')}", what,
+        remedy or "make it readable",
+    )  # fmt: skip

@@ -1,0 +1,131 @@
+"""The validator: every problem of registered datasets in one list."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from querypose.d2 import DatasetCatalog, MetadataCatalog
+from querypose.data.annotation_file import read_annotation_file
+from querypose.data.coco_json import DatasetError, missing_folder, records_of
+from querypose.data.image_checks import ImageDepth, check_images
+from querypose.data.problems import Problem
+from querypose.skeleton import Skeleton, skeleton_of_datasets
+
+SHARED_IMAGES = "image in training and test data"
+
+
+class _Checked(NamedTuple):
+    """The sound images of a dataset, each with a digest of its pixels where they were looked at, and the problems."""
+
+    records: list[dict[str, Any]]
+    digests: list[str | None]
+    problems: list[Problem]
+
+
+def check_datasets(
+    train: Sequence[str],
+    test: Sequence[str] = (),
+    depth: ImageDepth = "header",
+    *,
+    num_threads: int | None = None,
+    show_progress: bool = False,
+) -> list[Problem]:
+    """Every problem of some datasets, and what those of training share with those of test.
+
+    Args:
+        train: names of registered datasets.
+        test: the same.
+        depth: how closely to look at the images, see `check_images`.
+        num_threads: see `map_in_threads`.
+        show_progress: draw bars on stderr.
+
+    Raises:
+        SkeletonError: a name is not that of a pose dataset.
+    """
+    skeletons = {name: skeleton_of_datasets([name]) for name in dict.fromkeys([*train, *test])}
+    checked = {
+        name: _check_dataset(name, skeleton, depth, num_threads=num_threads, show_progress=show_progress)
+        for name, skeleton in skeletons.items()
+    }
+    problems = [problem for name in skeletons for problem in checked[name].problems]
+    for skeleton in {skeleton.name: skeleton for skeleton in skeletons.values()}.values():
+        problems += check_flips(skeleton)
+    for train_name in dict.fromkeys(train):
+        for test_name in dict.fromkeys(test):
+            problems += _shared_images(train_name, checked[train_name], test_name, checked[test_name])
+    return problems
+
+
+def check_flips(skeleton: Skeleton) -> list[Problem]:
+    """Keypoints that are named after a side and do not change it in a flip: training would learn both for one."""
+    problems = []
+    for index, keypoint in enumerate(skeleton.keypoints):
+        mirrored = _other_side(keypoint)
+        partner = skeleton.keypoints[skeleton.flip_indices[index]]
+        if mirrored in skeleton.keypoints and partner != mirrored:
+            becomes = "stays what it is" if partner == keypoint else f"becomes {partner!r}"
+            problems.append(
+                Problem(
+                    "error", "flips that do not pair", f"skeleton {skeleton.name!r}", f"keypoint {keypoint}",
+                    f"a flip should make {keypoint!r} {mirrored!r}, but it {becomes}",
+                    "pair the two in flip_pairs of DATASETS.SKELETONS",
+                )
+            )  # fmt: skip
+    return problems
+
+
+def _other_side(keypoint: str) -> str:
+    for left, right in (("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT")):
+        for side, other in ((left, right), (right, left)):
+            if side in keypoint:
+                return keypoint.replace(side, other)
+    return ""
+
+
+def _check_dataset(
+    name: str, skeleton: Skeleton, depth: ImageDepth, *, num_threads: int | None, show_progress: bool
+) -> _Checked:
+    metadata = MetadataCatalog.get(name)
+    json_file, image_root = str(metadata.json_file), str(metadata.image_root)
+    if not Path(json_file).is_file():
+        with contextlib.suppress(DatasetError):  # it is missing, which the reader below says
+            DatasetCatalog.get(name)  # one that makes its files when it is first used
+    file = read_annotation_file(json_file, skeleton, lambda file_name: os.path.join(image_root, file_name))
+    records = records_of(file, image_root)
+    if not file.images:
+        return _Checked([], [], file.problems)
+    if not Path(image_root).is_dir():
+        return _Checked(records, [None] * len(records), [*file.problems, missing_folder(json_file, image_root)])
+    problems, digests = check_images(records, depth, name, num_threads=num_threads, show_progress=show_progress)
+    return _Checked(records, digests, file.problems + problems)
+
+
+def _shared_images(train_name: str, train: _Checked, test_name: str, test: _Checked) -> list[Problem]:
+    """Images that are trained on and evaluated on, by their path, and by their pixels where these were looked at."""
+    remedy = "figures of a test on training images mean little"
+    if train_name == test_name:
+        if not train.records:
+            return []
+        what = f"dataset {train_name!r} is in DATASETS.TRAIN and in DATASETS.TEST"
+        return [Problem("warning", SHARED_IMAGES, str(MetadataCatalog.get(test_name).json_file), "", what, remedy)]
+    trained: dict[str, dict[str, Any]] = {}
+    for record, digest in zip(train.records, train.digests, strict=True):
+        for key in _identities(record, digest):
+            trained.setdefault(key, record)
+    problems = []
+    for record, digest in zip(test.records, test.digests, strict=True):
+        same = next((trained[key] for key in _identities(record, digest) if key in trained), None)
+        if same is not None:
+            id = f"image {record['image_id']}"
+            what = f"{id} of {test_name!r} is image {same['image_id']} of {train_name!r}, {str(same['file_name'])!r}"
+            problems.append(Problem("warning", SHARED_IMAGES, str(record["file_name"]), id, what, remedy))
+    return problems
+
+
+def _identities(record: dict[str, Any], digest: str | None) -> list[str]:
+    path = os.path.realpath(str(record["file_name"]))
+    return [path] if digest is None else [path, digest]

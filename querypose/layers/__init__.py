@@ -7,7 +7,7 @@ from querypose.layers.feed_forward import FeedForward
 from querypose.layers.precision import at_least_float32, full_precision
 from querypose.layers.real_nvp import RealNVP
 from querypose.layers.region_batch_norm import RegionBatchNorm2d
-from querypose.layers.region_features import RegionPooler
+from querypose.layers.region_features import RegionPooler, pooling_layout
 
 __all__ = [
     "DynamicInteraction",
@@ -21,4 +21,5 @@ __all__ = [
     "box_cxcywh_to_xyxy",
     "full_precision",
     "generalized_box_iou",
+    "pooling_layout",
 ]

@@ -23,7 +23,7 @@ from querypose.d2 import (
     build_backbone,
     configurable,
 )
-from querypose.layers import RealNVP, RegionPooler, at_least_float32
+from querypose.layers import RealNVP, RegionPooler, at_least_float32, pooling_layout
 from querypose.modeling.box_decoder import BoxStage
 from querypose.modeling.criterion import SetCriterion
 from querypose.modeling.initialization import PROPOSAL_LAYOUTS
@@ -130,7 +130,7 @@ class QueryPose(nn.Module):
         """
         images = self.preprocess_images(batched_inputs)
         features = self.backbone(images.tensor)
-        features = {name: at_least_float32(feature) for name, feature in features.items()}
+        features = {name: pooling_layout(feature) for name, feature in features.items()}
         if self.mask_padding:
             features = zero_padding(features, images)
         if self.training:

@@ -223,6 +223,9 @@ KEYS: tuple[Key, ...] = (
     Key("TEST.DETECTIONS_PER_IMAGE", 20, "poses kept per image; the COCO protocol counts 20", _at_least(1)),
     Key("TEST.SCORE_THRESHOLD", 0.0, "poses with a score not above it are left out, and not computed; above 0 costs AP",
         _between(0, 1)),
+    Key("TEST.PRECISION", "float32", "of the forward pass in inference; geometry and regressors stay float32",
+        _one_of("float32", "bfloat16")),
+    Key("TEST.COMPILE", False, "compile backbone and decoder stages for inference; pays where there are many images"),
     Key("TEST.EXPECTED_RESULTS", [], "[task, metric, value, tolerance] that the final evaluation must meet"),
 )
 # fmt: on

@@ -1,6 +1,7 @@
 """Layers that know no meta-architecture, one a file."""
 
 from querypose.layers.attention import SelfAttention
+from querypose.layers.batch_norm_folding import fold_batch_norms
 from querypose.layers.boxes import apply_box_deltas, box_cxcywh_to_xyxy, generalized_box_iou
 from querypose.layers.dynamic_interaction import DynamicInteraction
 from querypose.layers.feed_forward import FeedForward
@@ -19,6 +20,7 @@ __all__ = [
     "apply_box_deltas",
     "at_least_float32",
     "box_cxcywh_to_xyxy",
+    "fold_batch_norms",
     "full_precision",
     "generalized_box_iou",
     "pooling_layout",

@@ -156,6 +156,10 @@ class QueryPose(nn.Module):
         poses = postprocess(prediction, images.image_sizes, output_sizes, self.selection)
         return [{"instances": instances} for instances in poses]
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Modules that compute most and decide nothing, for torch.compile: backbone and decoder stages."""
+        return [self.backbone, *self.decoder.box_stages, *self.decoder.keypoint_stages]
+
     def preprocess_images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
         """Normalises, then pads with zeros at the right and the bottom to a common size that the backbone divides."""
         images = [

@@ -38,12 +38,15 @@ class InferenceModel(nn.Module):
             ConfigError: it is to be compiled and names no parts.
         """
         super().__init__()
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).eval()
+        for module in self.model.modules():
+            # Put over a module's own, as by a compilation for training, it would run the original's weights.
+            module.__dict__.pop("forward", None)
         self.precision = precision
         height, width = PROBE_SIZE
         probe = [{"image": torch.zeros(3, height, width, dtype=torch.uint8), "height": height, "width": width}]
         fold_batch_norms(self.model, lambda: self.model(probe))
-        self.model.to(memory_format=torch.channels_last)
+        self.model.requires_grad_(False).to(memory_format=torch.channels_last)
         if precision is not None:
             # Once, not at every image; autocast converts what flows into them, and the weights of all other layers.
             for module in self.model.modules():

@@ -148,7 +148,7 @@ class QueryPose(nn.Module):
             return self.criterion(self.decoder.decode_training(features, targets, self.matcher), targets)
 
         sizes = torch.tensor([(width, height) * 2 for height, width in images.image_sizes])
-        prediction = self.decoder.decode(features, sizes.to(self.pixel_mean), self.selection)
+        prediction = self.decoder.decode(features, sizes.to(self.pixel_mean, non_blocking=True), self.selection)
         output_sizes = [
             (image.get("height", height), image.get("width", width))
             for image, (height, width) in zip(batched_inputs, images.image_sizes, strict=True)
@@ -293,5 +293,6 @@ def postprocess(
         instances.pred_classes = torch.zeros_like(index_BN[image])
         instances.pred_keypoints = keypoints_BNK3[image] * F.pad(scale, (0, 1), value=1.0)
         # A query that was not decoded has score 0.
-        results.append(instances[boxes.nonempty() & (scores_BN[image] > selection.score_threshold)])
+        kept = boxes.nonempty() & (scores_BN[image] > selection.score_threshold)
+        results.append(instances[kept.nonzero().squeeze(1)])
     return results

@@ -104,6 +104,22 @@ def test_the_model_goes_on_training_as_if_nothing_had_been() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def test_a_forward_put_over_a_module_stays_with_the_model() -> None:
+    model, images = _model(), _images((64, 96))
+    expected = _predict(InferenceModel(model), images)
+    calls: list[str] = []
+    backbone = model.get_submodule("backbone")
+    own_forward = backbone.forward
+
+    def translated(image: torch.Tensor) -> Any:
+        calls.append("original")
+        return own_forward(image)
+
+    backbone.forward = translated  # type: ignore[method-assign]  # as a compilation in place does
+    _assert_near(_predict(InferenceModel(model), images), expected, pixels=0, score=0)
+    assert not calls
+
+
 def test_config_decides_precision_and_compilation() -> None:
     ready = InferenceModel(tiny_config("TEST.PRECISION", "bfloat16"), _model())
     assert ready.precision == torch.bfloat16

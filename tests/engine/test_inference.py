@@ -115,7 +115,7 @@ def test_a_forward_put_over_a_module_stays_with_the_model() -> None:
         calls.append("original")
         return own_forward(image)
 
-    backbone.forward = translated  # type: ignore[method-assign]  # as a compilation in place does
+    backbone.forward = translated  # as a compilation in place does
     _assert_near(_predict(InferenceModel(model), images), expected, pixels=0, score=0)
     assert not calls
 

@@ -132,6 +132,9 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.QUERYPOSE.TRAIN_QUERIES", "auto",
         "queries the keypoint decoder trains on; auto: matched for iteration 'box', all for 'serial'",
         _one_of("auto", "matched", "all")),
+    Key("MODEL.QUERYPOSE.TEST_QUERIES", 0,
+        "queries an image that the keypoint decoder runs on in inference, the best by class score (iteration 'serial': "
+        "at each stage); 0: all that can change the result; more than 0 may cost AP", _at_least(0)),
     Key("MODEL.QUERYPOSE.MASK_PADDING", True,
         "the decoder reads zeros where the batch was padded; False as in the authors' code"),
     Key("MODEL.QUERYPOSE.BOX.IN_FEATURES", ["p2", "p3", "p4", "p5"], "levels the box decoder pools from", _NAMES),
@@ -233,6 +236,11 @@ KEYS: tuple[Key, ...] = (
     Key("TEST.EVAL_PERIOD", 0, "iterations between two evaluations while training; 0: at the end alone", _at_least(0)),
     Key("TEST.IMS_PER_BATCH", 1, "images per evaluation batch and process; 1 pads to the stride only", _at_least(1)),
     Key("TEST.DETECTIONS_PER_IMAGE", 20, "poses kept per image; the COCO protocol counts 20", _at_least(1)),
+    Key("TEST.SCORE_THRESHOLD", 0.0, "poses with a score not above it are left out, and not computed; above 0 costs AP",
+        _between(0, 1)),
+    Key("TEST.PRECISION", "float32", "of the forward pass in inference; geometry and regressors stay float32",
+        _one_of("float32", "bfloat16")),
+    Key("TEST.COMPILE", False, "compile backbone and decoder stages for inference; pays where there are many images"),
     Key("TEST.EXPECTED_RESULTS", [], "[task, metric, value, tolerance] that the final evaluation must meet"),
 )
 # fmt: on

@@ -12,6 +12,7 @@ from torch import nn
 from querypose.d2 import CfgNode, Instances, build_model, configurable
 from querypose.data.transforms import RandomResize
 from querypose.engine.ema import load_evaluation_weights, require_weights
+from querypose.engine.inference import InferenceModel
 
 
 class PosePredictor:
@@ -41,7 +42,7 @@ class PosePredictor:
         model = build_model(cfg)
         load_evaluation_weights(model, cfg.MODEL.WEIGHTS, use_average=cfg.SOLVER.EMA.ENABLED)
         return {
-            "model": model,
+            "model": InferenceModel(cfg, model),
             "resize": RandomResize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST),
             "channel_order": cfg.INPUT.FORMAT,
         }

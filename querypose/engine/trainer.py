@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -37,12 +37,12 @@ from querypose.d2 import (
 from querypose.data import PoseMapper, SkipBadImages, explain_loader_failures, load_datasets
 from querypose.engine.dataset_check import require_sound_datasets
 from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_evaluation_weights, require_weights
+from querypose.engine.inference import InferenceModel
 from querypose.engine.optimizer import build_optimizer
+from querypose.engine.precision import PRECISIONS
 from querypose.engine.progress import ProgressLine
 from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
-
-PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class PoseTrainer(DefaultTrainer):
@@ -236,6 +236,19 @@ class PoseTrainer(DefaultTrainer):
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluates a copy of `model`, made ready for inference as TEST says, on every dataset of DATASETS.TEST.
+
+        Args and result are those of the engine's DefaultTrainer.
+        """
+        return super().test(cfg, InferenceModel(cfg, model), evaluators)
 
     def _evaluate(self) -> dict[str, Any]:
         # Not through DistributedDataParallel: processes may have different numbers of batches.

@@ -1,13 +1,14 @@
 """Layers that know no meta-architecture, one a file."""
 
 from querypose.layers.attention import SelfAttention
+from querypose.layers.batch_norm_folding import fold_batch_norms
 from querypose.layers.boxes import apply_box_deltas, box_cxcywh_to_xyxy, generalized_box_iou
 from querypose.layers.dynamic_interaction import DynamicInteraction
 from querypose.layers.feed_forward import FeedForward
 from querypose.layers.precision import at_least_float32, full_precision
 from querypose.layers.real_nvp import RealNVP
 from querypose.layers.region_batch_norm import RegionBatchNorm2d
-from querypose.layers.region_features import RegionPooler
+from querypose.layers.region_features import RegionPooler, pooling_layout
 
 __all__ = [
     "DynamicInteraction",
@@ -19,6 +20,8 @@ __all__ = [
     "apply_box_deltas",
     "at_least_float32",
     "box_cxcywh_to_xyxy",
+    "fold_batch_norms",
     "full_precision",
     "generalized_box_iou",
+    "pooling_layout",
 ]

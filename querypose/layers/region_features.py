@@ -9,10 +9,17 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from querypose.layers.precision import at_least_float32, full_precision
+from querypose.layers.roi_align import roi_align_channels_last
 
 # A region of 224 pixels belongs to level 4 (stride 16), as in the paper that introduced FPN.
 CANONICAL_SIZE = 224
 CANONICAL_LEVEL = 4
+
+
+def pooling_layout(feature_BCHW: Tensor) -> Tensor:
+    """A feature in the precision and memory layout that `RegionPooler` reads, so that many poolings convert it once."""
+    layout = torch.channels_last if feature_BCHW.device.type == "cpu" else torch.contiguous_format
+    return at_least_float32(feature_BCHW).contiguous(memory_format=layout)
 
 
 class RegionPooler(nn.Module):
@@ -34,7 +41,7 @@ class RegionPooler(nn.Module):
         """Pools R regions.
 
         Args:
-            features: one (B, C, H, W) tensor a level.
+            features: one (B, C, H, W) tensor a level; where they are read often, in their `pooling_layout`.
             boxes_R4: corners in the frame of the padded images, pixels; they may reach out of them.
             image_R: which of the B images each box is of.
 
@@ -53,14 +60,11 @@ class RegionPooler(nn.Module):
             return self._pool_indexed(features, rois_R5, level_R)
 
     def _pool(self, level: int, feature: Tensor, rois_R5: Tensor) -> Tensor:
-        return roi_align(
-            at_least_float32(feature),
-            rois_R5,
-            self.resolution,
-            spatial_scale=1.0 / self.strides[level],
-            sampling_ratio=self.sampling_ratio,
-            aligned=True,
-        )
+        feature, scale = at_least_float32(feature), 1.0 / self.strides[level]
+        if feature.device.type == "cpu":
+            # torchvision's runs on one core.
+            return roi_align_channels_last(feature, rois_R5, self.resolution, scale, self.sampling_ratio)
+        return roi_align(feature, rois_R5, self.resolution, scale, self.sampling_ratio, aligned=True)
 
     def _levels(self, boxes_R4: Tensor) -> Tensor:
         area_R = (boxes_R4[:, 2:] - boxes_R4[:, :2]).prod(-1).clamp(min=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from querypose.layers import RegionPooler, box_cxcywh_to_xyxy
 from querypose.modeling.box_decoder import BoxStage
 from querypose.modeling.keypoint_decoder import KeypointStage
+from querypose.modeling.query_selection import QuerySelection, best_rows, class_scores
 from querypose.modeling.targets import Matches, PersonTargets
 
 Matcher = Callable[[Tensor, Tensor, PersonTargets], Matches]
@@ -38,7 +40,14 @@ class StagePrediction:
 
 @dataclass(frozen=True)
 class PosePrediction:
-    """What the decoder says of every query in inference; frames as in `StagePrediction`."""
+    """What the decoder says of every query in inference; frames as in `StagePrediction`.
+
+    Attributes:
+        logits_BQ: class logit of every query.
+        boxes_BQ4: predicted corners.
+        mean_BQKD: keypoints; 0 where the query was not decoded.
+        sigma_BQKD: their scale; 1 where the query was not decoded, which makes the pose score 0.
+    """
 
     logits_BQ: Tensor
     boxes_BQ4: Tensor
@@ -138,31 +147,59 @@ class PoseDecoder(nn.Module):
         return predictions
 
     def decode(
-        self, features: Mapping[str, Tensor], image_size_B4: Tensor, num_stages: int | None = None
+        self,
+        features: Mapping[str, Tensor],
+        image_size_B4: Tensor,
+        selection: QuerySelection | None = None,
+        num_stages: int | None = None,
     ) -> PosePrediction:
         """Runs the stages on images alone.
+
+        A keypoint stage whose outcome no box stage reads waits until all box stages have run, and then decodes only
+        the queries that `selection` wants: where the instance query is iterated by the box decoder alone these are
+        all keypoint stages, else the last one.
 
         Args:
             features: (B, C, H, W) a level of the pyramid.
             image_size_B4: width, height, width, height of each unpadded image, in pixels.
+            selection: which queries to decode; all by default.
             num_stages: how many of the stages to run; all by default.
 
         Returns:
             the prediction of the last stage that was run.
         """
         boxes_BQ4, query_BQC = self._initial_state(image_size_B4)
-        image_R, query_R = _all_rows(boxes_BQ4)
-        part_query_RPC = self.part_queries.expand(len(image_R), -1, -1)
-        for box_stage, keypoint_stage in self._stages[:num_stages]:
+        num_images, num_queries = boxes_BQ4.shape[:2]
+        part_query_TPC = self.part_queries.expand(num_images * num_queries, -1, -1)
+        waiting: list[Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = []
+        stages = self._stages[:num_stages]
+        for number, (box_stage, keypoint_stage) in enumerate(stages, start=1):
             logits_BQ, boxes_BQ4, query_BQC = self._box_step(box_stage, features, boxes_BQ4, query_BQC)
-            part_query_RPC, refined_RC = self._keypoint_step(
-                keypoint_stage, features, boxes_BQ4, query_BQC, image_R, query_R, part_query_RPC
-            )
-            if self.serial:
-                query_BQC = refined_RC.view_as(query_BQC)
-        mean_RKD, sigma_RKD = keypoint_stage.regressor(part_query_RPC)
-        shape_BQ = tuple(logits_BQ.shape)
-        return PosePrediction(logits_BQ, boxes_BQ4, mean_RKD.unflatten(0, shape_BQ), sigma_RKD.unflatten(0, shape_BQ))
+            keypoint_step = partial(self._keypoint_step, keypoint_stage, features, boxes_BQ4, query_BQC)
+            if self.serial and number < len(stages):
+                row_R = best_rows(
+                    logits_BQ, selection.num_queries if selection and selection.num_queries else num_queries
+                )
+                part_query_RPC, refined_RC = keypoint_step(
+                    row_R // num_queries, row_R % num_queries, part_query_TPC[row_R]
+                )
+                part_query_TPC = part_query_TPC.index_copy(0, row_R, part_query_RPC)
+                query_BQC = query_BQC.flatten(0, 1).index_copy(0, row_R, refined_RC).view_as(query_BQC)
+            else:
+                waiting.append(keypoint_step)
+
+        def decode_rows(row_R: Tensor) -> tuple[Tensor, Tensor]:
+            part_query_RPC = part_query_TPC[row_R]
+            for keypoint_step in waiting:
+                part_query_RPC, _ = keypoint_step(row_R // num_queries, row_R % num_queries, part_query_RPC)
+            return keypoint_stage.regressor(part_query_RPC)
+
+        if selection is None:
+            decoded = decode_rows(best_rows(logits_BQ, num_queries))
+            mean_BQKD, sigma_BQKD = (tensor_RKD.unflatten(0, logits_BQ.shape) for tensor_RKD in decoded)
+        else:
+            mean_BQKD, sigma_BQKD = selection.decode(class_scores(logits_BQ), decode_rows)
+        return PosePrediction(logits_BQ, boxes_BQ4, mean_BQKD, sigma_BQKD)
 
     @property
     def _stages(self) -> list[tuple[BoxStage, KeypointStage]]:

@@ -23,7 +23,7 @@ from querypose.d2 import (
     build_backbone,
     configurable,
 )
-from querypose.layers import RealNVP, RegionPooler, at_least_float32
+from querypose.layers import RealNVP, RegionPooler, pooling_layout
 from querypose.modeling.box_decoder import BoxStage
 from querypose.modeling.criterion import SetCriterion
 from querypose.modeling.heatmap import AuxiliaryHeatmap
@@ -38,6 +38,7 @@ from querypose.modeling.keypoint_decoder import (
 from querypose.modeling.matcher import HungarianMatcher
 from querypose.modeling.part_embedding import region_interaction
 from querypose.modeling.pose_decoder import PoseDecoder, PosePrediction
+from querypose.modeling.query_selection import QuerySelection, class_scores, keypoint_scores, pose_scores
 from querypose.modeling.targets import PersonTargets
 from querypose.skeleton import Skeleton, skeleton_of_datasets
 
@@ -55,7 +56,7 @@ class QueryPose(nn.Module):
         skeleton: what the keypoints are.
         pixel_mean: per channel, range 0..255.
         pixel_std: per channel, range 0..255.
-        detections_per_image: poses kept per image in inference.
+        selection: which poses inference keeps, and which queries it decodes for them.
         mask_padding: whether the decoder reads zeros where the batch was padded, instead of features of the padding.
     """
 
@@ -73,7 +74,7 @@ class QueryPose(nn.Module):
         skeleton: Skeleton,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        detections_per_image: int,
+        selection: QuerySelection,
         mask_padding: bool,
         heatmap: AuxiliaryHeatmap | None = None,
     ) -> None:
@@ -84,7 +85,7 @@ class QueryPose(nn.Module):
         self.criterion = criterion
         self.heatmap = heatmap
         self.skeleton = skeleton
-        self.detections_per_image = detections_per_image
+        self.selection = selection
         self.mask_padding = mask_padding
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -117,7 +118,11 @@ class QueryPose(nn.Module):
             "skeleton": skeleton,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "selection": QuerySelection(
+                num_poses=cfg.TEST.DETECTIONS_PER_IMAGE,
+                score_threshold=cfg.TEST.SCORE_THRESHOLD,
+                num_queries=query_pose.TEST_QUERIES,
+            ),
             "mask_padding": query_pose.MASK_PADDING,
             "heatmap": build_heatmap(cfg, backbone, skeleton),
         }
@@ -142,7 +147,7 @@ class QueryPose(nn.Module):
         """
         images = self.preprocess_images(batched_inputs)
         features = self.backbone(images.tensor)
-        features = {name: at_least_float32(feature) for name, feature in features.items()}
+        features = {name: pooling_layout(feature) for name, feature in features.items()}
         if self.mask_padding:
             features = zero_padding(features, images)
         if self.training:
@@ -158,13 +163,17 @@ class QueryPose(nn.Module):
             return losses
 
         sizes = torch.tensor([(width, height) * 2 for height, width in images.image_sizes])
-        prediction = self.decoder.decode(features, sizes.to(self.pixel_mean))
+        prediction = self.decoder.decode(features, sizes.to(self.pixel_mean, non_blocking=True), self.selection)
         output_sizes = [
             (image.get("height", height), image.get("width", width))
             for image, (height, width) in zip(batched_inputs, images.image_sizes, strict=True)
         ]
-        poses = postprocess(prediction, images.image_sizes, output_sizes, self.detections_per_image)
+        poses = postprocess(prediction, images.image_sizes, output_sizes, self.selection)
         return [{"instances": instances} for instances in poses]
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Modules that compute most and decide nothing, for torch.compile: backbone and decoder stages."""
+        return [self.backbone, *self.decoder.box_stages, *self.decoder.keypoint_stages]
 
     def preprocess_images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
         """Normalises, then pads with zeros at the right and the bottom to a common size that the backbone divides."""
@@ -296,7 +305,7 @@ def postprocess(
     prediction: PosePrediction,
     image_sizes: Sequence[tuple[int, int]],
     output_sizes: Sequence[tuple[int, int]],
-    detections_per_image: int,
+    selection: QuerySelection,
 ) -> list[Instances]:
     """Scores, selects and moves poses from box frames to the output frames.
 
@@ -304,21 +313,20 @@ def postprocess(
         prediction: of all queries.
         image_sizes: height and width that the model saw, a pair an image.
         output_sizes: height and width of the frame wanted, a pair an image.
-        detections_per_image: how many poses to keep.
+        selection: which poses to keep.
 
     Returns:
         `Instances` an image, best pose first; boxes clipped to the frame, poses with an empty box left out.
     """
-    # 1 - sigma, averaged over x and y, scores a keypoint; their mean times the class score the pose (Sec. 3.4).
-    keypoint_scores_BQK = 1 - prediction.sigma_BQKD.mean(-1)
-    scores_BQ = at_least_float32(prediction.logits_BQ).sigmoid() * keypoint_scores_BQK.mean(-1)
-    scores_BN, index_BN = scores_BQ.topk(min(detections_per_image, scores_BQ.shape[1]), dim=1)
+    scores_BQ = pose_scores(class_scores(prediction.logits_BQ), prediction.sigma_BQKD)
+    scores_BN, index_BN = scores_BQ.topk(min(selection.num_poses, scores_BQ.shape[1]), dim=1)
 
     image_B1 = torch.arange(len(scores_BN), device=scores_BN.device)[:, None]
     boxes_BN4 = prediction.boxes_BQ4[image_B1, index_BN]
     corner_BN12, size_BN12 = boxes_BN4[..., None, :2], (boxes_BN4[..., 2:] - boxes_BN4[..., :2])[..., None, :]
     keypoints_BNKD = (prediction.mean_BQKD[image_B1, index_BN] + 0.5) * size_BN12 + corner_BN12
-    keypoints_BNK3 = torch.cat([keypoints_BNKD, keypoint_scores_BQK[image_B1, index_BN][..., None]], dim=-1)
+    keypoint_scores_BNK = keypoint_scores(prediction.sigma_BQKD[image_B1, index_BN])
+    keypoints_BNK3 = torch.cat([keypoints_BNKD, keypoint_scores_BNK[..., None]], dim=-1)
 
     results = []
     for image, ((height, width), output_size) in enumerate(zip(image_sizes, output_sizes, strict=True)):
@@ -330,5 +338,7 @@ def postprocess(
         instances.scores = scores_BN[image]
         instances.pred_classes = torch.zeros_like(index_BN[image])
         instances.pred_keypoints = keypoints_BNK3[image] * F.pad(scale, (0, 1), value=1.0)
-        results.append(instances[boxes.nonempty()])
+        # A query that was not decoded has score 0.
+        kept = boxes.nonempty() & (scores_BN[image] > selection.score_threshold)
+        results.append(instances[kept.nonzero().squeeze(1)])
     return results

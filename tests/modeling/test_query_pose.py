@@ -17,6 +17,7 @@ from querypose.modeling.initialization import grid_boxes
 from querypose.modeling.matcher import HungarianMatcher
 from querypose.modeling.pose_decoder import PosePrediction
 from querypose.modeling.query_pose import postprocess
+from querypose.modeling.query_selection import QuerySelection
 from querypose.modeling.targets import Matches, PersonTargets
 from tests.tiny import FULL_VERSION, has_no_effect, keypoint_queries, random_batch, tiny_config
 
@@ -241,7 +242,7 @@ def test_postprocess_in_closed_form() -> None:
         mean_BQKD=torch.tensor([0.0, 0.25]).expand(1, 3, 2, 2),
         sigma_BQKD=torch.tensor([[0.2, 0.4], [0.6, 0.8]]).expand(1, 3, 2, 2),
     )
-    (instances,) = postprocess(prediction, [(100, 100)], [(200, 300)], detections_per_image=3)
+    (instances,) = postprocess(prediction, [(100, 100)], [(200, 300)], QuerySelection(num_poses=3))
     # Keypoint scores are 1 - mean sigma; the third query's box is outside the image and goes.
     assert instances.scores.tolist() == pytest.approx([0.5, 0.25])
     assert instances.pred_keypoints[0, 0].tolist() == pytest.approx([20.0 * 3, 50.0 * 2, 0.7])

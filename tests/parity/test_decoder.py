@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from querypose.modeling.query_pose import PosePrediction, postprocess
+from querypose.modeling.query_selection import QuerySelection
 from tests.parity.golden import LEVELS, Fixture, TinyPose, TrainingRun, float32_errors, relative_error, train
 
 # Golden values are float64, rounded to float32: 6e-8.
@@ -100,7 +101,7 @@ def test_inference_agrees(shared_fixtures: Path, tiny_light: Fixture, dtype: tor
         }
         errors.update({f"{name}/stage{stage}": relative_error(v, golden[name][stage]) for name, v in found.items()})
 
-    poses = postprocess(stages[-1], tiny_light.image_sizes, tiny_light.output_sizes, detections_per_image=100)
+    poses = postprocess(stages[-1], tiny_light.image_sizes, tiny_light.output_sizes, QuerySelection(num_poses=100))
     for image, instances in enumerate(poses):
         order = golden[f"post{image}/scores"].argsort(descending=True)
         outputs = {

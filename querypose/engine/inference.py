@@ -1,0 +1,79 @@
+"""A model made ready for inference: the same results (to rounding), in less time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from querypose.config import ConfigError
+from querypose.d2 import CfgNode, configurable
+from querypose.engine.precision import PRECISIONS
+from querypose.layers.batch_norm_folding import CONVOLUTIONS, fold_batch_norms
+
+PROBE_SIZE = (64, 96)
+"""Height and width of the image on which a model shows how its modules follow one another."""
+
+
+class InferenceModel(nn.Module):
+    """A copy of a model for inference alone; the model itself goes on training unharmed.
+
+    In the copy batch normalisation is folded into the convolutions, weights lie in memory as convolutions read them
+    fastest (channels_last), and, where asked for, the forward pass runs in lower precision or compiled.
+    """
+
+    @configurable
+    def __init__(self, model: nn.Module, *, precision: torch.dtype | None = None, compiled: bool = False) -> None:
+        """Takes plain arguments; `InferenceModel(cfg, model)` those of TEST.
+
+        Args:
+            model: of any meta-architecture; takes [{"image", "height", "width"}].
+            precision: what the forward pass computes in, by autocast; None is float32.
+            compiled: compile the modules that the model names in `parts_to_compile`, for inputs of any size.
+
+        Raises:
+            ConfigError: it is to be compiled and names no parts.
+        """
+        super().__init__()
+        self.model = copy.deepcopy(model).eval()
+        for module in self.model.modules():
+            # Put over a module's own, as by a compilation for training, it would run the original's weights.
+            module.__dict__.pop("forward", None)
+        self.precision = precision
+        height, width = PROBE_SIZE
+        probe = [{"image": torch.zeros(3, height, width, dtype=torch.uint8), "height": height, "width": width}]
+        fold_batch_norms(self.model, lambda: self.model(probe))
+        self.model.requires_grad_(False).to(memory_format=torch.channels_last)
+        if precision is not None:
+            # Once, not at every image; autocast converts what flows into them, and the weights of all other layers.
+            for module in self.model.modules():
+                if isinstance(module, CONVOLUTIONS):
+                    module.to(precision)
+        if compiled:
+            for part in parts_to_compile(self.model):
+                part.compile(dynamic=True)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """What TEST.PRECISION and TEST.COMPILE say."""
+        return {"model": model, "precision": PRECISIONS[cfg.TEST.PRECISION], "compiled": cfg.TEST.COMPILE}
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What the model gives."""
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, self.precision, enabled=self.precision is not None):
+            return self.model(batched_inputs)
+
+
+def parts_to_compile(model: Any) -> list[nn.Module]:
+    """What a meta-architecture wants compiled: its method of this name.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not hasattr(model, "parts_to_compile"):
+        raise ConfigError(f"TEST.COMPILE is True, but {type(model).__name__} has no method parts_to_compile().")
+    return list(model.parts_to_compile())

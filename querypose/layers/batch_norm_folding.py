@@ -1,0 +1,97 @@
+"""Batch normalisation taken into the convolution before it, for inference."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+
+@torch.no_grad()
+def fold_batch_norms(model: nn.Module, run: Callable[[], object]) -> list[str]:
+    """Takes every batch normalisation that directly follows a convolution into it, in place.
+
+    What follows what is seen in a run of the model, so that any architecture will do; a convolution's result is taken
+    to be read by that normalisation alone, as in every network with batch normalisation that is known here. Where the
+    normalisation holds an activation too (timm's), the activation stays.
+
+    Args:
+        model: in evaluation mode; its weights are changed, and the normalisations replaced.
+        run: runs the model once, on any input that reaches all its modules.
+
+    Returns:
+        the names of the normalisations that are gone.
+
+    Raises:
+        RuntimeError: the model is in training mode, where a normalisation is no constant.
+    """
+    if model.training:
+        raise RuntimeError("Batch normalisation can be folded in evaluation mode only; call model.eval() first.")
+    names = {module: name for name, module in model.named_modules()}
+    folded = []
+    for norm, conv in _pairs(model, run):
+        _fold(norm, conv)
+        # timm's holds a drop block and an activation.
+        rest = nn.Sequential(*(part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part))
+        parent, _, name = names[norm].rpartition(".")
+        setattr(model.get_submodule(parent), name, rest)
+        folded.append(names[norm])
+    return folded
+
+
+def _pairs(model: nn.Module, run: Callable[[], object]) -> list[tuple[nn.Module, nn.Module]]:
+    """Normalisations and the convolution that each reads from, where neither has another partner."""
+    results: list[tuple[Tensor, nn.Module]] = []
+    partners: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)
+    readers: dict[nn.Module, set[nn.Module]] = defaultdict(set)
+
+    def after_conv(conv: nn.Module, inputs: tuple[Any, ...], result: Tensor) -> None:
+        results.append((result, conv))
+
+    def before_norm(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        conv = next((conv for result, conv in reversed(results) if result is inputs[0]), None)
+        partners[norm].add(conv)
+        if conv is not None:
+            readers[conv].add(norm)
+
+    handles = []
+    for module in model.modules():
+        if type(module) in CONVOLUTIONS:
+            handles.append(module.register_forward_hook(after_conv))
+        elif _is_constant_norm(module):
+            handles.append(module.register_forward_pre_hook(before_norm))
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        (norm, conv)
+        for norm, convs in partners.items()
+        for conv in convs
+        if conv is not None and len(convs) == 1 and readers[conv] == {norm}
+    ]
+
+
+def _is_constant_norm(module: nn.Module) -> bool:
+    """BatchNorm of any kind, frozen ones too, by what it holds."""
+    return all(isinstance(getattr(module, name, None), Tensor) for name in ("running_mean", "running_var", "weight"))
+
+
+def _fold(norm: Any, conv: Any) -> None:
+    """Float64, so that the folded weights are the nearest ones."""
+    scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
+    bias = 0 if conv.bias is None else conv.bias.double()
+    bias = norm.bias.double() + (bias - norm.running_mean.double()) * scale
+    weight = conv.weight.double()
+    if isinstance(conv, nn.ConvTranspose2d):  # (in, out / groups, height, width)
+        weight = (weight.unflatten(0, (conv.groups, -1)) * scale.view(conv.groups, 1, -1, 1, 1)).flatten(0, 1)
+    else:
+        weight = weight * scale.view(-1, 1, 1, 1)
+    conv.weight.data = weight.to(conv.weight)
+    conv.bias = nn.Parameter(bias.to(conv.weight))

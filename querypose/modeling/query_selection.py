@@ -1,0 +1,111 @@
+"""Which queries the keypoint stages decode in inference: those whose pose can be among the best that are kept.
+
+A pose score is the class score times the mean of 1 - sigma, a factor below one (Sec. 3.4). A query whose class score is
+not above the N-th best pose score found so far therefore cannot be among the N best, whatever its keypoints are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from querypose.layers import at_least_float32
+
+RowDecoder = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+QUERIES_PER_ROUND = 10
+"""Queries of an image that are decoded at once, after the first round: enough to fill the cores of a CPU."""
+
+
+def class_scores(logits: Tensor) -> Tensor:
+    """Scores in (0, 1) from class logits, in float32 at least."""
+    return at_least_float32(logits).sigmoid()
+
+
+def keypoint_scores(sigma: Tensor) -> Tensor:
+    """Score (…, K) of every keypoint from its sigma (…, K, D): 1 - sigma, averaged over x and y (Sec. 3.4)."""
+    return 1 - sigma.mean(-1)
+
+
+def pose_scores(class_score: Tensor, sigma: Tensor) -> Tensor:
+    """Score (…) of every pose from its class score (…) and its sigma (…, K, D) (Sec. 3.4)."""
+    return class_score * keypoint_scores(sigma).mean(-1)
+
+
+@dataclass(frozen=True)
+class QuerySelection:
+    """What inference wants, from which follows what it need not decode.
+
+    Attributes:
+        num_poses: poses an image that are kept, those of the best pose scores.
+        score_threshold: poses with a score not above it are not wanted.
+        num_queries: queries an image that are decoded, those of the best class scores; this many even where others
+            could have better poses. 0 decodes all that can matter.
+    """
+
+    num_poses: int
+    score_threshold: float = 0.0
+    num_queries: int = 0
+
+    def decode(self, class_scores_BQ: Tensor, decode_rows: RowDecoder) -> tuple[Tensor, Tensor]:
+        """Runs `decode_rows` on the queries that matter, in rounds of falling class score.
+
+        With `num_queries` there is one round of fixed shape, which never waits for the device. Else the first round
+        is the `num_poses` best queries, which all matter; before each later one the host waits to learn which of the
+        next queries can still.
+
+        Args:
+            class_scores_BQ: of the last box stage.
+            decode_rows: gives mean and sigma (R, K, D) of R queries, named by their places in the batch, image·Q +
+                query.
+
+        Returns:
+            mean and sigma (B, Q, K, D). Where a query was not decoded they are 0 and 1, so its pose scores 0.
+        """
+        num_images, num_queries = class_scores_BQ.shape
+        ranked_BQ = class_scores_BQ.argsort(dim=1, descending=True, stable=True)
+        scores_BQ = torch.zeros_like(class_scores_BQ)
+        bar_B1 = scores_BQ.new_full((num_images, 1), self.score_threshold)
+        decoded: list[tuple[Tensor, Tensor, Tensor]] = []
+        for begin, end in self._rounds(num_queries):
+            row_R = _rows(ranked_BQ[:, begin:end], num_queries)
+            if begin or self.score_threshold:
+                row_R = row_R[(class_scores_BQ.flatten()[row_R].view(num_images, -1) > bar_B1).flatten()]
+                if not len(row_R) and decoded:
+                    break
+            mean_RKD, sigma_RKD = decode_rows(row_R)
+            decoded.append((row_R, mean_RKD, sigma_RKD))
+            scores_BQ.view(-1)[row_R] = pose_scores(class_scores_BQ.flatten()[row_R], sigma_RKD)
+            bar_B1 = torch.maximum(bar_B1, scores_BQ.topk(min(self.num_poses, num_queries), dim=1).values[:, -1:])
+        row_R, mean_RKD, sigma_RKD = map(torch.cat, zip(*decoded, strict=True))
+        shape_BQKD = (num_images, num_queries, *mean_RKD.shape[1:])
+        mean_BQKD, sigma_BQKD = mean_RKD.new_zeros(shape_BQKD), sigma_RKD.new_ones(shape_BQKD)
+        mean_BQKD.view(-1, *mean_RKD.shape[1:])[row_R] = mean_RKD
+        sigma_BQKD.view(-1, *sigma_RKD.shape[1:])[row_R] = sigma_RKD
+        return mean_BQKD, sigma_BQKD
+
+    def _rounds(self, num_queries: int) -> Iterator[tuple[int, int]]:
+        """Ranks from where to where (exclusive) each round reaches."""
+        if self.num_queries:
+            yield 0, min(self.num_queries, num_queries)
+            return
+        begin, end = 0, min(self.num_poses, num_queries)
+        while begin < num_queries:
+            yield begin, end
+            begin, end = end, min(end + QUERIES_PER_ROUND, num_queries)
+
+
+def best_rows(logits_BQ: Tensor, num_queries: int) -> Tensor:
+    """Places in the batch, image·Q + query, of every image's `num_queries` best; of all, where so many, in order."""
+    num_images, num_all = logits_BQ.shape
+    if num_queries >= num_all:
+        return torch.arange(num_images * num_all, device=logits_BQ.device)
+    return _rows(logits_BQ.topk(num_queries, dim=1).indices, num_all)
+
+
+def _rows(query_BN: Tensor, num_queries: int) -> Tensor:
+    first_row_B = torch.arange(len(query_BN), device=query_BN.device) * num_queries
+    return (query_BN + first_row_B[:, None]).flatten()

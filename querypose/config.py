@@ -91,6 +91,8 @@ KEYS: tuple[Key, ...] = (
     # ---- run ----------------------------------------------------------------------------------------------------
     Key("OUTPUT_DIR", "./output", "folder that receives config.yaml, log.txt, metrics.json, checkpoints, inference/"),
     Key("SEED", -1, "seed of everything random; -1 draws one and logs it", _at_least(-1)),
+    Key("DETERMINISTIC", False,
+        "bit-identical runs on a GPU too: deterministic algorithms alone; an operation that has none is an error"),
     Key("CUDNN_BENCHMARK", False, "let cuDNN time its algorithms; faster where input sizes repeat"),
     Key("LOG_PERIOD", 20, "iterations between two progress lines and two rows of metrics.json", _at_least(1)),
     # ---- model --------------------------------------------------------------------------------------------------
@@ -204,6 +206,7 @@ KEYS: tuple[Key, ...] = (
     Key("SOLVER.WARMUP_FACTOR", 0.01, "share of the rate at which the warm-up begins", _between(0, 1)),
     Key("SOLVER.WARMUP_METHOD", "linear", "shape of the warm-up", _one_of("linear", "constant")),
     Key("SOLVER.CHECKPOINT_PERIOD", 5000, "iterations between two checkpoints", _at_least(1)),
+    Key("SOLVER.CHECKPOINTS_TO_KEEP", 0, "periodic checkpoints that stay, the newest; 0 keeps all", _at_least(0)),
     Key("SOLVER.CLIP_GRADIENTS.ENABLED", True, "clip the norm of the whole model's gradient"),
     Key("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0, "the greatest norm", _above(0)),
     Key("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 2.0, "p of the norm", _above(0)),
@@ -218,6 +221,8 @@ KEYS: tuple[Key, ...] = (
     Key("TEST.EVAL_PERIOD", 0, "iterations between two evaluations while training; 0: at the end alone", _at_least(0)),
     Key("TEST.IMS_PER_BATCH", 1, "images per evaluation batch and process; 1 pads to the stride only", _at_least(1)),
     Key("TEST.DETECTIONS_PER_IMAGE", 20, "poses kept per image; the COCO protocol counts 20", _at_least(1)),
+    Key("TEST.BEST_METRIC", "keypoints/AP",
+        "its best weights stay as model_best.pth; of several datasets the first one's; '' keeps none"),
     Key("TEST.EXPECTED_RESULTS", [], "[task, metric, value, tolerance] that the final evaluation must meet"),
 )
 # fmt: on
@@ -296,6 +301,8 @@ def validate_config(cfg: CfgNode) -> None:
     _validate_query_pose(cfg.MODEL.QUERYPOSE, hidden_dim=cfg.MODEL.FPN.OUT_CHANNELS)
     if list(cfg.SOLVER.STEPS) != sorted(cfg.SOLVER.STEPS):
         raise ConfigError(f"SOLVER.STEPS is {cfg.SOLVER.STEPS}; allowed: iterations in increasing order.")
+    if cfg.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
+        raise ConfigError("DETERMINISTIC and CUDNN_BENCHMARK are True; allowed: one of them, as cuDNN's choice varies.")
     if cfg.INPUT.CROP.SIZE[0] > cfg.INPUT.CROP.SIZE[1]:
         raise ConfigError(f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}; allowed: [smallest, largest].")
     if cfg.SOLVER.IMS_PER_BATCH % cfg.SOLVER.ACCUMULATION_STEPS:

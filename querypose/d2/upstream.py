@@ -6,7 +6,7 @@ import functools
 import warnings
 from typing import Any
 
-from querypose.d2.processes import ddp_arguments, leave_process_group
+from querypose.d2.processes import ddp_arguments, run_and_leave
 
 with warnings.catch_warnings():
     # detectron2 and what it imports (fvcore.nn, torch.jit, pkg_resources, PIL) use functions that newer versions of
@@ -19,6 +19,7 @@ with warnings.catch_warnings():
     from detectron2.config import CfgNode, configurable, get_cfg
     from detectron2.data import (
         DatasetCatalog,
+        DatasetFromList,
         MetadataCatalog,
         build_detection_test_loader,
         build_detection_train_loader,
@@ -78,11 +79,16 @@ def launch(main_func: Any, num_gpus_per_machine: int, num_machines: int = 1, *ar
 
 
 def _run_and_leave(main_func: Any, *args: Any) -> None:
-    main_func(*args)
-    # detectron2 keeps two groups in its module, for as long as the process lives.
-    comm._get_global_gloo_group.cache_clear()
-    comm._LOCAL_PROCESS_GROUP = None
-    leave_process_group()
+    run_and_leave(_run_and_forget_groups, main_func, *args)
+
+
+def _run_and_forget_groups(main_func: Any, *args: Any) -> None:
+    try:
+        main_func(*args)
+    finally:
+        # detectron2 keeps two groups in its module, for as long as the process lives.
+        comm._get_global_gloo_group.cache_clear()
+        comm._LOCAL_PROCESS_GROUP = None
 
 
 # DefaultTrainer looks the function up in its module, so that training on several CPU processes needs it there.

@@ -10,12 +10,16 @@ from querypose.data.datasets import (
 )
 from querypose.data.image_io import ImageReadError, read_image
 from querypose.data.mapper import ImageSizeError, PoseMapper
+from querypose.data.training_order import TrainingBatches
+from querypose.data.worker_signals import ShieldedMapper
 
 __all__ = [
     "DatasetError",
     "ImageReadError",
     "ImageSizeError",
     "PoseMapper",
+    "ShieldedMapper",
+    "TrainingBatches",
     "datasets_root",
     "load_datasets",
     "load_pose_json",

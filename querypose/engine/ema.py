@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from querypose.config import ConfigError
-from querypose.d2 import DetectionCheckpointer, HookBase
+from querypose.d2 import HookBase
+from querypose.engine.recovery import RunCheckpointer
 
 
 class ExponentialMovingAverage:
@@ -153,7 +154,7 @@ def load_evaluation_weights(
         ConfigError: there is no such file.
         ValueError: the averaged weights are of another model.
     """
-    checkpointer = DetectionCheckpointer(model, output_dir)
+    checkpointer = RunCheckpointer(model, output_dir)
     if resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
     require_weights(weights)

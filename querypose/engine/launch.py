@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import os
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from querypose import d2
 from querypose.config import ConfigError
-from querypose.d2 import comm, leave_process_group
+from querypose.d2 import comm, run_and_leave
+from querypose.engine.recovery import signals_to_children
 
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 TIMEOUT = datetime.timedelta(minutes=30)
@@ -24,8 +26,8 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     """Runs `main(args)` in every process of the run.
 
     Under torchrun (which sets RANK, WORLD_SIZE, …) this process is one of them, and --num-gpus and the like do not
-    matter. Otherwise --num-gpus processes are started on this machine: one per GPU, or without a GPU that many on the
-    CPU, which then exchange their gradients by gloo.
+    matter; a run that torchrun restarts goes on from its last checkpoint. Otherwise --num-gpus processes are started on
+    this machine: one per GPU, or without a GPU that many on the CPU, which then exchange their gradients by gloo.
 
     Args:
         main: picklable, as the processes import it.
@@ -33,25 +35,27 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
 
     Raises:
         ConfigError: more processes are asked for than there are GPUs.
-        SystemExit: a process ended with that exit code.
+        SystemExit: a process ended with that exit code; 75 says that a signal stopped the run, which is saved.
     """
     if started_by_torchrun():
         _join_torchrun()
-        main(args)
-        # Not after an error: the others may wait in a collective, and to leave in order would wait for them.
-        leave_process_group()
+        # After a failure torchrun starts the same command again, which then is to go on.
+        args.resume = args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        run_and_leave(main, args)
         return
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
         raise ConfigError(f"--num-gpus is {args.num_gpus}; this machine has {torch.cuda.device_count()}.")
+    has_children = args.num_gpus * args.num_machines > 1
     try:
-        d2.launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        with signals_to_children() if has_children else contextlib.nullcontext():
+            d2.launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
     except ProcessExitedException as error:
         raise SystemExit(error.exit_code) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +67,18 @@ class ScalarQueue:
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """What the next means are made of so far.
+
+        Raises: what `check` raises.
+        """
+        self.wait()
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Mapping[str, Any]]) -> None:
+        """Takes up what `state_dict` gave."""
+        self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])
 
     def _take(self) -> None:
         iteration, names, values, _ = self._arriving.popleft()

@@ -14,14 +14,16 @@ import torch
 
 from querypose import d2
 from querypose.config import ConfigError, load_config
-from querypose.d2 import CfgNode, comm, default_setup, setup_logger
+from querypose.d2 import CfgNode, CheckpointError, comm, default_setup, setup_logger
 from querypose.data import DatasetError, ImageReadError, ImageSizeError, register_custom_datasets
 from querypose.evaluation import EvaluationError
 from querypose.modeling.backbone import BackboneError
 from querypose.skeleton import SkeletonError
 
 # Every process meets the same errors of the first kind; an image is read by one of them alone.
-USER_ERRORS: tuple[type[Exception], ...] = (ConfigError, SkeletonError, DatasetError, EvaluationError, BackboneError)
+USER_ERRORS: tuple[type[Exception], ...] = (
+    ConfigError, SkeletonError, DatasetError, EvaluationError, BackboneError, CheckpointError,
+)  # fmt: skip
 IMAGE_ERRORS: tuple[type[Exception], ...] = (ImageReadError, ImageSizeError)
 USER_ERROR_EXIT_CODE = 2
 
@@ -51,8 +53,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="querypose")
     logger.info(f"Engine: {d2.ENGINE} {d2.ENGINE_VERSION}; torch {torch.__version__}; Python {sys.version.split()[0]}")
     default_setup(cfg, args)
+    if cfg.DETERMINISTIC:
+        use_deterministic_algorithms()
     share_cores()
     return cfg
+
+
+def use_deterministic_algorithms() -> None:
+    """Makes torch give the same numbers in every run on a GPU; an operation that cannot raises RuntimeError."""
+    # cuBLAS reads it when it is first used: one of the two sizes with which its sums have a fixed order.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 @contextlib.contextmanager

@@ -36,6 +36,9 @@ class TrainStep(SimpleTrainer):
         clip_norm: the greatest norm of the whole model's gradient; None does not clip.
         clip_norm_type: p of that norm.
         log_period: iterations between two reports.
+
+    Attributes:
+        figures: those that have not been reported yet.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class TrainStep(SimpleTrainer):
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._device = self._parameters[0].device
         self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=precision == torch.float16)
-        self._figures = ScalarQueue(self._check_finite)
+        self.figures = ScalarQueue(self._check_finite)
         self._data_seconds: list[float] = []
 
     def run_step(self) -> None:
@@ -80,7 +83,7 @@ class TrainStep(SimpleTrainer):
         if self.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm, self.clip_norm_type)
             names, values = (*names, GRAD_NORM), torch.cat((values, norm.to(values)[None]))
-        self._figures.put(self.iter, names, values)
+        self.figures.put(self.iter, names, values)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         if (self.iter + 1) % self.log_period == 0:
@@ -114,7 +117,7 @@ class TrainStep(SimpleTrainer):
         Raises:
             FloatingPointError: a figure is not finite.
         """
-        means = self._figures.means()
+        means = self.figures.means()
         if not means:
             return
         means["data_time"] = sum(self._data_seconds) / len(self._data_seconds)
@@ -136,7 +139,7 @@ class TrainStep(SimpleTrainer):
         Raises:
             FloatingPointError: a recent figure is not finite, so that the weights are not worth keeping.
         """
-        self._figures.wait()
+        self.figures.wait()
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from querypose.d2.engine_choice import choose_engine
+from querypose.d2.errors import CheckpointError
+from querypose.d2.files import atomic_write, read_checkpoint
 from querypose.d2.processes import leave_process_group
 
 ENGINE, ENGINE_VERSION = choose_engine()
@@ -33,6 +35,7 @@ __all__ = [  # noqa: F405
     "BoxMode",
     "Boxes",
     "CfgNode",
+    "CheckpointError",
     "Checkpointer",
     "CommonMetricPrinter",
     "DatasetCatalog",
@@ -56,6 +59,7 @@ __all__ = [  # noqa: F405
     "SimpleTrainer",
     "TensorboardXWriter",
     "TrainerBase",
+    "atomic_write",
     "build_backbone",
     "build_detection_test_loader",
     "build_detection_train_loader",
@@ -74,6 +78,7 @@ __all__ = [  # noqa: F405
     "leave_process_group",
     "pairwise_iou",
     "print_csv_format",
+    "read_checkpoint",
     "seed_all_rng",
     "setup_logger",
     "verify_results",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,15 +15,13 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from querypose.d2.builtin import comm
 from querypose.d2.builtin.file_io import PathManager, atomic_write
+from querypose.d2.errors import CheckpointError
+from querypose.d2.files import read_checkpoint, refuse_pickle
 
 _LAST_CHECKPOINT = "last_checkpoint"
 _DDP_PREFIX = "module."
 # Buffers that follow from the config: a checkpoint without them is complete.
 _CONFIG_BUFFERS = ("pixel_mean", "pixel_std")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read safely, or that does not fit the model: names it and the remedy."""
 
 
 class IncompatibleKeys(NamedTuple):
@@ -164,20 +161,7 @@ class Checkpointer:
             stream.write(last_filename_basename)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        return self._torch_load(filename)
-
-    def _torch_load(self, filename: str) -> dict[str, Any]:
-        """Reads tensors and plain values to the CPU; never anything that would run code."""
-        try:
-            checkpoint = torch.load(filename, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{filename} cannot be loaded: it is damaged, or it holds Python objects, which are refused because "
-                f"loading them could run code. Save plain tensors and numbers instead. ({error})"
-            ) from error
-        if not isinstance(checkpoint, dict):
-            raise CheckpointError(f"{filename} holds a {type(checkpoint).__name__}, not a dict of weights.")
-        return checkpoint
+        return read_checkpoint(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> IncompatibleKeys | None:
         """Takes "model" out of the checkpoint and loads what fits of it."""
@@ -245,11 +229,8 @@ class DetectionCheckpointer(Checkpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         # Deviates: detectron2 unpickles model-zoo files, which can run any code that they bring.
-        if filename.endswith(".pkl"):
-            raise CheckpointError(
-                f"{filename}: pickle files can run code and are not loaded; convert it to .pth first."
-            )
-        loaded = self._torch_load(filename)
+        refuse_pickle(filename)
+        loaded = super()._load_file(filename)
         return loaded if "model" in loaded else {"model": loaded}
 
 

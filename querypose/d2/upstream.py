@@ -6,6 +6,7 @@ import functools
 import warnings
 from typing import Any
 
+from querypose.d2.files import read_checkpoint, refuse_pickle
 from querypose.d2.processes import ddp_arguments, run_and_leave
 
 with warnings.catch_warnings():
@@ -15,7 +16,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", SyntaxWarning)
     import detectron2
-    from detectron2.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
+    from detectron2.checkpoint import Checkpointer, PeriodicCheckpointer
+    from detectron2.checkpoint import DetectionCheckpointer as _DetectionCheckpointer
     from detectron2.config import CfgNode, configurable, get_cfg
     from detectron2.data import (
         DatasetCatalog,
@@ -62,6 +64,17 @@ with warnings.catch_warnings():
     from detectron2.utils.registry import Registry
 
 VERSION: str = detectron2.__version__
+
+
+class DetectionCheckpointer(_DetectionCheckpointer):
+    """detectron2's, which never runs code that a file brings."""
+
+    def _load_file(self, filename: str) -> Any:
+        refuse_pickle(filename)
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> Any:
+        return read_checkpoint(f)
 
 
 def create_ddp_model(model: Any, *, fp16_compression: bool = False, **kwargs: Any) -> Any:

@@ -7,25 +7,14 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from querypose import d2
 from querypose.config import ConfigError, load_config
-from querypose.d2 import CfgNode, CheckpointError, comm, default_setup, setup_logger
-from querypose.data import DatasetError, ImageReadError, ImageSizeError, register_custom_datasets
-from querypose.evaluation import EvaluationError
-from querypose.modeling.backbone import BackboneError
-from querypose.skeleton import SkeletonError
-
-# Every process meets the same errors of the first kind; an image is read by one of them alone.
-USER_ERRORS: tuple[type[Exception], ...] = (
-    ConfigError, SkeletonError, DatasetError, EvaluationError, BackboneError, CheckpointError,
-)  # fmt: skip
-IMAGE_ERRORS: tuple[type[Exception], ...] = (ImageReadError, ImageSizeError)
-USER_ERROR_EXIT_CODE = 2
+from querypose.d2 import CfgNode, comm, default_setup, setup_logger
+from querypose.data import register_custom_datasets
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -65,31 +54,6 @@ def use_deterministic_algorithms() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-
-
-@contextlib.contextmanager
-def report_user_errors(program: str) -> Iterator[None]:
-    """Turns an error in what the user gave into one line on stderr and exit code 2; others keep their traceback.
-
-    Args:
-        program: name of the tool, which begins the line.
-
-    Raises:
-        SystemExit: in place of an error in config, skeleton, dataset or image.
-    """
-    try:
-        yield
-    except (*USER_ERRORS, *IMAGE_ERRORS) as error:
-        if comm.is_main_process() or isinstance(error, IMAGE_ERRORS):
-            print(f"{program}: error: {_without_traceback(str(error))}", file=sys.stderr)
-        raise SystemExit(USER_ERROR_EXIT_CODE) from error
-
-
-def _without_traceback(message: str) -> str:
-    """The message itself, of an error that a process of the data loader has handed on with its traceback."""
-    if "Original Traceback" not in message:
-        return message
-    return message.strip().splitlines()[-1].partition(": ")[2]
 
 
 def available_cores() -> int:

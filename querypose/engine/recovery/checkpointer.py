@@ -43,7 +43,8 @@ class RunCheckpointer(DetectionCheckpointer):
             kwargs: further entries of the checkpoint.
 
         Raises:
-            CheckpointError: an entry could not be loaded again; or the last save failed.
+            CheckpointError: an entry could not be loaded again.
+            OSError: the save before could not be written.
         """
         entries = {key: part.state_dict() for key, part in self.checkpointables.items()}
         self._write(name, {"model": self.model.state_dict(), **entries, **kwargs}, keep, has_state=True)
@@ -64,12 +65,12 @@ class RunCheckpointer(DetectionCheckpointer):
         """Waits until what was saved is on the disk.
 
         Raises:
-            CheckpointError: it could not be written.
+            OSError: it could not be written; names the file.
         """
         self._writer.wait()
 
     def check(self) -> None:
-        """Raises CheckpointError if a save has failed meanwhile; waits for nothing."""
+        """Raises OSError if a save has failed meanwhile; waits for nothing."""
         self._writer.check()
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:
@@ -157,21 +158,15 @@ class RunCheckpointer(DetectionCheckpointer):
     def _write_file(self, file: str, iteration: int, snapshot: dict[str, Any], keep: int, has_state: bool) -> None:
         path = Path(self.save_dir) / file
         logging.getLogger(__name__).info(f"Saving checkpoint to {path}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as stream:
-                hashing = HashingStream(stream)
-                torch.save(snapshot, cast(IO[bytes], hashing))
-                self._manifest.add(Entry(file, iteration, hashing.num_bytes, hashing.sha256, has_state))
-            if has_state:
-                self.tag_last_checkpoint(file)
-            if keep:
-                self._delete_old(keep)
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"The checkpoint {path} could not be written: {error}. Free the disk, or set OUTPUT_DIR to another "
-                "one, and go on with --resume."
-            ) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as stream:
+            hashing = HashingStream(stream)
+            torch.save(snapshot, cast(IO[bytes], hashing))
+            self._manifest.add(Entry(file, iteration, hashing.num_bytes, hashing.sha256, has_state))
+        if has_state:
+            self.tag_last_checkpoint(file)
+        if keep:
+            self._delete_old(keep)
 
     def _delete_old(self, keep: int) -> None:
         numbered = [entry.file for entry in self._manifest.entries() if entry.has_state and _has_number(entry.file)]

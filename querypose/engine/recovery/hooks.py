@@ -51,7 +51,7 @@ class SaveCheckpoints(HookBase):
 
         Raises:
             RunStopped: the processes have agreed to stop; the state is on the disk.
-            CheckpointError: a checkpoint could not be written.
+            OSError: a checkpoint could not be written.
         """
         trainer = self.trainer
         self._checkpointer.check()

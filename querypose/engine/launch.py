@@ -40,7 +40,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     if started_by_torchrun():
         _join_torchrun()
         # After a failure torchrun starts the same command again, which then is to go on.
-        args.resume = args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        args.resume = args.resume or num_restarts() > 0
         run_and_leave(main, args)
         return
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
@@ -65,10 +65,19 @@ def started_by_torchrun() -> bool:
     return all(variable in os.environ for variable in _TORCHRUN_VARIABLES)
 
 
+def num_restarts() -> int:
+    """How often torchrun has restarted this run after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def _join_torchrun() -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(backend="nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    # A restarted run may meet at the same store: there it must not find the addresses of processes that have died.
+    store = dist.PrefixStore(f"restart_{num_restarts()}", store)
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()

@@ -37,7 +37,14 @@ from querypose.data import PoseMapper, ShieldedMapper, TrainingBatches, load_dat
 from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_evaluation_weights, require_weights
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.progress import ProgressLine
-from querypose.engine.recovery import KeepBest, RunCheckpointer, RunState, SaveCheckpoints, WriteFigures
+from querypose.engine.recovery import (
+    KeepBest,
+    RunCheckpointer,
+    RunState,
+    SaveCheckpoints,
+    WriteFigures,
+    untouched_random_states,
+)
 from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
 
@@ -53,6 +60,7 @@ class PoseTrainer(DefaultTrainer):
 
     Attributes:
         ema: the averaged weights, or None.
+        continues: whether this training goes on with an earlier one, which may have had no checkpoint yet.
     """
 
     _trainer: TrainStep
@@ -83,6 +91,7 @@ class PoseTrainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.continues = False
         self._run_state = RunState(weakref.proxy(self))
         self.register_hooks(self.build_hooks())
 
@@ -100,6 +109,7 @@ class PoseTrainer(DefaultTrainer):
             ConfigError: MODEL.WEIGHTS is to be loaded and is not there.
             CheckpointError: the file is damaged, or no checkpoint of OUTPUT_DIR is intact.
         """
+        self.continues = resume
         resumes = resume and self.checkpointer.has_checkpoint()
         if not resumes:
             require_weights(self.cfg.MODEL.WEIGHTS)
@@ -234,7 +244,8 @@ class PoseTrainer(DefaultTrainer):
     def _evaluate(self) -> dict[str, Any]:
         # Not through DistributedDataParallel: processes may have different numbers of batches.
         model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
-        with self.ema.in_model() if self.ema is not None else contextlib.nullcontext():
+        # A training does not depend on how often, and with how many loader processes, it is evaluated.
+        with untouched_random_states(), self.ema.in_model() if self.ema is not None else contextlib.nullcontext():
             share_buffers(model)
             self._last_eval_results = self.test(self.cfg, model)
         return self._last_eval_results

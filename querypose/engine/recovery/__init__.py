@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from querypose.engine.recovery.checkpointer import RunCheckpointer
 from querypose.engine.recovery.hooks import KeepBest, SaveCheckpoints, WriteFigures
+from querypose.engine.recovery.random_states import untouched_random_states
 from querypose.engine.recovery.run_state import RunState
 from querypose.engine.recovery.stop_signal import STOPPED_EXIT_CODE, signals_to_children
 
@@ -15,4 +16,5 @@ __all__ = [
     "SaveCheckpoints",
     "WriteFigures",
     "signals_to_children",
+    "untouched_random_states",
 ]

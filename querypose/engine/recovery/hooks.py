@@ -20,6 +20,9 @@ from querypose.engine.recovery.stop_signal import STOPPED_EXIT_CODE, StopSignal
 
 _logger = logging.getLogger(__name__)
 
+# The engine's timer gives it in every iteration but the first few of a process.
+_TIME = "time"
+
 
 class SaveCheckpoints(HookBase):
     """Saves every `period` iterations, at the end, and when SIGTERM or SIGINT stops the run. All processes need it."""
@@ -152,7 +155,7 @@ class WriteFigures(hooks.PeriodicWriter):
             self.trainer.storage.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=iteration)
         if self._written is None:
             self._written = self.trainer.start_iter - 1
-        if self.trainer.start_iter > 0:
+        if self.trainer.continues:
             drop_lines_after(self._metrics_file, self._written)
         self._writers = self._build_writers()
 
@@ -169,7 +172,8 @@ class WriteFigures(hooks.PeriodicWriter):
         storage = self.trainer.storage
         hints = storage.smoothing_hints()
         latest = [(name, value, iteration, hints[name]) for name, (value, iteration) in storage.latest().items()]
-        return {"written": self._written, "pending": [figure for figure in latest if figure[2] > self._written]}
+        pending = [figure for figure in latest if figure[2] > self._written and figure[0] != _TIME]
+        return {"written": self._written, "pending": pending}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes up what was not written."""
@@ -184,5 +188,6 @@ def drop_lines_after(metrics_file: Path, iteration: int) -> None:
     lines = metrics_file.read_text().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
     if len(kept) < len(lines):
+        _logger.info(f"{metrics_file}: dropped {len(lines) - len(kept)} lines that were written after the checkpoint")
         with atomic_write(metrics_file, "w") as stream:
             stream.writelines(kept)

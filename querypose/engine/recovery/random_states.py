@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,3 +34,13 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+@contextlib.contextmanager
+def untouched_random_states() -> Iterator[None]:
+    """Whatever is drawn within the context, the generators go on afterwards as if it had not been."""
+    states = random_states()
+    try:
+        yield
+    finally:
+        restore_random_states(states)

@@ -58,7 +58,8 @@ class RunState:
         restored += [f"averaged weights ({trainer.ema.num_updates} updates)"] if trainer.ema is not None else []
         restored += ["gradient scaler"] if trainer.step.grad_scaler.is_enabled() else []
         restored += [f"random states of {comm.get_world_size()} processes"] if self._of_process else []
-        restored += [f"data position (batch {trainer.start_iter})"] if "data" in state else []
+        if "data" in state:
+            restored.append(f"data position (image {trainer.start_iter * state['data']['batch_size']})")
         restored += [
             f"best {hook.best['metric']} {hook.best['value']:.2f}" for hook in self._hooks(KeepBest) if hook.best
         ]

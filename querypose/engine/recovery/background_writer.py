@@ -67,6 +67,10 @@ class BackgroundWriter:
             self._thread = None
         self.check()
 
+    def is_busy(self) -> bool:
+        """Whether a job is running."""
+        return self._thread is not None and self._thread.is_alive()
+
     def check(self) -> None:
         """Raises what the last job raised, if it has ended; waits for nothing."""
         if self._error is not None:

@@ -73,6 +73,10 @@ class RunCheckpointer(DetectionCheckpointer):
         """Raises OSError if a save has failed meanwhile; waits for nothing."""
         self._writer.check()
 
+    def is_writing(self) -> bool:
+        """Whether a file is being written."""
+        return self._writer.is_busy()
+
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:
         """As the engine's; refuses a file that is not the one that was written.
 

@@ -78,7 +78,6 @@ class RunState:
             [save] = self._hooks(SaveCheckpoints)
             for hook in trainer._hooks[trainer._hooks.index(save) + 1 :]:
                 hook.after_step()
-            trainer.iter = trainer.storage.iter = trainer.start_iter
 
     def _resume_data(self, state: Mapping[str, int] | None) -> list[str]:
         """Gives what keeps the data from being those of a run that never stopped."""

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from querypose.d2 import comm
+from querypose.d2 import ENGINE, comm
 from querypose.data.training_order import Sample, TrainingBatches, TrainingOrder, seeded_generators
 
 SIZE, BATCH = 22, 4
@@ -31,6 +31,8 @@ def noise() -> tuple[float, float, float]:
 def batches(processes: int, rank: int, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> TrainingBatches:
     monkeypatch.setattr(comm, "get_world_size", lambda: processes)
     monkeypatch.setattr(comm, "get_rank", lambda: rank)
+    if ENGINE == "detectron2":  # its loader has taken the name out of the module
+        monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: processes)
     records = [{"id": index, "width": 10 + index % 3, "height": 11} for index in range(SIZE)]
     options: dict[str, Any] = {"batch_size": BATCH, "seed": 5, "aspect_ratio_grouping": True, "num_workers": 0}
     return TrainingBatches(records, lambda record: (record["id"], noise()), **{**options, **changes})

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tests.engine.toy_pose
-from querypose.d2 import META_ARCH_REGISTRY, CfgNode, JSONWriter, default_argument_parser
+from querypose.d2 import META_ARCH_REGISTRY, CfgNode, default_argument_parser
 from querypose.engine import PoseTrainer, TrainStep, launch, setup
-from querypose.engine.recovery import RunCheckpointer
+from querypose.engine.recovery import RunCheckpointer, WriteFigures
 
 MAX_ITER = 20
 # In none of these figures of a row is what a run computes.
@@ -121,21 +121,18 @@ def _in_evaluation(iteration: int) -> None:
     PoseTrainer._evaluate = evaluate  # type: ignore[method-assign]  # dies in it
 
 
-def _in_line(number: int) -> None:
+def _in_line(iteration: int) -> None:
     """Leaves half of a line of metrics.json."""
-    original = JSONWriter.write
-    calls = 0
+    original = WriteFigures.after_step
 
-    def write(self: JSONWriter) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            with open(self._json_file, "a") as stream:
+    def after_step(self: WriteFigures) -> None:
+        if self.trainer.iter == iteration:
+            with open(self._metrics_file, "a") as stream:
                 stream.write('{"iteration": 11, "lo')
             kill()
         original(self)
 
-    JSONWriter.write = write  # type: ignore[method-assign]  # dies in it
+    WriteFigures.after_step = after_step  # type: ignore[method-assign]  # dies in it
 
 
 def _signal_everything(number: int) -> None:
@@ -158,7 +155,7 @@ DEATHS: dict[str, Callable[[], None]] = {
     "before last_checkpoint names it": lambda: _before_tagging("model_0000009.pth"),
     "before last_checkpoint names the final one": lambda: _before_tagging("model_final.pth"),
     "in an evaluation": lambda: _in_evaluation(14),
-    "in a line of metrics.json": lambda: _in_line(4),
+    "in a line of metrics.json": lambda: _in_line(11),
     "by SIGTERM": lambda: _in_iteration(11, lambda: _signal_everything(signal.SIGTERM)),
     "by SIGINT": lambda: _in_iteration(11, lambda: _signal_everything(signal.SIGINT)),
     "by SIGTERM where an evaluation is due": lambda: _in_iteration(14, lambda: kill(signal.SIGTERM)),

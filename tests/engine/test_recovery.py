@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -191,7 +192,8 @@ def test_torchrun_restarts_a_run_whose_worker_died(unbroken_pair: Path, tmp_path
     command = [sys.executable, *torchrun, "-m", "tests.engine.mortal_run", "--config-file", config_file]
     subprocess.run(command, env=_environment(MORTAL_RUN_DEATH="in rank 1"), cwd=ROOT, check=True, timeout=120)
     assert_same_run(folder, unbroken_pair)
-    assert "Resumed at iteration 10 of 20" in (folder / "output" / "log.txt").read_text()
+    log = (folder / "output" / "log.txt").read_text()
+    assert re.search(r"Resumed at iteration (5|10) of 20", log), "that of iteration 9 may not have been written yet"
 
 
 def test_a_signal_to_the_launcher_stops_all_its_processes(unbroken_pair: Path, tmp_path: Path) -> None:

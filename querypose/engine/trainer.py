@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from querypose.d2 import (
     verify_results,
 )
 from querypose.data import PoseMapper, load_datasets
+from querypose.engine.dumps import DumpWriter
 from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_evaluation_weights, require_weights
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.progress import ProgressLine
@@ -104,6 +106,8 @@ class PoseTrainer(DefaultTrainer):
         super().run_step()
         if self.iter == self.max_iter - 1:
             self._trainer.write_figures()
+        elif (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+            self._trainer.settle()
 
     def build_hooks(self) -> list[HookBase | None]:
         """Timing, schedule, averaging, checkpoints, evaluation (of the averaged weights, where there are), writers."""
@@ -145,6 +149,11 @@ class PoseTrainer(DefaultTrainer):
             clip_norm=clip.CLIP_VALUE if clip.ENABLED else None,
             clip_norm_type=clip.NORM_TYPE,
             log_period=cfg.LOG_PERIOD,
+            guard={
+                "skip": cfg.SOLVER.NON_FINITE.ACTION == "skip",
+                "max_consecutive": cfg.SOLVER.NON_FINITE.MAX_CONSECUTIVE,
+                "dumps": DumpWriter(Path(cfg.OUTPUT_DIR) / "dumps", cfg.dump(), cfg.SOLVER.NON_FINITE.MAX_DUMPS),
+            },
         )
 
     @classmethod

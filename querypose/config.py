@@ -172,7 +172,9 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.QUERYPOSE.LOSS.GIOU_WEIGHT", 2.0, "weight of loss_giou", _at_least(0)),
     Key("MODEL.QUERYPOSE.LOSS.KEYPOINT_WEIGHT", 1.0, "weight of loss_keypoint", _at_least(0)),
     Key("MODEL.QUERYPOSE.LOSS.FOCAL_ALPHA", 0.25, "alpha of the focal loss and of the class cost", _between(0, 1)),
-    Key("MODEL.QUERYPOSE.LOSS.FOCAL_GAMMA", 2.0, "gamma of the focal loss and of the class cost", _at_least(0)),
+    Key("MODEL.QUERYPOSE.LOSS.FOCAL_GAMMA", 2.0, "gamma of the focal loss and of the class cost",
+        # The gradient of a power below 1 is infinite at a query that is certain.
+        Allowed("0, or a number >= 1", lambda value: _is_finite(value) and (value == 0 or value >= 1))),
     Key("MODEL.QUERYPOSE.LOSS.DEEP_SUPERVISION", True, "losses at every stage, not at the last alone"),
     # ---- data ---------------------------------------------------------------------------------------------------
     Key("DATASETS.TRAIN", [], "names of registered datasets; all of one skeleton", _NAMES),

@@ -36,6 +36,9 @@ class TrainStep(SimpleTrainer):
         clip_norm_type: p of that norm.
         log_period: iterations between two reports.
         guard: keywords of `NonFiniteGuard`.
+
+    Attributes:
+        figures: those that have not been reported yet.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class TrainStep(SimpleTrainer):
         unwrapped = model.module if isinstance(model, DistributedDataParallel) else model
         self._guard = NonFiniteGuard(unwrapped, self._parameters, self.grad_scaler, **(guard or {}))
         # On a GPU an iteration is judged once the next one is under way, which waits for nothing.
-        self._figures = ScalarQueue(self._guard.judge, lag=1 if self._device.type == "cuda" else 0)
+        self.figures = ScalarQueue(self._guard.judge, lag=1 if self._device.type == "cuda" else 0)
         self._data_seconds: list[float] = []
 
     def run_step(self) -> None:
@@ -85,7 +88,7 @@ class TrainStep(SimpleTrainer):
         self.grad_scaler.unscale_(self.optimizer)
         norm = self._clip_gradients()
         figures = torch.stack((norm.to(values), self._is_non_finite(values, norm).to(values)))
-        self._figures.put(self.iter, (*names, GRAD_NORM, NON_FINITE), torch.cat((values, figures)))
+        self.figures.put(self.iter, (*names, GRAD_NORM, NON_FINITE), torch.cat((values, figures)))
         self._update(norm)
         if (self.iter + 1) % self.log_period == 0:
             self.write_figures()
@@ -151,7 +154,7 @@ class TrainStep(SimpleTrainer):
         Raises:
             NonFiniteError: one is not finite.
         """
-        self._figures.wait()
+        self.figures.wait()
 
     def write_figures(self) -> None:
         """Puts the means since the last report into the event storage; every process must call it together.
@@ -159,7 +162,7 @@ class TrainStep(SimpleTrainer):
         Raises:
             NonFiniteError: a figure is not finite.
         """
-        means = self._figures.means()
+        means = self.figures.means()
         if not means:
             return
         del means[NON_FINITE]

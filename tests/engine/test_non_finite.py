@@ -46,7 +46,7 @@ def make_step(
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     step = TrainStep(model, batches, optimizer, **settings)
-    step._figures = ScalarQueue(step._guard.judge, lag)  # 1 is how a GPU does it
+    step.figures = ScalarQueue(step._guard.judge, lag)  # 1 is how a GPU does it
     return step
 
 

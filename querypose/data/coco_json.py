@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -269,7 +270,7 @@ def _numbers(
     try:
         numbers = np.array([annotation[field] for annotation in annotations], dtype=np.float64).reshape(-1, length)
         wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         wrong = np.array([index for index, annotation in enumerate(annotations) if not _are_numbers(annotation[field])])
     if len(wrong):
         annotation = annotations[wrong[0]]
@@ -281,7 +282,7 @@ def _numbers(
 
 
 def _are_numbers(values: list[Any]) -> bool:
-    return all(isinstance(value, int | float) for value in values)
+    return all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in values)
 
 
 def _check_visibilities(annotations: list[dict[str, Any]], visibilities: np.ndarray, json_file: str | Path) -> None:

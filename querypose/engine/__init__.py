@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from querypose.engine.ema import ExponentialMovingAverage, load_evaluation_weights
 from querypose.engine.errors import LostProcessError, NonFiniteError, report_user_errors
-from querypose.engine.launch import launch
+from querypose.engine.launch import add_timeout_argument, launch
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.setup import setup
 from querypose.engine.train_step import TrainStep
@@ -21,4 +21,5 @@ __all__ = [
     "LostProcessError",
     "NonFiniteError",
     "launch",
+    "add_timeout_argument",
 ]

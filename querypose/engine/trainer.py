@@ -34,6 +34,7 @@ from querypose.d2 import (
     verify_results,
 )
 from querypose.data import PoseMapper, ShieldedMapper, TrainingBatches, load_datasets
+from querypose.engine.dumps import DumpWriter
 from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_evaluation_weights, require_weights
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.progress import ProgressLine
@@ -174,6 +175,11 @@ class PoseTrainer(DefaultTrainer):
             clip_norm=clip.CLIP_VALUE if clip.ENABLED else None,
             clip_norm_type=clip.NORM_TYPE,
             log_period=cfg.LOG_PERIOD,
+            guard={
+                "skip": cfg.SOLVER.NON_FINITE.ACTION == "skip",
+                "max_consecutive": cfg.SOLVER.NON_FINITE.MAX_CONSECUTIVE,
+                "dumps": DumpWriter(Path(cfg.OUTPUT_DIR) / "dumps", cfg.dump(), cfg.SOLVER.NON_FINITE.MAX_DUMPS),
+            },
         )
 
     @classmethod

@@ -69,6 +69,7 @@ class SaveCheckpoints(HookBase):
             _logger.info(f"Stopped after iteration {trainer.iter}; --resume goes on from there.")
             raise RunStopped(STOPPED_EXIT_CODE)
         if trainer.iter == trainer.start_iter:
+            trainer.step.settle()
             self._checkpointer.prepare()  # now that the optimiser has its state
 
     def after_train(self) -> None:

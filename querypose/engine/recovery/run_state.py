@@ -29,6 +29,7 @@ class RunState:
     def entries(self) -> dict[str, Any]:
         """The entry "run" of a checkpoint; of the main process alone it is complete."""
         trainer = self._trainer
+        trainer.step.settle()
         of_process = {"random": random_states(), "figures": trainer.step.figures.state_dict()}
         state: dict[str, Any] = {"processes": comm.gather(of_process)}
         if hasattr(trainer.data_loader, "state_dict"):

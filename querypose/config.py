@@ -9,6 +9,7 @@ A key that detectron2 has too keeps detectron2's name and meaning; the default m
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +78,17 @@ _TYPE_MISMATCH = re.compile(  # as yacs words it
     r"with values \(.* vs. (?P<new>.*)\) for config key: (?P<key>\S+)",
     re.DOTALL,
 )
-_SIZES = _sequence_of("positive integers (pixels)", lambda value: isinstance(value, int) and value > 0)
+_INTEGER = re.compile(r"[+-]?\d+")
+_NAME = Allowed("a name, not empty", lambda value: value != "" and "\0" not in value)
+_NO_MAPPING = "it must hold a mapping of keys, not a list or a single value."
+_SIZES = Allowed(
+    "a list of positive integers (pixels), not empty",
+    lambda value: (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in value)
+    ),
+)
 _THREE_NUMBERS = _sequence_of("numbers, one per channel", _is_finite, length=3)
 _NAMES = _sequence_of("names", lambda value: isinstance(value, str))
 _MAPPINGS = _sequence_of("mappings", lambda value: isinstance(value, dict))
@@ -89,8 +100,11 @@ _LR_FACTORS = _sequence_of(
 # fmt: off
 KEYS: tuple[Key, ...] = (
     # ---- run ----------------------------------------------------------------------------------------------------
-    Key("OUTPUT_DIR", "./output", "folder that receives config.yaml, log.txt, metrics.json, checkpoints, inference/"),
-    Key("SEED", -1, "seed of everything random; -1 draws one and logs it", _at_least(-1)),
+    Key("OUTPUT_DIR", "./output", "folder that receives config.yaml, log.txt, metrics.json, checkpoints, inference/",
+        _NAME),
+    Key("SEED", -1, "seed of everything random; -1 draws one and logs it", _between(-1, 2**32 - 1)),
+    Key("DETERMINISTIC", False,
+        "bit-identical runs on a GPU too: deterministic algorithms alone; an operation that has none is an error"),
     Key("CUDNN_BENCHMARK", False, "let cuDNN time its algorithms; faster where input sizes repeat"),
     Key("LOG_PERIOD", 20, "iterations between two progress lines and two rows of metrics.json", _at_least(1)),
     # ---- model --------------------------------------------------------------------------------------------------
@@ -172,7 +186,9 @@ KEYS: tuple[Key, ...] = (
         "weight of loss_heatmap, auxiliary keypoint heat maps (end of Sec. 4.3); 0: none; the authors' code has 0.5",
         _at_least(0)),
     Key("MODEL.QUERYPOSE.LOSS.FOCAL_ALPHA", 0.25, "alpha of the focal loss and of the class cost", _between(0, 1)),
-    Key("MODEL.QUERYPOSE.LOSS.FOCAL_GAMMA", 2.0, "gamma of the focal loss and of the class cost", _at_least(0)),
+    Key("MODEL.QUERYPOSE.LOSS.FOCAL_GAMMA", 2.0, "gamma of the focal loss and of the class cost",
+        # The gradient of a power below 1 is infinite at a query that is certain.
+        Allowed("0, or a number >= 1", lambda value: _is_finite(value) and (value == 0 or value >= 1))),
     Key("MODEL.QUERYPOSE.LOSS.DEEP_SUPERVISION", True, "losses at every stage, not at the last alone"),
     # ---- data ---------------------------------------------------------------------------------------------------
     Key("DATASETS.TRAIN", [], "names of registered datasets; all of one skeleton", _NAMES),
@@ -222,9 +238,17 @@ KEYS: tuple[Key, ...] = (
     Key("SOLVER.WARMUP_FACTOR", 0.01, "share of the rate at which the warm-up begins", _between(0, 1)),
     Key("SOLVER.WARMUP_METHOD", "linear", "shape of the warm-up", _one_of("linear", "constant")),
     Key("SOLVER.CHECKPOINT_PERIOD", 5000, "iterations between two checkpoints", _at_least(1)),
+    Key("SOLVER.CHECKPOINTS_TO_KEEP", 0, "periodic checkpoints that stay, the newest; 0 keeps all", _at_least(0)),
     Key("SOLVER.CLIP_GRADIENTS.ENABLED", True, "clip the norm of the whole model's gradient"),
     Key("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0, "the greatest norm", _above(0)),
     Key("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 2.0, "p of the norm", _above(0)),
+    Key("SOLVER.NON_FINITE.ACTION", "stop",
+        "an iteration with an infinite or NaN loss or gradient ends the run, or is skipped; it never changes weights",
+        _one_of("stop", "skip")),
+    Key("SOLVER.NON_FINITE.MAX_CONSECUTIVE", 10, "iterations skipped in a row before the run ends", _at_least(0)),
+    Key("SOLVER.NON_FINITE.MAX_DUMPS", 3,
+        "such iterations written to OUTPUT_DIR/dumps for tools/replay.py, at most; each holds the model's weights",
+        _at_least(0)),
     Key("SOLVER.AMP.ENABLED", False, "mixed precision; geometry, flow and losses stay float32"),
     Key("SOLVER.AMP.PRECISION", "bfloat16", "the lower precision; float16 scales the loss",
         _one_of("bfloat16", "float16")),
@@ -241,6 +265,8 @@ KEYS: tuple[Key, ...] = (
     Key("TEST.PRECISION", "float32", "of the forward pass in inference; geometry and regressors stay float32",
         _one_of("float32", "bfloat16")),
     Key("TEST.COMPILE", False, "compile backbone and decoder stages for inference; pays where there are many images"),
+    Key("TEST.BEST_METRIC", "keypoints/AP",
+        "its best weights stay as model_best.pth; of several datasets the first one's; '' keeps none"),
     Key("TEST.EXPECTED_RESULTS", [], "[task, metric, value, tolerance] that the final evaluation must meet"),
 )
 # fmt: on
@@ -283,24 +309,62 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[str] 
     if config_file is not None:
         if not Path(config_file).is_file():
             raise FileNotFoundError(f"There is no config file {str(config_file)!r}.")
-        try:
-            cfg.merge_from_file(str(config_file), allow_unsafe=False)  # detectron2's default runs code from the file
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{config_file} is not valid YAML: {error}") from error
-        except FileNotFoundError as error:
-            raise ConfigError(f"{config_file}: its _BASE_ {error.filename!r} does not exist.") from error
-        except AttributeError as error:
-            raise ConfigError(f"{config_file} must hold a mapping of keys, not a list or a single value.") from error
-        except (KeyError, ValueError, TypeError, AssertionError) as error:
-            raise ConfigError(f"{config_file}: {_explain(cfg, error)}") from error
-    try:
-        cfg.merge_from_list(list(overrides))
-    except (KeyError, ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(f"command line {list(overrides)}: {_explain(cfg, error)}") from error
+        _merge_file(cfg, str(config_file))
+    _merge_overrides(cfg, list(overrides))
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     validate_config(cfg)
     return cfg
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    try:
+        loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)  # detectron2's default runs code
+        cfg.merge_from_other_cfg(CfgNode(_integers_to_floats(loaded, cfg)))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{config_file} is not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{config_file} is nested without end, or its _BASE_ leads back to itself.") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{config_file}: its _BASE_ {error.filename!r} does not exist.") from error
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise ConfigError(f"{config_file}: {_explain(cfg, error)}") from error
+
+
+def _merge_overrides(cfg: CfgNode, overrides: list[str]) -> None:
+    for name in overrides[::2]:
+        if not _has_key(cfg, name):
+            raise ConfigError(f"command line {overrides}: {_unknown_key(cfg, name)}")
+    floats = {key.name for key in KEYS if isinstance(key.default, float)}
+    pairs = itertools.pairwise(["", *overrides])
+    values = [f"{text}.0" if name in floats and _INTEGER.fullmatch(str(text)) else text for name, text in pairs]
+    try:
+        cfg.merge_from_list(values)
+    except RecursionError as error:
+        raise ConfigError("command line: a value is nested too deeply.") from error
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError, SyntaxError) as error:
+        raise ConfigError(f"command line {overrides}: {_explain(cfg, error)}") from error
+
+
+def _integers_to_floats(loaded: Any, cfg: CfgNode) -> dict[str, Any]:
+    """`loaded` with an integer made a float where the key of `cfg` is a float: `BASE_LR: 1` says what it means.
+
+    Raises:
+        TypeError: it is no mapping, or has a key that is not text.
+    """
+    if not isinstance(loaded, dict):
+        raise TypeError(_NO_MAPPING)
+    converted = {}
+    for name, value in loaded.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{name!r} is not the name of a key.")
+        default = cfg.get(name)
+        if isinstance(default, CfgNode) and isinstance(value, dict):
+            value = _integers_to_floats(value, default)
+        elif isinstance(default, float) and type(value) is int:
+            value = float(value)
+        converted[name] = value
+    return converted
 
 
 def validate_config(cfg: CfgNode) -> None:
@@ -311,14 +375,20 @@ def validate_config(cfg: CfgNode) -> None:
     """
     for key in KEYS:
         value = _lookup(cfg, key.name)
+        if value is None:  # which the merge takes for any key
+            raise ConfigError(f"{key.name} is None; allowed: type {type(key.default).__name__}. ({key.meaning})")
         if key.allowed is not None and not key.allowed.test(value):
             raise ConfigError(f"{key.name} is {value!r}; allowed: {key.allowed.description}. ({key.meaning})")
+    if (version := get_cfg().VERSION) != cfg.VERSION:
+        raise ConfigError(f"VERSION is {cfg.VERSION!r}; allowed: {version}, that of this config's keys.")
     _validate_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, d2.META_ARCH_REGISTRY)
     _validate_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, d2.BACKBONE_REGISTRY)
     _validate_device(cfg.MODEL.DEVICE)
     _validate_query_pose(cfg.MODEL.QUERYPOSE, hidden_dim=cfg.MODEL.FPN.OUT_CHANNELS)
     if list(cfg.SOLVER.STEPS) != sorted(cfg.SOLVER.STEPS):
         raise ConfigError(f"SOLVER.STEPS is {cfg.SOLVER.STEPS}; allowed: iterations in increasing order.")
+    if cfg.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
+        raise ConfigError("DETERMINISTIC and CUDNN_BENCHMARK are True; allowed: one of them, as cuDNN's choice varies.")
     if cfg.INPUT.CROP.SIZE[0] > cfg.INPUT.CROP.SIZE[1]:
         raise ConfigError(f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}; allowed: [smallest, largest].")
     if cfg.SOLVER.IMS_PER_BATCH % cfg.SOLVER.ACCUMULATION_STEPS:
@@ -340,12 +410,17 @@ def _validate_registered(key: str, name: str, registry: Any) -> None:
 
 
 def _validate_device(device: str) -> None:
+    allowed = "allowed: 'auto', 'cpu', 'cuda' or 'cuda:N'."
     try:
-        kind = torch.device(device).type
+        kind, index = torch.device(device).type, torch.device(device).index
     except RuntimeError as error:
-        raise ConfigError(f"MODEL.DEVICE is {device!r}; allowed: 'auto', 'cpu', 'cuda' or 'cuda:N'.") from error
+        raise ConfigError(f"MODEL.DEVICE is {device!r}; {allowed}") from error
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"MODEL.DEVICE is {device!r}; {allowed}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"MODEL.DEVICE is {device!r}, but torch sees no GPU here; use MODEL.DEVICE cpu or auto.")
+    if index is not None and kind == "cuda" and index >= torch.cuda.device_count():
+        raise ConfigError(f"MODEL.DEVICE is {device!r}, but this machine has {torch.cuda.device_count()} GPUs.")
 
 
 def _validate_query_pose(query_pose: CfgNode, hidden_dim: int) -> None:
@@ -389,16 +464,34 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
     if found := _TYPE_MISMATCH.match(message):
         expected = "a section of keys" if found["old_type"].endswith("CfgNode") else f"type {found['old_type']}"
         return f"{found['key']} is {found['new']} of type {found['new_type']}; allowed: {expected}."
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8."
     if "NoneType" in message:
         return "it is empty."
+    if "is not iterable" in message:
+        return _NO_MAPPING
+    if isinstance(error, AttributeError):
+        return "its _BASE_ is not the name of a file."
     if "Non-existent" not in message:
         return message
-    unknown = message.rpartition(": ")[2].strip()
+    return _unknown_key(cfg, message.rpartition(": ")[2].strip())
+
+
+def _unknown_key(cfg: CfgNode, unknown: str) -> str:
     names = list(_leaf_names(cfg))
     near = difflib.get_close_matches(unknown, names, n=3, cutoff=0.5)
     near += [name for name in names if name.rpartition(".")[2] == unknown.rpartition(".")[2] and name not in near]
     hint = f" Did you mean {' or '.join(near[:3])}?" if near else ""
     return f"there is no key {unknown}.{hint} All keys are listed in querypose/config.py."
+
+
+def _has_key(cfg: CfgNode, name: str) -> bool:
+    node: Any = cfg
+    for part in name.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def _leaf_names(node: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,3 +20,16 @@ def load_script(path: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def run_script(path: str, *arguments: str) -> int:
+    """Runs a script of the repository in this process as the command line does; gives its exit code."""
+    argv = sys.argv
+    sys.argv = [Path(path).name, *arguments]
+    try:
+        runpy.run_path(str(ROOT / path), run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.argv = argv
+    return 0

@@ -96,7 +96,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
     [
         ("SOLVER: [", r"bad.yaml is not valid YAML"),
         ("", r"bad.yaml: it is empty"),
-        ("- SOLVER", r"bad.yaml must hold a mapping of keys"),
+        ("- SOLVER", r"bad.yaml: it must hold a mapping of keys"),
         ("_BASE_: absent.yaml", r"bad.yaml: its _BASE_ .*absent.yaml' does not exist"),
         ("SOLVER: 3", r"bad.yaml: SOLVER is 3 of type int; allowed: a section of keys"),
         ("SOLVER: {BASE_LRR: 0.1}", r"bad.yaml: there is no key SOLVER.BASE_LRR. Did you mean SOLVER.BASE_LR"),

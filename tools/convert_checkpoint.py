@@ -12,12 +12,10 @@ the same weights, and how to get their behaviour, stands in docs/deviations.md.
 from __future__ import annotations
 
 import argparse
-import sys
 
-import querypose  # noqa: F401  # registers datasets and models
-from querypose.checkpoint import KINDS, CheckpointError, convert_state_dict, load_state_dict_file, save_model
-from querypose.config import ConfigError, load_config
-from querypose.skeleton import SkeletonError
+from querypose.checkpoint import KINDS, convert_state_dict, load_state_dict_file, save_model
+from querypose.config import load_config
+from querypose.engine import report_user_errors
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,12 +38,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Converts IN to OUT."""
     arguments = parse_arguments()
-    try:
+    with report_user_errors("convert_checkpoint.py"):
         cfg = load_config(arguments.config_file, arguments.opts)
         converted = convert_state_dict(arguments.kind, load_state_dict_file(arguments.input), cfg)
-    except (CheckpointError, ConfigError, SkeletonError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    save_model(converted, arguments.output)
+        save_model(converted, arguments.output)
     num_values = sum(value.numel() for value in converted.values())
     print(f"Wrote {len(converted)} entries, {num_values:,} values, to {arguments.output}.")
 

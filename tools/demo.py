@@ -181,7 +181,7 @@ if __name__ == "__main__":
     with report_user_errors("demo.py"):
         try:
             exit_code = main(parsed)
-        except (MediaError, FileNotFoundError) as problem:
+        except MediaError as problem:
             print(f"demo.py: error: {problem}", file=sys.stderr)
             exit_code = UNUSABLE_EXIT_CODE
     sys.exit(exit_code)

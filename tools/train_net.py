@@ -13,10 +13,11 @@ Without a GPU, --num-gpus N starts N processes on the CPU. Every KEY VALUE is ex
 from __future__ import annotations
 
 import argparse
+from datetime import timedelta
 from typing import Any
 
 from querypose.d2 import default_argument_parser
-from querypose.engine import PoseTrainer, launch, report_user_errors, setup
+from querypose.engine import PoseTrainer, add_timeout_argument, launch, report_user_errors, setup
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -33,9 +34,10 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 def run() -> None:
     """Reads the command line and starts the run's processes."""
     parser = default_argument_parser(epilog=__doc__)
+    add_timeout_argument(parser)
     args = parser.parse_args()
     with report_user_errors(parser.prog):
-        launch(main, args)
+        launch(main, args, timeout=timedelta(minutes=args.timeout))
 
 
 if __name__ == "__main__":

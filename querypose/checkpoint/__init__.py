@@ -3,11 +3,9 @@
 from querypose.checkpoint.backbones import convert_pose_hrnet, convert_swin
 from querypose.checkpoint.conversion import KINDS, convert_state_dict, load_state_dict_file, save_model
 from querypose.checkpoint.querypose_official import convert_querypose_official
-from querypose.checkpoint.renaming import CheckpointError
 
 __all__ = [
     "KINDS",
-    "CheckpointError",
     "convert_pose_hrnet",
     "convert_querypose_official",
     "convert_state_dict",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +18,8 @@ from querypose.checkpoint.backbones import (
     convert_swin,
 )
 from querypose.checkpoint.querypose_official import convert_querypose_official
-from querypose.checkpoint.renaming import CheckpointError, StateDict, shorten
-from querypose.d2 import CfgNode, build_model
+from querypose.checkpoint.renaming import StateDict, shorten
+from querypose.d2 import CfgNode, CheckpointError, atomic_write, build_model, read_checkpoint
 from querypose.skeleton import skeleton_of_datasets
 
 WRAPPERS = ("model", "state_dict")
@@ -149,16 +146,8 @@ def load_state_dict_file(path: str | Path) -> StateDict:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint file {str(path)!r}.")
-    try:
-        # Memory-mapped where the format allows: an optimiser's state beside the weights is then never read.
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint that can be read without running code from it. Where you trust it, save only "
-            f"its weights to another file: torch.save({{'model': state_dict}}, …). ({_first_line(error)})"
-        ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint file: {_first_line(error)}") from error
+    # Mapped: an optimiser's state beside the weights is then never read.
+    content: Any = read_checkpoint(path, mmap=True)
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -171,17 +160,6 @@ def save_model(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
     """Writes weights as a checkpoint that MODEL.WEIGHTS takes; a file of that name is replaced in one step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_write(path) as file:
         # Cloned so that entries that share memory, or are parts of a greater tensor, are not written in full.
-        with temporary.open("wb") as file:
-            torch.save({"model": {name: value.clone() for name, value in state_dict.items()}}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        torch.save({"model": {name: value.clone() for name, value in state_dict.items()}}, file)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from querypose.checkpoint.backbones import BACKBONE_DEAD, BACKBONE_RULES, flatten_position_indices
-from querypose.checkpoint.renaming import CheckpointError, Rule, StateDict, rename_entries
+from querypose.checkpoint.renaming import Rule, StateDict, rename_entries
+from querypose.d2 import CheckpointError
 
 BOX_STAGE = r"head\.head_series\.(\d+)\."
 KEYPOINT_STAGE = r"head\.pose_head_series\.(\d+)\."

@@ -8,14 +8,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from querypose.d2 import CheckpointError
+
 StateDict = dict[str, Tensor]
 
 SHOWN = 8
 """How many entries an error message names."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: names the entries or the file, and the remedy."""
 
 
 class Rule(NamedTuple):

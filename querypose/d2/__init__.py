@@ -13,7 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from querypose.d2.engine_choice import choose_engine
-from querypose.d2.processes import leave_process_group
+from querypose.d2.errors import CheckpointError
+from querypose.d2.files import atomic_write, read_checkpoint
+from querypose.d2.plain_values import to_plain
+from querypose.d2.processes import RunStopped, run_and_leave
 
 ENGINE, ENGINE_VERSION = choose_engine()
 
@@ -33,11 +36,13 @@ __all__ = [  # noqa: F405
     "BoxMode",
     "Boxes",
     "CfgNode",
+    "CheckpointError",
     "Checkpointer",
     "CommonMetricPrinter",
     "DatasetCatalog",
     "DatasetEvaluator",
     "DatasetEvaluators",
+    "DatasetFromList",
     "DefaultPredictor",
     "DefaultTrainer",
     "DetectionCheckpointer",
@@ -52,10 +57,12 @@ __all__ = [  # noqa: F405
     "PathManager",
     "PeriodicCheckpointer",
     "Registry",
+    "RunStopped",
     "ShapeSpec",
     "SimpleTrainer",
     "TensorboardXWriter",
     "TrainerBase",
+    "atomic_write",
     "build_backbone",
     "build_detection_test_loader",
     "build_detection_train_loader",
@@ -71,11 +78,13 @@ __all__ = [  # noqa: F405
     "hooks",
     "inference_on_dataset",
     "launch",
-    "leave_process_group",
     "pairwise_iou",
     "print_csv_format",
+    "read_checkpoint",
+    "run_and_leave",
     "seed_all_rng",
     "setup_logger",
+    "to_plain",
     "verify_results",
 ]
 # fmt: on

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gc
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+
+class RunStopped(SystemExit):
+    """Ends a run that all its processes have agreed to stop, after its state was saved; carries the exit code."""
 
 
 def ddp_arguments(model: nn.Module, local_rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -39,3 +44,21 @@ def leave_process_group() -> None:
     dist.barrier()
     dist.destroy_process_group()
     gc.collect()
+
+
+def run_and_leave(main: Callable[..., Any], *args: Any) -> None:
+    """`main(*args)` in one of several processes, which then leave their group in order.
+
+    Raises:
+        SystemExit: the run was stopped, in all processes alike.
+    """
+    exit_code = None
+    try:
+        main(*args)
+    except RunStopped as stop:
+        exit_code = stop.code
+    # After any other error not: the others wait in a collective, and this would wait for them. And not within the
+    # `except`: the traceback holds the trainer, and with it the group.
+    leave_process_group()
+    if exit_code is not None:
+        raise SystemExit(exit_code)

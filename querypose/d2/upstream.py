@@ -6,7 +6,8 @@ import functools
 import warnings
 from typing import Any
 
-from querypose.d2.processes import ddp_arguments, leave_process_group
+from querypose.d2.files import read_checkpoint, refuse_pickle
+from querypose.d2.processes import ddp_arguments, run_and_leave
 
 with warnings.catch_warnings():
     # detectron2 and what it imports (fvcore.nn, torch.jit, pkg_resources, PIL) use functions that newer versions of
@@ -15,10 +16,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", SyntaxWarning)
     import detectron2
-    from detectron2.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
+    from detectron2.checkpoint import Checkpointer, PeriodicCheckpointer
+    from detectron2.checkpoint import DetectionCheckpointer as _DetectionCheckpointer
     from detectron2.config import CfgNode, configurable, get_cfg
     from detectron2.data import (
         DatasetCatalog,
+        DatasetFromList,
         MetadataCatalog,
         build_detection_test_loader,
         build_detection_train_loader,
@@ -63,6 +66,17 @@ with warnings.catch_warnings():
 VERSION: str = detectron2.__version__
 
 
+class DetectionCheckpointer(_DetectionCheckpointer):
+    """detectron2's, which never runs code that a file brings."""
+
+    def _load_file(self, filename: str) -> Any:
+        refuse_pickle(filename)
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> Any:
+        return read_checkpoint(f)
+
+
 def create_ddp_model(model: Any, *, fp16_compression: bool = False, **kwargs: Any) -> Any:
     """detectron2's function, which also takes a model that is on the CPU, and says nothing of deprecated arguments."""
     if comm.get_world_size() > 1:
@@ -78,11 +92,16 @@ def launch(main_func: Any, num_gpus_per_machine: int, num_machines: int = 1, *ar
 
 
 def _run_and_leave(main_func: Any, *args: Any) -> None:
-    main_func(*args)
-    # detectron2 keeps two groups in its module, for as long as the process lives.
-    comm._get_global_gloo_group.cache_clear()
-    comm._LOCAL_PROCESS_GROUP = None
-    leave_process_group()
+    run_and_leave(_run_and_forget_groups, main_func, *args)
+
+
+def _run_and_forget_groups(main_func: Any, *args: Any) -> None:
+    try:
+        main_func(*args)
+    finally:
+        # detectron2 keeps two groups in its module, for as long as the process lives.
+        comm._get_global_gloo_group.cache_clear()
+        comm._LOCAL_PROCESS_GROUP = None
 
 
 # DefaultTrainer looks the function up in its module, so that training on several CPU processes needs it there.

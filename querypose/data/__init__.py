@@ -12,6 +12,8 @@ from querypose.data.datasets import (
 from querypose.data.image_io import ImageReadError, read_image
 from querypose.data.loader_failures import LoaderError, explain_loader_failures
 from querypose.data.mapper import ImageSizeError, PoseMapper
+from querypose.data.training_order import TrainingBatches
+from querypose.data.worker_signals import ShieldedMapper
 
 __all__ = [
     "DatasetError",
@@ -19,8 +21,10 @@ __all__ = [
     "ImageSizeError",
     "LoaderError",
     "PoseMapper",
+    "ShieldedMapper",
     "SkipBadImages",
     "TooManyBadImagesError",
+    "TrainingBatches",
     "datasets_root",
     "explain_loader_failures",
     "load_datasets",

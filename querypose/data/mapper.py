@@ -36,7 +36,7 @@ class ImageSizeError(ValueError):
 class PoseMapper:
     """Reads, augments and packs one image; what the data loader calls.
 
-    Everything random is drawn from a generator that numpy's global one seeds, as the loader seeds that one per worker:
+    Everything random is drawn from a generator that numpy's global one seeds, as the loader seeds that one per sample:
     the same seed gives the same sample.
     """
 
@@ -111,7 +111,7 @@ class PoseMapper:
         return sample
 
     def _draw(self, height: int, width: int) -> GeometricTransform:
-        # Loaders seed numpy's global generator in every worker, so this is the one draw from it.
+        # Loaders seed numpy's global generator for every sample, so this is the one draw from it.
         generator = np.random.default_rng(np.random.randint(2**32, dtype=np.uint64))  # noqa: NPY002
         transform = identity((height, width))
         for random_transform in self.transforms:

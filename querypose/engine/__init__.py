@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from querypose.engine.dataset_check import require_sound_datasets, validate_datasets
 from querypose.engine.ema import ExponentialMovingAverage, load_evaluation_weights
-from querypose.engine.launch import launch
+from querypose.engine.errors import LostProcessError, NonFiniteError, report_user_errors
+from querypose.engine.launch import add_timeout_argument, launch
 from querypose.engine.optimizer import build_optimizer
-from querypose.engine.setup import report_user_errors, setup
+from querypose.engine.setup import setup
 from querypose.engine.train_step import TrainStep
 from querypose.engine.trainer import PoseTrainer
 
@@ -18,7 +19,10 @@ __all__ = [
     "load_evaluation_weights",
     "setup",
     "report_user_errors",
+    "LostProcessError",
+    "NonFiniteError",
     "launch",
+    "add_timeout_argument",
     "require_sound_datasets",
     "validate_datasets",
 ]

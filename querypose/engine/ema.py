@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from querypose.config import ConfigError
-from querypose.d2 import DetectionCheckpointer, HookBase
+from querypose.d2 import CheckpointError, HookBase
+from querypose.engine.recovery import RunCheckpointer
 
 
 class ExponentialMovingAverage:
@@ -82,12 +83,12 @@ class ExponentialMovingAverage:
         """Restores what `state_dict` gave.
 
         Raises:
-            ValueError: it belongs to another model: names keys that do not fit.
+            CheckpointError: it belongs to another model: names keys that do not fit.
         """
         weights: Mapping[str, Tensor] = state_dict["weights"]
         _check_fit(weights, self._average)
         if missing := sorted(self._average.keys() - weights.keys()):
-            raise ValueError(f"The averaged weights in the checkpoint lack {_some(missing)}, which this run trains.")
+            raise CheckpointError(f"The averaged weights lack {_some(missing)}, which this run trains.")
         for name, average in self._average.items():
             average.copy_(weights[name])
         self.num_updates = int(state_dict["num_updates"])
@@ -103,11 +104,11 @@ def _averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _check_fit(weights: Mapping[str, Tensor], model_weights: Mapping[str, Tensor]) -> None:
     if unknown := sorted(weights.keys() - model_weights.keys()):
-        raise ValueError(f"The averaged weights in the checkpoint are of another model: it has no {_some(unknown)}.")
+        raise CheckpointError(f"The averaged weights are of another model: this one has no {_some(unknown)}.")
     for name, weight in weights.items():
         if weight.shape != model_weights[name].shape:
-            raise ValueError(
-                f"The averaged weights in the checkpoint are of another model: {name} is {list(weight.shape)} there "
+            raise CheckpointError(
+                f"The averaged weights are of another model: {name} is {list(weight.shape)} there "
                 f"and {list(model_weights[name].shape)} here."
             )
 
@@ -137,6 +138,28 @@ def require_weights(weights: str) -> None:
         raise ConfigError(f"MODEL.WEIGHTS is {weights!r}; there is no such file. '' starts from the initialisation.")
 
 
+class _ExactCheckpointer(RunCheckpointer):
+    """Refuses weights that do not fit the model to the last entry, of which training may start but nothing evaluates.
+
+    Both engines call this method with what does not fit.
+    """
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        shapes = [
+            f"{name} {tuple(found)}, not {tuple(needed)}" for name, found, needed in incompatible.incorrect_shapes
+        ]
+        problems = (
+            ("lacks", incompatible.missing_keys),
+            ("has in other shapes", shapes),
+            ("has, which the model has not,", incompatible.unexpected_keys),
+        )
+        if found := [f"{what} {_some(names)}" for what, names in problems if names]:
+            raise CheckpointError(
+                f"MODEL.WEIGHTS are of another model than the config's: the file {'; '.join(found)}. Take the config "
+                "that they were trained with (config.yaml beside them): architecture, backbone and skeleton must agree."
+            )
+
+
 def load_evaluation_weights(
     model: nn.Module, weights: str, *, use_average: bool, output_dir: str = "", resume: bool = False
 ) -> None:
@@ -151,9 +174,10 @@ def load_evaluation_weights(
 
     Raises:
         ConfigError: there is no such file.
-        ValueError: the averaged weights are of another model.
+        CheckpointError: the file cannot be read, or its weights are of another model: of another architecture, another
+            backbone, another skeleton.
     """
-    checkpointer = DetectionCheckpointer(model, output_dir)
+    checkpointer = _ExactCheckpointer(model, output_dir)
     if resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
     require_weights(weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import os
 from collections.abc import Callable
@@ -14,45 +15,70 @@ from torch.multiprocessing import ProcessExitedException
 
 from querypose import d2
 from querypose.config import ConfigError
-from querypose.d2 import comm, leave_process_group
+from querypose.d2 import comm, run_and_leave
+from querypose.engine.errors import LostProcessError
+from querypose.engine.recovery import signals_to_children
 
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 TIMEOUT = datetime.timedelta(minutes=30)
 
 
-def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+def add_timeout_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --timeout, in minutes, to a command line."""
+    parser.add_argument(
+        "--timeout", type=float, default=TIMEOUT.total_seconds() / 60, metavar="MINUTES",
+        help="of several processes one that died or hangs ends the run after so long (default: %(default)g)",
+    )  # fmt: skip
+
+
+def launch(
+    main: Callable[[argparse.Namespace], Any], args: argparse.Namespace, timeout: datetime.timedelta = TIMEOUT
+) -> None:
     """Runs `main(args)` in every process of the run.
 
     Under torchrun (which sets RANK, WORLD_SIZE, …) this process is one of them, and --num-gpus and the like do not
-    matter. Otherwise --num-gpus processes are started on this machine: one per GPU, or without a GPU that many on the
-    CPU, which then exchange their gradients by gloo.
+    matter; a run that torchrun restarts goes on from its last checkpoint. Otherwise --num-gpus processes are started on
+    this machine: one per GPU, or without a GPU that many on the CPU, which then exchange their gradients by gloo.
 
     Args:
         main: picklable, as the processes import it.
         args: of `default_argument_parser`.
+        timeout: how long a process waits for another, at the start and in an exchange. It must be longer than the
+            first process needs to compute the figures of an evaluation, for which the others wait.
 
     Raises:
-        ConfigError: more processes are asked for than there are GPUs.
-        SystemExit: a process ended with that exit code.
+        ConfigError: more processes are asked for than there are GPUs, or the time is not above 0.
+        LostProcessError: a process was killed; the others were ended.
+        SystemExit: a process ended with that exit code; 75 says that a signal stopped the run, which is saved.
     """
+    if timeout <= datetime.timedelta(0):
+        raise ConfigError("--timeout must be above 0 minutes.")
     if started_by_torchrun():
-        _join_torchrun()
-        main(args)
-        # Not after an error: the others may wait in a collective, and to leave in order would wait for them.
-        leave_process_group()
+        _join_torchrun(timeout)
+        # After a failure torchrun starts the same command again, which then is to go on.
+        args.resume = args.resume or num_restarts() > 0
+        run_and_leave(main, args)
         return
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
         raise ConfigError(f"--num-gpus is {args.num_gpus}; this machine has {torch.cuda.device_count()}.")
+    has_children = args.num_gpus * args.num_machines > 1
     try:
-        d2.launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        with signals_to_children() if has_children else contextlib.nullcontext():
+            d2.launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+                timeout=timeout,
+            )
     except ProcessExitedException as error:
+        if error.signal_name is not None:
+            raise LostProcessError(
+                f"Process {error.error_index} was killed by {error.signal_name}, and the others were ended. SIGKILL "
+                "often means that the machine was out of memory (see dmesg). Go on with --resume."
+            ) from error
         raise SystemExit(error.exit_code) from error
 
 
@@ -61,10 +87,19 @@ def started_by_torchrun() -> bool:
     return all(variable in os.environ for variable in _TORCHRUN_VARIABLES)
 
 
-def _join_torchrun() -> None:
+def num_restarts() -> int:
+    """How often torchrun has restarted this run after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _join_torchrun(timeout: datetime.timedelta) -> None:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(backend="nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    # A restarted run may meet at the same store: there it must not find the addresses of processes that have died.
+    store = dist.PrefixStore(f"restart_{num_restarts()}", store)
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()

@@ -40,7 +40,7 @@ def micro_batch_weights(micro_batches: Sequence[Batch], device: torch.device) ->
     """
     if len(micro_batches) == 1:
         return torch.ones(1, dtype=torch.float64, device=device)
-    counts = torch.tensor([_num_units(batch) for batch in micro_batches], dtype=torch.float64, device=device)
+    counts = torch.tensor([num_units(batch) for batch in micro_batches], dtype=torch.float64, device=device)
     num_processes = 1
     if dist.is_available() and dist.is_initialized():
         num_processes = dist.get_world_size()
@@ -49,5 +49,6 @@ def micro_batch_weights(micro_batches: Sequence[Batch], device: torch.device) ->
     return normalizers / (counts.sum() / num_processes).clamp(min=1.0)
 
 
-def _num_units(batch: Batch) -> int:
+def num_units(batch: Batch) -> int:
+    """Persons of a batch, or its images where the loader gives no persons: what losses are averaged over."""
     return sum(len(item["instances"]) if "instances" in item else 1 for item in batch)

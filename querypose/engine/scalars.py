@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,20 +21,24 @@ class _Arriving(NamedTuple):
 class ScalarQueue:
     """The figures of the iterations since the last call of `means`, copied to the host while training goes on.
 
-    On a GPU the copy of an iteration is looked at once it has arrived, an iteration or two later; on the CPU at once.
+    The figures of an iteration are looked at a fixed number of iterations later, so that they have arrived by then and
+    every process looks at the same moment.
 
     Args:
-        check: called once with (iteration, figures) of every iteration, in order; may raise.
+        check: called once with (iteration, figures) of every iteration, in order; says whether they count in the
+            means; may raise.
+        lag: how many iterations later; 0 on the CPU, where nothing has to arrive.
     """
 
-    def __init__(self, check: Callable[[int, Mapping[str, float]], None]) -> None:
+    def __init__(self, check: Callable[[int, Mapping[str, float]], bool], lag: int = 0) -> None:
         self._check = check
+        self._lag = lag
         self._arriving: deque[_Arriving] = deque()
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
     def put(self, iteration: int, names: Sequence[str], values: Tensor) -> None:
-        """Sends off the figures of an iteration (as many `values` as `names`) and checks those that have arrived.
+        """Sends off the figures of an iteration (as many `values` as `names`) and checks those that are due.
 
         Raises: what `check` raises.
         """
@@ -45,18 +49,14 @@ class ScalarQueue:
             values, copied = host, torch.cuda.Event()
             copied.record()
         self._arriving.append(_Arriving(iteration, tuple(names), values, copied))
-        while self._arriving and (self._arriving[0].copied is None or self._arriving[0].copied.query()):
-            self._take()
+        self._take_all_but(self._lag)
 
     def wait(self) -> None:
         """Waits for every figure that was put, and checks it.
 
         Raises: what `check` raises.
         """
-        while self._arriving:
-            if self._arriving[0].copied is not None:
-                self._arriving[0].copied.synchronize()
-            self._take()
+        self._take_all_but(0)
 
     def means(self) -> dict[str, float]:
         """The mean of each figure over the iterations since the last call where it was finite; waits for them.
@@ -68,12 +68,28 @@ class ScalarQueue:
         self._sums, self._counts = {}, {}
         return means
 
-    def _take(self) -> None:
-        iteration, names, values, _ = self._arriving.popleft()
-        figures = dict(zip(names, values.tolist(), strict=True))
-        self._check(iteration, figures)
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """What the next means are made of so far.
+
+        Raises: what `check` raises.
+        """
+        self.wait()
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Mapping[str, Any]]) -> None:
+        """Takes up what `state_dict` gave."""
+        self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])
+
+    def _take_all_but(self, count: int) -> None:
+        while len(self._arriving) > count:
+            iteration, names, values, copied = self._arriving.popleft()
+            if copied is not None:
+                copied.synchronize()
+            figures = dict(zip(names, values.tolist(), strict=True))
+            if self._check(iteration, figures):
+                self._add({name: value for name, value in figures.items() if math.isfinite(value)})
+
+    def _add(self, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
-            if not math.isfinite(value):
-                continue
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1

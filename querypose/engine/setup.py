@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,15 +14,7 @@ import torch
 from querypose import d2
 from querypose.config import ConfigError, load_config
 from querypose.d2 import CfgNode, comm, default_setup, setup_logger
-from querypose.data import DatasetError, ImageReadError, ImageSizeError, LoaderError, register_custom_datasets
-from querypose.evaluation import EvaluationError
-from querypose.modeling.backbone import BackboneError
-from querypose.skeleton import SkeletonError
-
-# Every process meets the same errors of the first kind; an image is loaded by one of them alone.
-USER_ERRORS: tuple[type[Exception], ...] = (ConfigError, SkeletonError, DatasetError, EvaluationError, BackboneError)
-IMAGE_ERRORS: tuple[type[Exception], ...] = (ImageReadError, ImageSizeError, LoaderError)
-USER_ERROR_EXIT_CODE = 2
+from querypose.data import register_custom_datasets
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -51,33 +42,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="querypose")
     logger.info(f"Engine: {d2.ENGINE} {d2.ENGINE_VERSION}; torch {torch.__version__}; Python {sys.version.split()[0]}")
     default_setup(cfg, args)
+    if cfg.DETERMINISTIC:
+        use_deterministic_algorithms()
     share_cores()
     return cfg
 
 
-@contextlib.contextmanager
-def report_user_errors(program: str) -> Iterator[None]:
-    """Turns an error in what the user gave into one line on stderr and exit code 2; others keep their traceback.
-
-    Args:
-        program: name of the tool, which begins the line.
-
-    Raises:
-        SystemExit: in place of an error in config, skeleton, dataset or image.
-    """
-    try:
-        yield
-    except (*USER_ERRORS, *IMAGE_ERRORS) as error:
-        if comm.is_main_process() or isinstance(error, IMAGE_ERRORS):
-            print(f"{program}: error: {_without_traceback(str(error))}", file=sys.stderr)
-        raise SystemExit(USER_ERROR_EXIT_CODE) from error
-
-
-def _without_traceback(message: str) -> str:
-    """The message itself, of an error that a process of the data loader has handed on with its traceback."""
-    if "Original Traceback" not in message:
-        return message
-    return message.strip().splitlines()[-1].partition(": ")[2]
+def use_deterministic_algorithms() -> None:
+    """Makes torch give the same numbers in every run on a GPU; an operation that cannot raises RuntimeError."""
+    # cuBLAS reads it when it is first used: one of the two sizes with which its sums have a fixed order.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def available_cores() -> int:

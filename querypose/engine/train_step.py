@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from querypose.d2 import SimpleTrainer, comm, get_event_storage
 from querypose.engine.micro_batches import Batch, cut_batch, micro_batch_weights
+from querypose.engine.non_finite import GRAD_NORM, NON_FINITE, NonFiniteGuard, gradient_norms, nan_unless_finite
 from querypose.engine.scalars import ScalarQueue
-
-GRAD_NORM = "grad_norm"
 
 
 class TrainStep(SimpleTrainer):
     """The inner trainer: `run_step` is one update of the weights from one batch of the loader.
 
     Losses and the gradient's norm are reported to the event storage every `log_period` iterations, as means over those
-    iterations and over the processes; between reports no iteration waits for the device. A figure that is not finite
-    ends the run, at the latest before the next checkpoint is written.
+    iterations and over the processes; between reports no iteration waits for the device. An iteration whose figures are
+    not finite changes nothing: `guard` ends the run or skips it (`querypose.engine.non_finite`).
 
     Args:
         model: gives a dict of scalar losses for a batch; may be wrapped in DistributedDataParallel.
@@ -36,6 +35,10 @@ class TrainStep(SimpleTrainer):
         clip_norm: the greatest norm of the whole model's gradient; None does not clip.
         clip_norm_type: p of that norm.
         log_period: iterations between two reports.
+        guard: keywords of `NonFiniteGuard`.
+
+    Attributes:
+        figures: those that have not been reported yet.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class TrainStep(SimpleTrainer):
         clip_norm: float | None = None,
         clip_norm_type: float = 2.0,
         log_period: int = 1,
+        guard: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.precision = precision
@@ -59,14 +63,18 @@ class TrainStep(SimpleTrainer):
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._device = self._parameters[0].device
         self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=precision == torch.float16)
-        self._figures = ScalarQueue(self._check_finite)
+        unwrapped = model.module if isinstance(model, DistributedDataParallel) else model
+        self._guard = NonFiniteGuard(unwrapped, self._parameters, self.grad_scaler, **(guard or {}))
+        # On a GPU an iteration is judged once the next one is under way, which waits for nothing.
+        self.figures = ScalarQueue(self._guard.judge, lag=1 if self._device.type == "cuda" else 0)
         self._data_seconds: list[float] = []
 
     def run_step(self) -> None:
         """Loads a batch and updates the weights once.
 
         Raises:
-            FloatingPointError: a loss, or without loss scaling a gradient, of this or a recent iteration is not finite.
+            NonFiniteError: a loss, or without loss scaling the gradient, of this iteration (on a GPU: of the one
+                before) is not finite, in any process.
         """
         if not self.model.training:
             raise RuntimeError("The model is in evaluation mode; call model.train() before training goes on.")
@@ -74,15 +82,14 @@ class TrainStep(SimpleTrainer):
         batch = next(self._data_loader_iter)
         self._data_seconds.append(time.perf_counter() - start)
 
+        self._guard.begin(batch)
         self.optimizer.zero_grad(set_to_none=True)
         names, values = self.accumulate_gradients(batch)
         self.grad_scaler.unscale_(self.optimizer)
-        if self.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm, self.clip_norm_type)
-            names, values = (*names, GRAD_NORM), torch.cat((values, norm.to(values)[None]))
-        self._figures.put(self.iter, names, values)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        norm = self._clip_gradients()
+        figures = torch.stack((norm.to(values), self._is_non_finite(values, norm).to(values)))
+        self.figures.put(self.iter, (*names, GRAD_NORM, NON_FINITE), torch.cat((values, figures)))
+        self._update(norm)
         if (self.iter + 1) % self.log_period == 0:
             self.write_figures()
 
@@ -104,19 +111,61 @@ class TrainStep(SimpleTrainer):
                 names = tuple(losses)
                 values = torch.stack([loss.float() if loss.dtype.itemsize < 4 else loss for loss in losses.values()])
                 values = values * weight
-                self.grad_scaler.scale(values.sum()).backward()
+                self.grad_scaler.scale(nan_unless_finite(values.sum())).backward()
             totals.append(values.detach())
         return names, torch.stack(totals).sum(dim=0)
+
+    def _clip_gradients(self) -> Tensor:
+        """Clips, if that is wanted; gives the norm of the whole gradient before."""
+        norms = gradient_norms(self._parameters, self.clip_norm_type)
+        norm = torch.linalg.vector_norm(norms, self.clip_norm_type)
+        self._guard.end(norms, norm.isfinite())
+        if self.clip_norm is not None:
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            torch._foreach_mul_(gradients, (self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def _is_non_finite(self, losses: Tensor, norm: Tensor) -> Tensor:
+        """Whether the iteration went wrong in any process, on the device; an overflow of a scaled loss does not."""
+        if not self.grad_scaler.is_enabled():
+            return ~norm.isfinite()
+        is_non_finite = (~losses.isfinite().all()).float()
+        if comm.get_world_size() > 1:
+            dist.all_reduce(is_non_finite, dist.ReduceOp.MAX)
+        return is_non_finite
+
+    def _update(self, norm: Tensor) -> None:
+        """Updates the weights, unless the gradient is not finite; nothing waits for the device to say so."""
+        if self.grad_scaler.is_enabled():  # it looks at the gradient itself
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # How the scaler tells a fused optimiser, which then does nothing on the device.
+            optimizer: Any = self.optimizer
+            optimizer.grad_scale, optimizer.found_inf = None, (~norm.isfinite()).float()
+            optimizer.step()
+            del optimizer.grad_scale, optimizer.found_inf
+        elif norm.isfinite():
+            self.optimizer.step()
+
+    def settle(self) -> None:
+        """Waits until all iterations so far are judged; every process must call it together, before any saves.
+
+        Raises:
+            NonFiniteError: one is not finite.
+        """
+        self.figures.wait()
 
     def write_figures(self) -> None:
         """Puts the means since the last report into the event storage; every process must call it together.
 
         Raises:
-            FloatingPointError: a figure is not finite.
+            NonFiniteError: a figure is not finite.
         """
-        means = self._figures.means()
+        means = self.figures.means()
         if not means:
             return
+        del means[NON_FINITE]
         means["data_time"] = sum(self._data_seconds) / len(self._data_seconds)
         self._data_seconds.clear()
         of_processes = comm.gather(means)
@@ -134,9 +183,9 @@ class TrainStep(SimpleTrainer):
         """State of the iteration, the optimiser and the gradient scaler.
 
         Raises:
-            FloatingPointError: a recent figure is not finite, so that the weights are not worth keeping.
+            NonFiniteError: a recent figure is not finite.
         """
-        self._figures.wait()
+        self.settle()
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -154,16 +203,3 @@ class TrainStep(SimpleTrainer):
         if unless or not isinstance(self.model, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.model.no_sync()
-
-    def _check_finite(self, iteration: int, figures: Mapping[str, float]) -> None:
-        losses = {name: value for name, value in figures.items() if name != GRAD_NORM}
-        if not all(map(math.isfinite, losses.values())):
-            raise FloatingPointError(
-                f"The loss became infinite or NaN at iteration {iteration}; loss_dict = {losses}. A lower "
-                "SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS may help."
-            )
-        # With a scaled loss an infinite gradient is nothing unusual: the scaler skips the update and lowers the scale.
-        if not self.grad_scaler.is_enabled() and not math.isfinite(figures.get(GRAD_NORM, 0.0)):
-            raise FloatingPointError(
-                f"The gradient became infinite or NaN at iteration {iteration}, the losses being {losses}."
-            )

@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from querypose.d2 import (
     CfgNode,
     DatasetEvaluator,
     DefaultTrainer,
-    DetectionCheckpointer,
     EventWriter,
     HookBase,
     JSONWriter,
@@ -27,20 +27,35 @@ from querypose.d2 import (
     TensorboardXWriter,
     TrainerBase,
     build_detection_test_loader,
-    build_detection_train_loader,
     comm,
     create_ddp_model,
     hooks,
     setup_logger,
     verify_results,
 )
-from querypose.data import PoseMapper, SkipBadImages, explain_loader_failures, load_datasets
+from querypose.data import (
+    PoseMapper,
+    ShieldedMapper,
+    SkipBadImages,
+    TrainingBatches,
+    explain_loader_failures,
+    load_datasets,
+)
 from querypose.engine.dataset_check import require_sound_datasets
+from querypose.engine.dumps import DumpWriter
 from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_evaluation_weights, require_weights
 from querypose.engine.inference import InferenceModel
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.precision import PRECISIONS
 from querypose.engine.progress import ProgressLine
+from querypose.engine.recovery import (
+    KeepBest,
+    RunCheckpointer,
+    RunState,
+    SaveCheckpoints,
+    WriteFigures,
+    untouched_random_states,
+)
 from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
 
@@ -54,9 +69,11 @@ class PoseTrainer(DefaultTrainer):
 
     Attributes:
         ema: the averaged weights, or None.
+        continues: whether this training goes on with an earlier one, which may have had no checkpoint yet.
     """
 
     _trainer: TrainStep
+    checkpointer: RunCheckpointer
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
@@ -78,26 +95,38 @@ class PoseTrainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # After `distribute`, which gives every process the weights of the first.
         self.ema = ExponentialMovingAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
-        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         if self.ema is not None:
             self.checkpointer.add_checkpointable("ema", self.ema)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.continues = False
+        self._run_state = RunState(weakref.proxy(self))
         self.register_hooks(self.build_hooks())
 
-    def resume_or_load(self, resume: bool = True) -> None:
-        """Goes on from the last checkpoint of OUTPUT_DIR if `resume` and there is one, else loads MODEL.WEIGHTS.
+    @property
+    def step(self) -> TrainStep:
+        """The training step."""
+        return self._trainer
 
-        Resuming restores weights, averaged weights, optimiser, schedule, gradient scaler and iteration; MODEL.WEIGHTS
-        gives weights alone.
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Goes on from the last intact checkpoint of OUTPUT_DIR if `resume` and there is one, else loads MODEL.WEIGHTS.
+
+        Resuming restores the whole run (docs/reliability.md); MODEL.WEIGHTS gives weights alone.
 
         Raises:
             ConfigError: MODEL.WEIGHTS is to be loaded and is not there.
+            CheckpointError: the file is damaged, or no checkpoint of OUTPUT_DIR is intact.
         """
-        if not (resume and self.checkpointer.has_checkpoint()):
+        self.continues = resume
+        resumes = resume and self.checkpointer.has_checkpoint()
+        if not resumes:
             require_weights(self.cfg.MODEL.WEIGHTS)
-        super().resume_or_load(resume=resume)
+        checkpoint = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resumes)
+        if resumes:
+            self.start_iter = self.iter + 1  # the checkpoint names the iteration that had just ended
+            self._run_state.resume(checkpoint)
         if self.ema is not None and self.ema.num_updates == 0:
             self.ema.reset()
 
@@ -110,6 +139,11 @@ class PoseTrainer(DefaultTrainer):
         with explain_loader_failures():
             return super().train()
 
+    def before_train(self) -> None:
+        """Calls the hooks; then what a stopped run had left of its last iteration."""
+        super().before_train()
+        self._run_state.finish_iteration()
+
     def run_step(self) -> None:
         """One iteration; the last one reports its figures even where LOG_PERIOD does not."""
         super().run_step()
@@ -119,16 +153,18 @@ class PoseTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         """Timing, schedule, averaging, checkpoints, evaluation (of the averaged weights, where there are), writers."""
         cfg = self.cfg
+        period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP
         result: list[HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if self.ema is not None:
             result.append(UpdateAverage(self.ema))
-        if comm.is_main_process():
-            result.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        result.append(SaveCheckpoints(self.checkpointer, period, keep, self._run_state.entries))
         # After the checkpoint, which then is there should the evaluation fail.
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
-        if comm.is_main_process():
-            # Last, so that the evaluation's figures are written.
-            result.append(_PeriodicWriter(cfg.LOG_PERIOD))
+        if cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0:
+            result.append(KeepBest(self.checkpointer, _name_of_metric(cfg), cfg.TEST.EVAL_PERIOD))
+        # Last, so that the evaluation's figures are written.
+        trainer, metrics_file = weakref.proxy(self), Path(cfg.OUTPUT_DIR, "metrics.json")
+        result.append(WriteFigures(lambda: trainer.build_writers(), cfg.LOG_PERIOD, metrics_file))
         return result
 
     def build_writers(self) -> list[EventWriter]:
@@ -138,7 +174,8 @@ class PoseTrainer(DefaultTrainer):
         return [
             ProgressLine(self.max_iter, cfg.SOLVER.IMS_PER_BATCH, window=cfg.LOG_PERIOD),
             JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
-            TensorboardXWriter(cfg.OUTPUT_DIR),
+            # What a stopped run had written after its last checkpoint is not shown.
+            TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter or None),
         ]
 
     @classmethod
@@ -156,6 +193,11 @@ class PoseTrainer(DefaultTrainer):
             clip_norm=clip.CLIP_VALUE if clip.ENABLED else None,
             clip_norm_type=clip.NORM_TYPE,
             log_period=cfg.LOG_PERIOD,
+            guard={
+                "skip": cfg.SOLVER.NON_FINITE.ACTION == "skip",
+                "max_consecutive": cfg.SOLVER.NON_FINITE.MAX_CONSECUTIVE,
+                "dumps": DumpWriter(Path(cfg.OUTPUT_DIR) / "dumps", cfg.dump(), cfg.SOLVER.NON_FINITE.MAX_DUMPS),
+            },
         )
 
     @classmethod
@@ -176,10 +218,12 @@ class PoseTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
         """Endless batches of DATASETS.TRAIN, augmented, without the images that cannot be read."""
         records = load_datasets(cfg.DATASETS.TRAIN, require_persons=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-        return build_detection_train_loader(
+        mapper = SkipBadImages(PoseMapper(cfg, is_train=True), len(records), cfg.DATALOADER.MAX_BAD_IMAGES)
+        return TrainingBatches(
             records,
-            mapper=SkipBadImages(PoseMapper(cfg, is_train=True), len(records), cfg.DATALOADER.MAX_BAD_IMAGES),
-            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            ShieldedMapper(mapper),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            seed=cfg.SEED,
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
@@ -192,7 +236,7 @@ class PoseTrainer(DefaultTrainer):
         """
         return build_detection_test_loader(
             load_datasets([dataset_name]),
-            mapper=PoseMapper(cfg, is_train=False),
+            mapper=ShieldedMapper(PoseMapper(cfg, is_train=False)),
             batch_size=cfg.TEST.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
@@ -201,17 +245,6 @@ class PoseTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         """The keypoint evaluator of a dataset; writes into OUTPUT_DIR/inference unless told where else."""
         return PoseEvaluator(cfg, dataset_name, output_folder)
-
-    @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """Evaluates on DATASETS.TEST as DefaultTrainer does.
-
-        Raises:
-            LoaderError: a process of the data loader died.
-        """
-        with explain_loader_failures():
-            results: dict[str, Any] = super().test(cfg, model, evaluators)
-        return results
 
     @classmethod
     def evaluate_weights(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
@@ -247,27 +280,22 @@ class PoseTrainer(DefaultTrainer):
         """Evaluates a copy of `model`, made ready for inference as TEST says, on every dataset of DATASETS.TEST.
 
         Args and result are those of the engine's DefaultTrainer.
+
+        Raises:
+            LoaderError: a process of the data loader died.
         """
-        return super().test(cfg, InferenceModel(cfg, model), evaluators)
+        with explain_loader_failures():
+            results: dict[str, Any] = super().test(cfg, InferenceModel(cfg, model), evaluators)
+        return results
 
     def _evaluate(self) -> dict[str, Any]:
         # Not through DistributedDataParallel: processes may have different numbers of batches.
         model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
-        with self.ema.in_model() if self.ema is not None else contextlib.nullcontext():
+        # A training does not depend on how often, and with how many loader processes, it is evaluated.
+        with untouched_random_states(), self.ema.in_model() if self.ema is not None else contextlib.nullcontext():
             share_buffers(model)
             self._last_eval_results = self.test(self.cfg, model)
         return self._last_eval_results
-
-
-class _PeriodicWriter(hooks.PeriodicWriter):
-    """Builds the trainer's writers when training begins: a trainer that is only built opens no file."""
-
-    def __init__(self, period: int) -> None:
-        super().__init__([], period)
-
-    def before_train(self) -> None:
-        """Opens the writers."""
-        self._writers = self.trainer.build_writers()
 
 
 def distribute(model: nn.Module) -> nn.Module:
@@ -305,6 +333,13 @@ def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     from timm.layers import convert_sync_batchnorm
 
     return convert_sync_batchnorm(model)
+
+
+def _name_of_metric(cfg: CfgNode) -> str:
+    """TEST.BEST_METRIC as the evaluation names it: behind the first dataset's name, where there are several."""
+    metric, datasets = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
+    is_complete = len(datasets) < 2 or any(metric.startswith(f"{name}/") for name in datasets)
+    return metric if is_complete else f"{datasets[0]}/{metric}"
 
 
 def _check_batch_size(cfg: CfgNode) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from querypose.d2 import CfgNode, DatasetCatalog, DatasetEvaluator, Instances, MetadataCatalog, comm, configurable
+from querypose.d2 import (
+    CfgNode,
+    DatasetCatalog,
+    DatasetEvaluator,
+    Instances,
+    MetadataCatalog,
+    atomic_write,
+    comm,
+    configurable,
+)
 from querypose.evaluation.ground_truth import EvaluationError, GroundTruth, Protocol, read_ground_truth
 from querypose.evaluation.oks import evaluate_oks, format_metrics
 from querypose.skeleton import Skeleton
@@ -251,9 +259,5 @@ def read_json(path: str | Path) -> Any:
 def write_json(path: Path, content: Any) -> None:
     """Writes a json file whole or not at all; arrays become lists."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, default=np.ndarray.tolist), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(content, default=np.ndarray.tolist))

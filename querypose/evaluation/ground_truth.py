@@ -6,7 +6,6 @@ either the right figure or an `EvaluationError` that names the file, the id and 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,9 @@ AREA_OF_BOX = 0.53
 # CrowdPose's paper splits easy, medium and hard at crowdIndex 0.1 and 0.8, its code (and every other one) at 0.2 and
 # 0.8; published figures are those of the code.
 CROWD_INDEX_BOUNDS = (0.2, 0.8)
+
+# The square of what is beyond would overflow.
+_INFINITE = 1e100
 
 
 class EvaluationError(ValueError):
@@ -103,6 +105,8 @@ def read_ground_truth(
                 f"{name} has no list {part!r}, so there is nothing to evaluate against. A test set without "
                 "published annotations is evaluated by its server, from the results file."
             )
+    if not isinstance(content.get("categories", ()), Sequence):
+        raise EvaluationError(f"{name}: 'categories' is not a list.")
     images, annotations = content["images"], content["annotations"]
     image_numbers = _number([_id_of(image, "id", "an image", name) for image in images], "image", name)
     _number([_id_of(annotation, "id", "an annotation", name) for annotation in annotations], "annotation", name)
@@ -128,7 +132,7 @@ def read_ground_truth(
         area = annotation.get("area") if protocol == "coco" else None
         if area is not None and not (_is_number(area) and area >= 0):
             raise EvaluationError(f"{where} has area {area!r}; allowed: a finite number >= 0, or none at all.")
-        num_labelled = annotation.get("num_keypoints")
+        num_labelled = _integer_of(annotation, "num_keypoints", where)
         checked.append(
             {
                 "id": len(checked) + 1,
@@ -136,8 +140,8 @@ def read_ground_truth(
                 "category_id": category_numbers[annotation["category_id"]],
                 "bbox": bbox,
                 "area": box_area if area is None else area,
-                "iscrowd": int(annotation.get("iscrowd") or 0),
-                "num_keypoints": int(np.count_nonzero(keypoints[2::3] > 0) if num_labelled is None else num_labelled),
+                "iscrowd": _integer_of(annotation, "iscrowd", where) or 0,
+                "num_keypoints": int(np.count_nonzero(keypoints[2::3] > 0)) if num_labelled is None else num_labelled,
                 "keypoints": keypoints,
             }
         )
@@ -258,9 +262,9 @@ def _finite_rows(detections: Sequence[Mapping[str, Any]], field: str, length: in
     """
     try:
         rows = np.asarray([detection[field] for detection in detections], dtype=np.float64).reshape(-1, length)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise EvaluationError(f"{name}: a {field!r} holds something that is not a number ({error}).") from error
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
+    bad = np.flatnonzero(~(np.abs(rows) < _INFINITE).all(axis=1)).tolist()
     if bad:
         images = list(dict.fromkeys(detections[index]["image_id"] for index in bad))
         raise EvaluationError(
@@ -276,7 +280,7 @@ def _annotated_keypoints(annotation: Mapping[str, Any], skeleton: Skeleton, wher
         return np.zeros(3 * skeleton.num_keypoints)
     try:
         keypoints = np.asarray(flat, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise EvaluationError(f"{where}: 'keypoints' holds something that is not a number ({error}).") from error
     if keypoints.size != 3 * skeleton.num_keypoints:
         raise EvaluationError(
@@ -286,6 +290,13 @@ def _annotated_keypoints(annotation: Mapping[str, Any], skeleton: Skeleton, wher
     if not np.isfinite(keypoints).all():
         raise EvaluationError(f"{where} has NaN or infinite keypoints.")
     return keypoints
+
+
+def _integer_of(annotation: Mapping[str, Any], field: str, where: str) -> int | None:
+    value = annotation.get(field)
+    if value is not None and not _is_number(value):
+        raise EvaluationError(f"{where} has {field} {value!r}; allowed: an integer, or none at all.")
+    return None if value is None else int(value)
 
 
 def _annotated_box(annotation: Mapping[str, Any], where: str) -> list[float]:
@@ -329,7 +340,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float | np.integer | np.floating) and math.isfinite(value)
+    return isinstance(value, int | float | np.integer | np.floating) and bool(abs(value) < _INFINITE)
 
 
 def _number(ids: Sequence[Any], what: str, name: str) -> dict[Any, int]:

@@ -14,6 +14,8 @@ from querypose.layers.roi_align import roi_align_channels_last
 # A region of 224 pixels belongs to level 4 (stride 16), as in the paper that introduced FPN.
 CANONICAL_SIZE = 224
 CANONICAL_LEVEL = 4
+# All corners of a box here lie far outside of any image, in pixels: its region is zero.
+OUTSIDE = -1e5
 
 
 def pooling_layout(feature_BCHW: Tensor) -> Tensor:
@@ -43,6 +45,7 @@ class RegionPooler(nn.Module):
         Args:
             features: one (B, C, H, W) tensor a level; where they are read often, in their `pooling_layout`.
             boxes_R4: corners in the frame of the padded images, pixels; they may reach out of them.
+                A box that is not finite reads zeros.
             image_R: which of the B images each box is of.
 
         Returns:
@@ -51,6 +54,8 @@ class RegionPooler(nn.Module):
         with full_precision(boxes_R4):
             # Float32 in any precision of the model, as detectron2's boxes are: a float64 run then pools what its does.
             boxes_R4 = boxes_R4.float().to(at_least_float32(features[0]).dtype)
+            # RoIAlign makes an address of NaN, and the process crashes before anyone hears that training diverged.
+            boxes_R4 = torch.where(boxes_R4.isfinite().all(dim=1, keepdim=True), boxes_R4, OUTSIDE)
             rois_R5 = torch.cat([image_R[:, None].to(boxes_R4), boxes_R4], dim=1)
             if len(self.strides) == 1:
                 return self._pool(0, features[0], rois_R5)
@@ -77,10 +82,9 @@ class RegionPooler(nn.Module):
 
         On a GPU the superfluous samples cost less than the host waiting to learn which region is where.
         """
-        outside = rois_R5.new_full((4,), -1e5)
         pooled = []
         for level, feature in enumerate(features):
-            boxes_R4 = torch.where((level_R == level)[:, None], rois_R5[:, 1:], outside)
+            boxes_R4 = torch.where((level_R == level)[:, None], rois_R5[:, 1:], OUTSIDE)
             pooled.append(self._pool(level, feature, torch.cat([rois_R5[:, :1], boxes_R4], dim=1)))
         return torch.stack(pooled).sum(0)
 

@@ -78,7 +78,7 @@ class KeypointRegressor(nn.Module):
         """Mean and sigma (R, K, D) in the frame of the box."""
         with full_precision(part_query_RPC):
             query_RKC = at_least_float32(part_query_RPC)[:, self.part_of_keypoint]
-            length_RK1 = query_RKC.norm(dim=-1, keepdim=True)
+            length_RK1 = query_RKC.norm(dim=-1, keepdim=True).clamp(min=1e-12)
             mean_RKD = torch.einsum("rkc,kdc->rkd", query_RKC, self.mean_weight) / length_RK1 + self.mean_bias
             sigma_RKD = torch.einsum("rkc,kdc->rkd", query_RKC, self.sigma_weight) + self.sigma_bias
             return mean_RKD, sigma_RKD.sigmoid()

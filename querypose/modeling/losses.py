@@ -11,6 +11,10 @@ from torchvision.ops import sigmoid_focal_loss
 
 from querypose.layers import RealNVP, generalized_box_iou
 
+# A standardised residual of one box's size is then at most 1e6, whose density under any trained flow is finite. Trained
+# models stay three orders of magnitude above.
+SMALLEST_SIGMA = 1e-6
+
 
 def focal_loss(logits_BQ: Tensor, is_person_BQ: Tensor, alpha: float, gamma: float) -> Tensor:
     """Sigmoid focal loss, summed over all queries.
@@ -57,6 +61,7 @@ def residual_log_likelihood_loss(
 
 def residual_log_likelihood(mean_RKD: Tensor, sigma_RKD: Tensor, target_RKD: Tensor, flow: RealNVP) -> Tensor:
     """The elements (R, K, D) of `residual_log_likelihood_loss`, all of them valid."""
+    sigma_RKD = _not_below(sigma_RKD, SMALLEST_SIGMA)
     residual_RKD = (mean_RKD - target_RKD) / sigma_RKD
     log_density_RK = flow.log_prob(residual_RKD.flatten(0, 1)).unflatten(0, residual_RKD.shape[:2])
     log_sigma_RKD = sigma_RKD.log()
@@ -83,3 +88,8 @@ def heatmap_focal_loss(
     hit_BKHW = (1 - score_BKHW) ** alpha * F.logsigmoid(logits_BKHW)
     false_alarm_BKHW = (1 - target_BKHW) ** beta * score_BKHW**alpha * F.logsigmoid(-logits_BKHW)
     return -(torch.where(target_BKHW == 1, hit_BKHW, false_alarm_BKHW) * counts_B1HW).sum()
+
+
+def _not_below(values: Tensor, minimum: float) -> Tensor:
+    """`values`, raised to `minimum` where they are less; with the gradient of `values`, so that they can come back."""
+    return values + (values.clamp(min=minimum) - values).detach()

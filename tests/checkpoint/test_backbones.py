@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from querypose.checkpoint import (
-    CheckpointError,
     convert_pose_hrnet,
     convert_querypose_official,
     convert_state_dict,
@@ -17,7 +16,7 @@ from querypose.checkpoint import (
 )
 from querypose.checkpoint.backbones import BOTTOM_UP
 from querypose.config import load_config
-from querypose.d2 import build_backbone
+from querypose.d2 import CheckpointError, build_backbone
 from tests.checkpoint.listings import config_file, read_listing
 from tests.checkpoint.published_backbones import pose_hrnet, random_weights, relative_positions, resnet, swin
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from querypose.checkpoint import CheckpointError, convert_querypose_official, convert_state_dict
+from querypose.checkpoint import convert_querypose_official, convert_state_dict
 from querypose.checkpoint.backbones import BACKBONE_DEAD
 from querypose.checkpoint.conversion import build_on_meta
 from querypose.checkpoint.querypose_official import DECODER_DEAD
 from querypose.checkpoint.renaming import rename_entries
 from querypose.config import load_config
+from querypose.d2 import CheckpointError
 from querypose.skeleton import COCO_SKELETON
 from tests.checkpoint.listings import CONFIGS, config_file, read_dead, read_listing, read_parameter_counts
 

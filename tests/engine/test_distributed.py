@@ -27,6 +27,7 @@ class Case(NamedTuple):
     persons: tuple[int, ...]
     num_micro_batches: int = 1
     query_pose: bool = False
+    images_of_first: int = 2  # of the first process; the second has the rest
 
     @property
     def tolerance(self) -> float:
@@ -67,6 +68,8 @@ CASES = (
     Case("accumulated, one process without persons", (0, 0, 4, 0), num_micro_batches=2),
     Case("QueryPose", (1, 2, 2, 1), query_pose=True),
     Case("QueryPose, one process without persons", (0, 0, 3, 1), query_pose=True),
+    Case("other numbers of images", (1, 2, 2, 1), images_of_first=3),
+    Case("QueryPose, other numbers of images, one process without persons", (0, 3, 1, 0), 1, True, images_of_first=3),
     Case("QueryPose, accumulated", (3, 0, 0, 1), num_micro_batches=2, query_pose=True),
 )
 
@@ -81,7 +84,8 @@ def train(
     with EventStorage(0) as storage:
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                layer.eval()  # every process, and every micro-batch, has its own statistics
+                # In training it takes the statistics of its own process' images, which is no sum over images.
+                layer.eval()
         for step.iter in range(ITERATIONS):
             step.run_step()
     return {name: value for name, (value, _) in storage.latest().items() if name != "data_time"}
@@ -91,11 +95,11 @@ def train_share(folder: Path) -> None:
     """One process: trains each case on its half of the batch and saves the outcome."""
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    rank, size = comm.get_rank(), comm.get_world_size()
+    rank = comm.get_rank()
     outcome: dict[str, Any] = {}
     for case in CASES:
         batch = case.batch()
-        share = batch[rank * len(batch) // size : (rank + 1) * len(batch) // size]
+        share = batch[: case.images_of_first] if rank == 0 else batch[case.images_of_first :]
         model = case.model(seed=rank)  # the first process' weights count
         figures = train(model, share, case.optimizer(model), case.num_micro_batches)
         outcome[case.name] = {"weights": model.state_dict(), "figures": figures}

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from querypose.d2 import DetectionCheckpointer
+from querypose.d2 import CheckpointError, DetectionCheckpointer
 from querypose.engine import ExponentialMovingAverage, load_evaluation_weights
 from tests.engine.toy_pose import toy_model
 
@@ -99,12 +100,12 @@ def test_state_round_trip_continues_equally() -> None:
 def test_state_of_another_model_is_refused() -> None:
     average = ExponentialMovingAverage(Small(), decay=0.7)
     with pytest.raises(
-        ValueError, match=r"another model: it has no flow\.bias, flow\.weight, hidden\.bias, … \(7 in all\)"
+        CheckpointError, match=r"another model: this one has no flow\.bias, flow\.weight, hidden\.bias, … \(7 in all\)"
     ):
         average.load_state_dict(ExponentialMovingAverage(toy_model(), decay=0.7).state_dict())
     state = average.state_dict()
     state["weights"]["weight"] = torch.zeros(5)
-    with pytest.raises(ValueError, match=r"weight is \[5\] there and \[2\] here"):
+    with pytest.raises(CheckpointError, match=r"weight is \[5\] there and \[2\] here"):
         average.load_state_dict(state)
 
 
@@ -151,7 +152,7 @@ def test_an_average_that_lacks_what_is_trained_cannot_be_resumed() -> None:
     average = ExponentialMovingAverage(Small(), decay=0.7)
     state = average.state_dict()
     del state["weights"]["weight"]
-    with pytest.raises(ValueError, match="lack weight, which this run trains"):
+    with pytest.raises(CheckpointError, match="lack weight, which this run trains"):
         average.load_state_dict(state)
 
 
@@ -159,3 +160,19 @@ def test_no_weights_leave_the_initialisation() -> None:
     model = Small(3.0)
     load_evaluation_weights(model, "", use_average=True)
     assert model.weight.tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("weight"), r"lacks weight"),
+        (lambda weights: weights.update(bias=torch.zeros(3)), r"other shapes bias \(3,\), not \(2,\)"),
+        (lambda weights: weights.update(head=torch.zeros(3)), r"the model has not, head"),
+    ],
+)
+def test_nothing_evaluates_weights_that_fit_in_part(tmp_path: Path, change: Any, message: str) -> None:
+    weights = nn.Linear(2, 2).state_dict()
+    change(weights)
+    torch.save({"model": weights}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=rf"another model than the config's.*{message}.*config\.yaml"):
+        load_evaluation_weights(nn.Linear(2, 2), str(tmp_path / "other.pth"), use_average=False)

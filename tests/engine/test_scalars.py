@@ -16,9 +16,6 @@ class Copy:
     def __init__(self) -> None:
         self.has_arrived = False
 
-    def query(self) -> bool:
-        return self.has_arrived
-
     def synchronize(self) -> None:
         self.has_arrived = True
 
@@ -30,8 +27,9 @@ def checked() -> list[tuple[int, dict[str, float]]]:
 
 @pytest.fixture
 def queue(checked: list[tuple[int, dict[str, float]]]) -> ScalarQueue:
-    def check(iteration: int, figures: Mapping[str, float]) -> None:
+    def check(iteration: int, figures: Mapping[str, float]) -> bool:
         checked.append((iteration, dict(figures)))
+        return figures.get("a") != -1.0
 
     return ScalarQueue(check)
 
@@ -53,16 +51,23 @@ def test_figures_that_are_not_finite_are_checked_but_not_averaged(queue: ScalarQ
     assert queue.means() == {"a": 1.0}
 
 
+def test_iterations_that_do_not_count_are_not_averaged(queue: ScalarQueue) -> None:
+    for value in (1.0, -1.0, 3.0):
+        queue.put(0, ["a", "b"], torch.tensor([value, value]))
+    assert queue.means() == {"a": 2.0, "b": 2.0}
+
+
 def test_a_copy_under_way_is_waited_for_only_when_it_is_needed(queue: ScalarQueue, checked: list[Any]) -> None:
+    queue._lag = 3
     copies = [Copy(), Copy()]
     for iteration, copy in enumerate(copies):
         event = cast(torch.cuda.Event, copy)
         queue._arriving.append(_Arriving(iteration, ("a",), torch.tensor([float(iteration)]), event))
     queue.put(2, ["a"], torch.tensor([2.0]))
     assert checked == []
-    copies[0].has_arrived = True
     queue.put(3, ["a"], torch.tensor([3.0]))
     assert checked == [(0, {"a": 0.0})]
+    assert [copy.has_arrived for copy in copies] == [True, False]
     queue.wait()
     assert [iteration for iteration, _ in checked] == [0, 1, 2, 3]
     assert copies[1].has_arrived

@@ -50,6 +50,22 @@ def test_the_saved_config_gives_the_same_run(tmp_path: Path) -> None:
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
 
 
+def test_deterministic_algorithms_are_switched_on_by_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    config_file = write_toy_config(tmp_path)
+    setup(arguments(config_file))
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        setup(arguments(config_file, "DETERMINISTIC", "True"))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert SETUP.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(ConfigError, match="DETERMINISTIC and CUDNN_BENCHMARK are True"):
+        setup(arguments(config_file, "DETERMINISTIC", "True", "CUDNN_BENCHMARK", "True"))
+
+
 def test_the_seed_makes_runs_equal(tmp_path: Path) -> None:
     config_file = write_toy_config(tmp_path)
     setup(arguments(config_file))

@@ -68,13 +68,14 @@ def test_clipping_is_torchs_over_the_whole_model(norm_type: float) -> None:
     assert storage.latest()["grad_norm"][0] == pytest.approx(float(norm))
 
 
-def test_without_clipping_gradients_stay_as_they_are() -> None:
+def test_without_clipping_gradients_stay_as_they_are_and_their_norm_is_reported() -> None:
     batch = toy_batch([2, 1])
     ours, reference = toy_model(), toy_model()
     storage = run(make_step(ours, batch))
     sum(reference(batch).values()).backward()
     torch.testing.assert_close(gradients(ours), gradients(reference))
-    assert "grad_norm" not in storage.latest()
+    norm = torch.cat([gradient.flatten() for gradient in gradients(reference)]).norm()
+    assert storage.latest()["grad_norm"][0] == pytest.approx(float(norm))
 
 
 def test_figures_are_means_over_the_iterations_since_the_last_report() -> None:

@@ -56,7 +56,7 @@ def test_training_learns_and_leaves_its_files(make_cfg: MakeCfg) -> None:
     trained(cfg)
     output = Path(cfg.OUTPUT_DIR)
     assert {path.name for path in output.glob("*.pth")} == {
-        "model_0000019.pth", "model_0000039.pth", "model_0000059.pth", "model_final.pth",
+        "model_0000019.pth", "model_0000039.pth", "model_0000059.pth", "model_best.pth", "model_final.pth",
     }  # fmt: skip
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
     assert list(output.glob("events.out.tfevents.*"))

@@ -58,3 +58,14 @@ def test_an_inverted_box_is_finite() -> None:
     pooler = RegionPooler(STRIDES, resolution=3)
     region = pooler(_ramps(), torch.tensor([[50.0, 50.0, 20.0, 80.0]]), torch.zeros(1, dtype=torch.long))
     assert region.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("strides", [(4,), (4, 8)])
+def test_a_box_that_is_not_finite_reads_zeros_as_one_outside_does(value: float, strides: tuple[int, ...]) -> None:
+    features = [torch.rand(1, 2, 32 // stride, 32 // stride) for stride in strides]
+    boxes = torch.tensor([[4.0, 4.0, 20.0, 20.0], [value] * 4, [4.0, 4.0, value, 20.0], [-value] * 4])
+    pooled = RegionPooler(strides, 3)(features, boxes, torch.zeros(4, dtype=torch.long))
+    assert pooled.isfinite().all()
+    assert pooled[0].abs().sum() > 0
+    assert pooled[[1, 3]].abs().sum() == 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +15,14 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from querypose.d2.builtin import comm
 from querypose.d2.builtin.file_io import PathManager, atomic_write
+from querypose.d2.errors import CheckpointError
+from querypose.d2.files import read_checkpoint, refuse_pickle
+from querypose.d2.plain_values import to_plain
 
 _LAST_CHECKPOINT = "last_checkpoint"
 _DDP_PREFIX = "module."
 # Buffers that follow from the config: a checkpoint without them is complete.
 _CONFIG_BUFFERS = ("pixel_mean", "pixel_std")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read safely, or that does not fit the model: names it and the remedy."""
 
 
 class IncompatibleKeys(NamedTuple):
@@ -95,7 +93,7 @@ class Checkpointer:
             raise AssertionError(f"A checkpoint's name is a file name, not a path: {name!r}.")
         file = os.path.join(self.save_dir, basename)
         self.logger.info("Saving checkpoint to %s", file)
-        plain = {key: _plain(entry, key) for key, entry in checkpoint.items()}
+        plain = {key: to_plain(entry, key) for key, entry in checkpoint.items()}
         self.path_manager.mkdirs(self.save_dir)
         with atomic_write(file) as stream:
             torch.save(plain, stream)
@@ -164,20 +162,7 @@ class Checkpointer:
             stream.write(last_filename_basename)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        return self._torch_load(filename)
-
-    def _torch_load(self, filename: str) -> dict[str, Any]:
-        """Reads tensors and plain values to the CPU; never anything that would run code."""
-        try:
-            checkpoint = torch.load(filename, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{filename} cannot be loaded: it is damaged, or it holds Python objects, which are refused because "
-                f"loading them could run code. Save plain tensors and numbers instead. ({error})"
-            ) from error
-        if not isinstance(checkpoint, dict):
-            raise CheckpointError(f"{filename} holds a {type(checkpoint).__name__}, not a dict of weights.")
-        return checkpoint
+        return read_checkpoint(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> IncompatibleKeys | None:
         """Takes "model" out of the checkpoint and loads what fits of it."""
@@ -245,11 +230,8 @@ class DetectionCheckpointer(Checkpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         # Deviates: detectron2 unpickles model-zoo files, which can run any code that they bring.
-        if filename.endswith(".pkl"):
-            raise CheckpointError(
-                f"{filename}: pickle files can run code and are not loaded; convert it to .pth first."
-            )
-        loaded = self._torch_load(filename)
+        refuse_pickle(filename)
+        loaded = super()._load_file(filename)
         return loaded if "model" in loaded else {"model": loaded}
 
 
@@ -309,33 +291,6 @@ class PeriodicCheckpointer:
             old = self.recent_checkpoints.pop(0)
             if path_manager.exists(old):
                 path_manager.rm(old)
-
-
-def _plain(value: Any, where: str) -> Any:
-    """The value in types that load with `weights_only`; `where` names it in an error."""
-    if value is None or type(value) in (bool, int, float, str, torch.dtype, torch.Size) or isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, Mapping):
-        converted = {key: _plain(entry, f"{where}.{key}") for key, entry in value.items()}
-        # state_dicts carry the versions of their modules in an attribute: keep such a dict if nothing changed in it.
-        unchanged = type(value) is not dict and hasattr(value, "_metadata")
-        if unchanged and all(converted[key] is entry for key, entry in value.items()):
-            return value
-        return converted
-    if isinstance(value, list | tuple | set):
-        entries = [_plain(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
-        return tuple(entries) if isinstance(value, tuple) else entries
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    raise CheckpointError(
-        f"Checkpoint entry {where} is a {type(value).__module__}.{type(value).__qualname__}, which could not be loaded "
-        "safely again; put tensors, numbers, strings, lists and dicts into state_dict()."
-    )
 
 
 def _grouped(keys: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from querypose.d2.builtin import comm
-from querypose.d2.processes import leave_process_group
+from querypose.d2.processes import run_and_leave
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
@@ -92,9 +92,7 @@ def _run_process(
         raise RuntimeError(f"The processes could not meet at {dist_url}: {error}") from error
     comm.create_local_process_group(num_gpus_per_machine)
     comm.synchronize()
-    main_func(*args)
-    # Not in a `finally`: after an error the others wait in a collective, and this would wait for them.
-    leave_process_group()
+    run_and_leave(main_func, *args)
 
 
 def _free_port() -> int:

@@ -1,0 +1,7 @@
+"""Errors that both engines raise."""
+
+from __future__ import annotations
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, read safely or used: names the file or the entries, and the remedy."""

@@ -1,0 +1,111 @@
+"""Files: written whole or not at all, and checkpoints read without running code that they bring."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from querypose.d2.errors import CheckpointError
+
+# What torch.load raises for files that are damaged, cut off, or no checkpoints at all.
+_DAMAGE = (
+    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
+    MemoryError, struct.error,
+)  # fmt: skip
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """Opens a file for writing that takes the place of `path` when the block ends, and not at all if it fails.
+
+    A process that is killed at any moment leaves the old file whole; its folder must be there.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; names `path`, whatever torch makes of it.
+    """
+    target = Path(path)
+    # A fixed name: what a killed process left of it is overwritten when the file is written again.
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException as error:
+        if temporary.is_file():
+            temporary.unlink()
+        cause = _failed_write(error)
+        if cause is not None:
+            raise OSError(cause.errno, cause.strerror, str(target)) from error
+        raise
+    _sync_directory(target.parent)
+
+
+def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = False) -> dict[Any, Any]:
+    """What `torch.save` wrote: tensors on the CPU and plain values, never anything that would run code.
+
+    Args:
+        path: of the file.
+        mmap: read a tensor when it is used, where the format allows: what is never used is then never read.
+
+    Raises:
+        CheckpointError: the file brings Python objects, is damaged, or holds no dict.
+        OSError: the file cannot be opened.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is damaged, or it holds Python objects and cannot be read without running code from it. Where you "
+            f"trust it, save only its weights to another file: torch.save({{'model': state_dict}}, …). "
+            f"({_first_line(error)})"
+        ) from error
+    except _DAMAGE as error:
+        raise CheckpointError(
+            f"{path} is not a whole checkpoint file: copy or download it again, or take an earlier checkpoint. "
+            f"({_first_line(error)})"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of weights.")
+    return content
+
+
+def refuse_pickle(path: str) -> None:
+    """Refuses files of detectron2's model zoo in the format of pickle.
+
+    Raises:
+        CheckpointError: the name ends in .pkl.
+    """
+    if path.endswith(".pkl"):
+        raise CheckpointError(f"{path}: pickle files can run code and are not loaded; convert it to .pth first.")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _failed_write(error: BaseException | None) -> OSError | None:
+    """The failed system call behind an error; torch.save hides a full disk behind an error of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error if error is not None and error.errno is not None else None
+
+
+def _sync_directory(directory: Path) -> None:
+    """Makes the renaming itself survive a power cut; Windows cannot open a directory, and needs none of it."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

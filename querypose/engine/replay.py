@@ -1,0 +1,216 @@
+"""Runs a dumped iteration again, in one process, and finds the module in which the first infinity or NaN appears."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from querypose.config import load_config
+from querypose.d2 import CfgNode, CheckpointError
+from querypose.data import register_custom_datasets
+from querypose.engine.dumps import read_dumps, set_random_state
+from querypose.engine.micro_batches import num_units
+from querypose.engine.trainer import PoseTrainer
+
+
+class ProcessReplay(NamedTuple):
+    """One process of the iteration.
+
+    Attributes:
+        images: `image_id` and `file_name` of each of its images.
+        recorded: its losses by name, then.
+        replayed: the same, now.
+        first_output: the module whose output is not finite first in the forward pass, and what fed it; None if none.
+        first_gradient: the module the gradient of whose output is not finite first in the backward pass; None if none.
+    """
+
+    images: list[dict[str, Any]]
+    recorded: dict[str, float]
+    replayed: dict[str, float]
+    first_output: str | None
+    first_gradient: str | None
+
+
+class Replay(NamedTuple):
+    """An iteration that was run again.
+
+    Attributes:
+        iteration: its number.
+        processes: what each process saw of it.
+        recorded_norms: norm of each parameter's gradient, then.
+        replayed_norms: the same, now; before clipping.
+    """
+
+    iteration: int
+    processes: list[ProcessReplay]
+    recorded_norms: dict[str, float]
+    replayed_norms: dict[str, float]
+
+    @property
+    def is_reproduced(self) -> bool:
+        """Whether what was not finite then, loss by loss and gradient by gradient, is not finite now, and no other."""
+        pairs = [(self.recorded_norms, self.replayed_norms)]
+        pairs += [(process.recorded, process.replayed) for process in self.processes]
+        return all(_non_finite(recorded) == _non_finite(replayed) for recorded, replayed in pairs)
+
+
+def replay(folder: str | Path, device: str = "auto") -> Replay:
+    """Runs the iteration of a dump again: same weights, batches, random numbers, precision and normalisation.
+
+    Synchronised BatchNorm is the exception: here every process has the statistics of its own batch.
+
+    Args:
+        folder: of the dump, `OUTPUT_DIR/dumps/iteration_N`.
+        device: as MODEL.DEVICE.
+
+    Raises:
+        CheckpointError: the dump is not whole.
+        ConfigError: its config cannot be used here.
+    """
+    dumps = read_dumps(folder)
+    if "model" not in dumps[0]:
+        raise CheckpointError(f"{folder}/rank_0.pth lacks the weights; copy the file anew.")
+    cfg = _config(dumps[0]["config"], device)
+    model = PoseTrainer.build_model(cfg)
+    model.load_state_dict(dumps[0]["model"])
+    device_type = torch.device(cfg.MODEL.DEVICE).type
+    step = PoseTrainer.build_train_step(cfg, model, (), PoseTrainer.build_optimizer(cfg, model))
+    # What the losses of all processes were divided by, see `querypose.engine.micro_batches`.
+    normalizer = max(sum(num_units(dump["batch"]) for dump in dumps) / len(dumps), 1.0)
+    gradients = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    processes = []
+    for dump in dumps:
+        weight = max(num_units(dump["batch"]), 1) / normalizer
+        set_random_state(dump["random_state"], torch.device(cfg.MODEL.DEVICE))
+        step.optimizer.zero_grad()
+        step.grad_scaler = torch.amp.GradScaler(
+            device_type, init_scale=dump["loss_scale"], enabled=step.grad_scaler.is_enabled()
+        )
+        with _Watch(model) as watch:
+            names, values = step.accumulate_gradients(dump["batch"])
+        step.grad_scaler.unscale_(step.optimizer)
+        for total, parameter in zip(gradients, model.parameters(), strict=True):
+            if parameter.grad is not None:
+                total += parameter.grad * (weight / len(dumps))
+        losses = dict(zip(names, (values * weight).tolist(), strict=True))
+        processes.append(
+            ProcessReplay(dump["images"], dump["losses"], losses, watch.first_output, watch.first_gradient)
+        )
+    norms = {
+        name: float(gradient.norm(cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE))
+        for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True)
+        if name in dumps[0]["gradient_norms"]
+    }
+    return Replay(dumps[0]["iteration"], processes, dumps[0]["gradient_norms"], norms)
+
+
+def format_replay(result: Replay) -> str:
+    """The report that tools/replay.py prints."""
+    lines = [f"Iteration {result.iteration}, then and now:"]
+    for rank, process in enumerate(result.processes):
+        lines.append(f"process {rank}: {', '.join(_image(image) for image in process.images)}")
+        for name, recorded in process.recorded.items():
+            lines.append(f"  {name:24} {recorded:>14.6g} {process.replayed.get(name, math.nan):>14.6g}")
+        lines.append(f"  first output that is not finite:   {process.first_output or 'none'}")
+        lines.append(f"  first gradient that is not finite: {process.first_gradient or 'none'}")
+    lines.append("norm of the gradient, by part of the model:")
+    for part, recorded in _by_part(result.recorded_norms).items():
+        lines.append(f"  {part:40} {recorded:>14.6g} {_by_part(result.replayed_norms)[part]:>14.6g}")
+    names = sorted(_non_finite(result.replayed_norms))
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    count = f"{len(names)} of {len(result.replayed_norms)}"
+    lines.append(f"parameters whose gradient is not finite: {count} {shown}".rstrip())
+    lines.append("Reproduced." if result.is_reproduced else "NOT reproduced: other figures are not finite than then.")
+    return "\n".join(lines)
+
+
+def _image(image: Mapping[str, Any]) -> str:
+    return f"{image.get('file_name', 'image')} (id {image.get('image_id', '?')})"
+
+
+def _non_finite(figures: Mapping[str, float]) -> set[str]:
+    return {name for name, value in figures.items() if not math.isfinite(value)}
+
+
+def _by_part(norms: Mapping[str, float], depth: int = 3) -> dict[str, float]:
+    """The Euclidean norm of each part of the model, named by the first few components of its parameters' names."""
+    squares: dict[str, float] = {}
+    for name, norm in norms.items():
+        part = ".".join(name.split(".")[:-1][:depth]) or name
+        squares[part] = squares.get(part, 0.0) + norm**2
+    return {part: math.sqrt(square) if math.isfinite(square) else square for part, square in squares.items()}
+
+
+def _config(text: str, device: str) -> CfgNode:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        # The dump has the weights: no pretrained ones are looked for.
+        cfg = load_config(path, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "MODEL.BACKBONE.PRETRAINED", "False"])
+    register_custom_datasets(cfg)
+    return cfg
+
+
+class _Watch:
+    """Within the context, notes the first module whose output, and the first the gradient of whose output, is bad.
+
+    A module's own computation counts after its parts': the innermost module that is to blame is noted.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.first_output: str | None = None
+        self.first_gradient: str | None = None
+        self._model = model
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Watch:
+        for name, module in self._model.named_modules():
+            label = f"{name or 'the model'} ({type(module).__name__})"
+            self._handles.append(module.register_forward_hook(self._forward_hook(label)))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _forward_hook(self, label: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensors = list(_tensors(output))
+            if self.first_output is None and not all(map(_is_finite, tensors)):
+                fed = "finite" if all(map(_is_finite, _tensors(inputs))) else "not finite"
+                self.first_output = f"{label}, whose input is {fed}"
+            for tensor in tensors:
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda gradient: self._look_at_gradient(label, gradient))
+
+        return look
+
+    def _look_at_gradient(self, label: str, gradient: Tensor) -> None:
+        if self.first_gradient is None and not _is_finite(gradient):
+            self.first_gradient = f"{label}, at its output"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.detach().isfinite().all())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _tensors(entry)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for entry in value:
+            yield from _tensors(entry)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))

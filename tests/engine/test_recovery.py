@@ -1,0 +1,237 @@
+"""Killed is not lost: a run that was killed at any moment and goes on equals, bit by bit, one that never was."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from querypose.engine.recovery import STOPPED_EXIT_CODE
+from tests.engine import mortal_run
+from tests.engine.mortal_run import assert_same_run, log_of, metrics_of, train
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLED = -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    assert train(folder) == [0], log_of(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in two processes."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    assert train(folder, processes=2) == [0, 0], log_of(folder)
+    return folder
+
+
+def test_the_toy_has_everything_that_can_be_lost(unbroken: Path) -> None:
+    """Else the comparisons below would compare nothing."""
+    state = torch.load(unbroken / "output" / "model_final.pth", weights_only=True)
+    assert state["ema"]["num_updates"] == mortal_run.MAX_ITER
+    assert state["trainer"]["_trainer"]["grad_scaler"]["scale"] > 1
+    assert state["trainer"]["_trainer"]["optimizer"]["state"][0]["exp_avg"].any()
+    assert set(state["run"]["processes"][0]["random"]) >= {"python", "numpy", "torch"}
+    precision = [row["keypoints/AP"] for row in metrics_of(unbroken) if "keypoints/AP" in row]
+    best = torch.load(unbroken / "output" / "model_best.pth", weights_only=True)["best"]
+    assert best["value"] == max(precision)
+    assert precision.index(max(precision)) not in (0, len(precision) - 1), "the best comes and goes"
+
+
+def test_the_same_seed_gives_the_same_run_whatever_the_loader_processes(unbroken: Path, tmp_path: Path) -> None:
+    assert train(tmp_path / "run", DATALOADER__NUM_WORKERS=2) == [0]
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_another_seed_gives_another_run(unbroken: Path, tmp_path: Path) -> None:
+    assert train(tmp_path / "run", SEED=2) == [0]
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "run", unbroken)
+
+
+@pytest.mark.parametrize(
+    ("death", "exit_code", "loader_processes"),
+    [
+        ("before the first checkpoint", KILLED, 0),
+        ("in the midst of an iteration", KILLED, 2),
+        ("while a checkpoint is written", KILLED, 0),
+        ("before a checkpoint has its name", KILLED, 0),
+        ("before last_checkpoint names it", KILLED, 0),
+        ("before last_checkpoint names the final one", KILLED, 0),
+        ("in an evaluation", KILLED, 0),
+        ("in a line of metrics.json", KILLED, 0),
+        ("by SIGTERM", STOPPED_EXIT_CODE, 2),
+        ("by SIGINT", STOPPED_EXIT_CODE, 2),
+        ("by SIGTERM where an evaluation is due", STOPPED_EXIT_CODE, 0),
+        ("by SIGTERM between two rows of metrics.json", STOPPED_EXIT_CODE, 0),
+        ("by two SIGINT", -signal.SIGINT, 0),
+    ],
+)
+def test_a_run_goes_on_as_if_it_had_never_stopped(
+    unbroken: Path, tmp_path: Path, death: str, exit_code: int, loader_processes: int
+) -> None:
+    folder = tmp_path / "run"
+    assert train(folder, death=death, DATALOADER__NUM_WORKERS=loader_processes) == [exit_code], log_of(folder)
+    assert not (folder / "output" / "model_final.pth").exists() or "final" in death
+    assert train(folder, "--resume") == [0], log_of(folder)
+    assert_same_run(folder, unbroken)
+    assert "bit-identical" not in log_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("death", "exit_codes"),
+    [
+        ("in rank 1", {KILLED, 1}),
+        ("while a checkpoint is written", {KILLED, 1}),
+        ("by SIGTERM to rank 1", {STOPPED_EXIT_CODE}),
+    ],
+)
+def test_two_processes_go_on_as_if_they_had_never_stopped(
+    unbroken_pair: Path, tmp_path: Path, death: str, exit_codes: set[int]
+) -> None:
+    folder = tmp_path / "run"
+    assert set(train(folder, death=death, processes=2)) == exit_codes, log_of(folder)
+    assert train(folder, "--resume", processes=2) == [0, 0], log_of(folder)
+    assert_same_run(folder, unbroken_pair)
+    assert "random states of 2 processes" in log_of(folder)
+
+
+def test_the_sums_of_two_processes_are_those_of_one_but_for_rounding(tmp_path: Path) -> None:
+    """Without the model's own noise, which each process draws for itself."""
+    settings: dict[str, Any] = {
+        "MODEL__META_ARCHITECTURE": "ToyPose", "SOLVER__AMP__ENABLED": False, "SOLVER__ACCUMULATION_STEPS": 1,
+    }  # fmt: skip
+    for processes in (1, 2):
+        assert train(tmp_path / str(processes), processes=processes, **settings) == [0] * processes
+    losses = [[row["total_loss"] for row in metrics_of(tmp_path / run) if "total_loss" in row] for run in "12"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(losses[0]) == 7
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(unbroken: Path, tmp_path: Path) -> None:
+    folder = _stopped_copy(unbroken, tmp_path, after=14)
+    _flip_a_bit(folder / "output" / "model_0000014.pth")
+    assert train(folder, "--resume") == [0], log_of(folder)
+    assert_same_run(folder, unbroken)
+    log = (folder / "output" / "log.txt").read_text()
+    assert "model_0000014.pth is damaged" in log
+    assert "Resumed at iteration 10 of 20" in log
+
+
+def test_without_an_intact_checkpoint_nothing_is_trained(unbroken: Path, tmp_path: Path) -> None:
+    folder = _stopped_copy(unbroken, tmp_path, after=9)
+    for file in (folder / "output").glob("*.pth"):
+        _flip_a_bit(file)
+    assert train(folder, "--resume") == [1]
+    assert "None of the checkpoints" in log_of(folder)
+    assert "Starting training" not in (folder / "output" / "log.txt").read_text().split("Command line")[-1]
+
+
+def test_a_checkpoint_of_an_older_version_still_loads(unbroken: Path, tmp_path: Path) -> None:
+    folder = _stopped_copy(unbroken, tmp_path, after=9)
+    (folder / "output" / "checkpoints.json").unlink()
+    file = folder / "output" / "model_0000009.pth"
+    state = torch.load(file, weights_only=True)
+    del state["run"], state["trainer"]["hooks"]["WriteFigures"], state["trainer"]["hooks"]["KeepBest"]
+    torch.save(state, file)
+    assert train(folder, "--resume") == [0], log_of(folder)
+    log = (folder / "output" / "log.txt").read_text()
+    assert "not bit-identical to one that never stopped: the checkpoint has no data position" in log
+    assert "no random states" in log
+    iterations = [row["iteration"] for row in metrics_of(folder) if "total_loss" in row]
+    assert iterations == sorted(set(iterations))
+
+
+def test_another_number_of_processes_or_images_is_said(unbroken: Path, tmp_path: Path) -> None:
+    folder = _stopped_copy(unbroken, tmp_path, after=9)
+    assert train(folder, "--resume", processes=2, SOLVER__IMS_PER_BATCH=8) == [0, 0], log_of(folder)
+    log = (folder / "output" / "log.txt").read_text()
+    assert "the run had 1 processes and has 2" in log
+    assert "SOLVER.IMS_PER_BATCH was 4 and is 8" in log
+    assert "data position (image 40)" in log
+
+
+def test_old_checkpoints_are_deleted_and_the_best_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert train(folder, SOLVER__CHECKPOINTS_TO_KEEP=2) == [0]
+    files = {file.name for file in (folder / "output").glob("*.pth")}
+    assert files == {"model_0000014.pth", "model_0000019.pth", "model_final.pth", "model_best.pth"}
+    listed = [
+        entry["file"] for entry in json.loads((folder / "output" / "checkpoints.json").read_text())["checkpoints"]
+    ]
+    assert set(listed) == files
+
+
+def test_training_anew_in_the_folder_of_a_run_says_so_and_forgets_it(unbroken: Path, tmp_path: Path) -> None:
+    folder = _stopped_copy(unbroken, tmp_path, after=14)
+    assert train(folder, death="before the first checkpoint") == [KILLED]
+    assert "write model_0000014.pth into" in (folder / "output" / "log.txt").read_text()
+    assert train(folder, "--resume", SOLVER__MAX_ITER=2) == [0]
+    assert "Resumed" not in (folder / "output" / "log.txt").read_text()
+
+
+def test_torchrun_restarts_a_run_whose_worker_died(unbroken_pair: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config_file = mortal_run.write_config(folder)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command = [sys.executable, *torchrun, "-m", "tests.engine.mortal_run", "--config-file", config_file]
+    subprocess.run(command, env=_environment(MORTAL_RUN_DEATH="in rank 1"), cwd=ROOT, check=True, timeout=120)
+    assert_same_run(folder, unbroken_pair)
+    log = (folder / "output" / "log.txt").read_text()
+    assert re.search(r"Resumed at iteration (5|10) of 20", log), "that of iteration 9 may not have been written yet"
+
+
+def test_a_signal_to_the_launcher_stops_all_its_processes(unbroken_pair: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config_file = mortal_run.write_config(folder, SOLVER__MAX_ITER=100000, SOLVER__CHECKPOINT_PERIOD=100000)
+    command = [sys.executable, "-m", "tests.engine.mortal_run", "--config-file", config_file, "--num-gpus", "2"]
+    process = subprocess.Popen(command, env=_environment(), cwd=ROOT)
+    metrics = folder / "output" / "metrics.json"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == STOPPED_EXIT_CODE
+    last = (folder / "output" / "last_checkpoint").read_text()
+    state = torch.load(folder / "output" / last, weights_only=True)
+    assert len(state["run"]["processes"]) == 2
+    assert state["iteration"] == int(last.removeprefix("model_").removesuffix(".pth"))
+
+
+def _environment(**variables: str) -> dict[str, str]:
+    python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path, **variables}
+
+
+def _stopped_copy(unbroken: Path, tmp_path: Path, after: int) -> Path:
+    """The folder of a run as it was when the checkpoint of iteration `after` was the last one."""
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    output = folder / "output"
+    for file in output.glob("model_*.pth"):
+        if not file.stem[-1].isdigit() or int(file.stem[-7:]) > after:
+            file.unlink()
+    (output / "last_checkpoint").write_text(f"model_{after:07d}.pth")
+    (output / "log.txt").unlink()
+    return folder
+
+
+def _flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)

@@ -117,10 +117,12 @@ def test_part_queries_follow_the_person_where_the_matches_change() -> None:
     real_matcher = model.matcher
 
     class SwappingMatcher(HungarianMatcher):
-        def __call__(self, logits_BQ: torch.Tensor, boxes_BQ4: torch.Tensor, targets: PersonTargets) -> Matches:
-            matches = real_matcher(logits_BQ, boxes_BQ4, targets)
-            queries = torch.tensor([1, 4]) if next(calls) % 2 else torch.tensor([4, 1])
-            return dataclasses.replace(matches, query_R=queries)
+        def match_stages(
+            self, logits_SBQ: torch.Tensor, boxes_SBQ4: torch.Tensor, targets: PersonTargets
+        ) -> list[Matches]:
+            matches_S = real_matcher.match_stages(logits_SBQ, boxes_SBQ4, targets)
+            queries_S = torch.tensor([[4, 1], [1, 4]])
+            return [dataclasses.replace(matches, query_R=queries_S[next(calls) % 2]) for matches in matches_S]
 
     model.matcher = SwappingMatcher()
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -129,6 +131,30 @@ def test_part_queries_follow_the_person_where_the_matches_change() -> None:
     model(batch)
     (_, left_by_first), (given_to_second, _) = seen
     torch.testing.assert_close(given_to_second, left_by_first)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "transfers"),
+    [
+        pytest.param([], 1, id="light"),
+        pytest.param(FULL_VERSION, 1, id="full"),
+        pytest.param([*FULL_VERSION, "MODEL.QUERYPOSE.TRAIN_QUERIES", "matched"], 2, id="full, matched"),
+    ],
+)
+def test_matching_stops_the_host_only_where_a_stage_waits_for_it(overrides: list[str], transfers: int) -> None:
+    model = _model(*overrides)
+    calls = []
+
+    class CountingMatcher(HungarianMatcher):
+        def match_stages(
+            self, logits_SBQ: torch.Tensor, boxes_SBQ4: torch.Tensor, targets: PersonTargets
+        ) -> list[Matches]:
+            calls.append(len(logits_SBQ))
+            return super().match_stages(logits_SBQ, boxes_SBQ4, targets)
+
+    model.matcher = CountingMatcher()
+    model(random_batch([2], COCO))
+    assert len(calls) == transfers
 
 
 @pytest.mark.parametrize(("dataset", "num_keypoints"), [("keypoints_coco_2017_val", 17), ("crowdpose_val", 14)])

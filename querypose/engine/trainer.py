@@ -36,6 +36,7 @@ from querypose.d2 import (
 )
 from querypose.data import PoseMapper, load_datasets
 from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_evaluation_weights, require_weights
+from querypose.engine.model_preparation import prepare_model
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.progress import ProgressLine
 from querypose.engine.train_step import TrainStep
@@ -129,6 +130,16 @@ class PoseTrainer(DefaultTrainer):
             JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
             TensorboardXWriter(cfg.OUTPUT_DIR),
         ]
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model of `cfg`, computing as MODEL.CHANNELS_LAST, MODEL.COMPILE and MODEL.RECOMPUTE say."""
+        return prepare_model(
+            super().build_model(cfg),
+            channels_last=cfg.MODEL.CHANNELS_LAST,
+            compiled=cfg.MODEL.COMPILE,
+            recomputed=cfg.MODEL.RECOMPUTE,
+        )
 
     @classmethod
     def build_train_step(

@@ -6,6 +6,7 @@ from querypose.layers.dynamic_interaction import DynamicInteraction
 from querypose.layers.feed_forward import FeedForward
 from querypose.layers.precision import at_least_float32, full_precision
 from querypose.layers.real_nvp import RealNVP
+from querypose.layers.recomputation import recompute_in_backward, repeated_blocks
 from querypose.layers.region_batch_norm import RegionBatchNorm2d
 from querypose.layers.region_features import RegionPooler
 
@@ -21,4 +22,6 @@ __all__ = [
     "box_cxcywh_to_xyxy",
     "full_precision",
     "generalized_box_iou",
+    "recompute_in_backward",
+    "repeated_blocks",
 ]

@@ -194,7 +194,7 @@ class PoseDecoder(nn.Module):
         """A keypoint stage on the queries that training decodes: all, or those of `matches`.
 
         Returns:
-            part queries (T, P, C) of all slots; instance queries (B, Q, C), refined if the next box stage wants them so.
+            part queries (T, P, C) of all slots; instance queries (B, Q, C), refined if the next box stage reads that.
         """
         slot_R = None
         if self.train_on_all or matches is None:
@@ -262,7 +262,7 @@ class PoseDecoder(nn.Module):
         another when the order of the queries changes.
         """
         num_slots = boxes_BQ4.shape[0] * boxes_BQ4.shape[1] if self.train_on_all else targets.num_persons
-        return self.part_queries.expand(num_slots, -1, -1)
+        return self.part_queries.repeat(num_slots, 1, 1)
 
     def _box_step(
         self, stage: nn.Module, features: Mapping[str, Tensor], boxes_BQ4: Tensor, query_BQC: Tensor

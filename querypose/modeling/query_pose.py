@@ -25,6 +25,7 @@ from querypose.d2 import (
 )
 from querypose.layers import RealNVP, RegionPooler, at_least_float32
 from querypose.modeling.box_decoder import BoxStage
+from querypose.modeling.components import Component
 from querypose.modeling.criterion import SetCriterion
 from querypose.modeling.initialization import PROPOSAL_LAYOUTS
 from querypose.modeling.keypoint_decoder import InstanceRefinement, KeypointStage
@@ -108,6 +109,15 @@ class QueryPose(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "mask_padding": query_pose.MASK_PADDING,
+        }
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """Backbone and decoders, stage by stage: image sizes vary, and so does the number of decoded queries."""
+        return {
+            "backbone": Component([self.backbone], varying_dims=(2, 3)),
+            "box_decoder": Component(list(self.decoder.box_stages)),
+            "keypoint_decoder": Component(list(self.decoder.keypoint_stages), varying_dims=(0,)),
         }
 
     @property

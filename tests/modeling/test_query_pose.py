@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from querypose.d2 import build_model
-from querypose.layers import box_cxcywh_to_xyxy
+from querypose.layers import RegionPooler, box_cxcywh_to_xyxy
 from querypose.modeling import QueryPose
 from querypose.modeling.initialization import grid_boxes
 from querypose.modeling.matcher import HungarianMatcher
@@ -173,6 +173,29 @@ def test_every_iteration_of_the_part_queries_trains(iteration: str) -> None:
     _total(model(random_batch([2], COCO))).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert ("decoder.part_queries" in dict(model.named_parameters())) == (iteration != "none")
+
+
+def test_under_autocast_all_but_geometry_flow_and_outputs_is_bfloat16() -> None:
+    model = _model(*FULL_VERSION)
+    in_float32 = set()
+
+    def note(name: str, output: object) -> None:
+        if isinstance(output, torch.Tensor) and output.dtype == torch.float32:
+            in_float32.add(name)
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear | RegionPooler):
+            layer.register_forward_hook(lambda layer, args, output, name=name: note(name, output))
+    with torch.autocast("cpu", torch.bfloat16):
+        _total(model(random_batch([2], COCO))).backward()
+    outputs = {f"decoder.box_stages.{stage}.{layer}" for stage in range(2) for layer in ("cls_logit", "box_deltas")}
+    flow = {
+        f"criterion.flow.{name}"
+        for name, layer in model.criterion.flow.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    }
+    assert in_float32 == {"decoder.box_pooler", "decoder.keypoint_pooler"} | outputs | flow
+    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
 def test_bfloat16_keeps_geometry_and_losses_in_float32() -> None:

@@ -116,6 +116,14 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.PIXEL_STD", [58.395, 57.12, 57.375], "per channel, range 0..255, order of INPUT.FORMAT",
         _sequence_of("numbers > 0, one per channel", lambda value: _is_finite(value) and value > 0, length=3)),
     Key("MODEL.SYNC_BATCH_NORM", False, "every BatchNorm shares its statistics over the processes (GPU only)"),
+    Key("MODEL.CHANNELS_LAST", False,
+        "convolutions keep the channels of a cell side by side in memory (channels_last); equal but for rounding"),
+    Key("MODEL.COMPILE", [],
+        "components that torch.compile translates at their first call: backbone, box_decoder, keypoint_decoder",
+        _NAMES),
+    Key("MODEL.RECOMPUTE", [],
+        "components whose activations the backward pass computes again instead of keeping them (activation "
+        "checkpointing): less memory, more time; names as in MODEL.COMPILE", _NAMES),
     # ---- backbone -----------------------------------------------------------------------------------------------
     Key("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "builder in BACKBONE_REGISTRY"),
     Key("MODEL.BACKBONE.ARCH", "resnet50", "timm model with features_only; for build_swin_fpn_backbone: swin_t/b/l"),

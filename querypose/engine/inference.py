@@ -13,6 +13,7 @@ from querypose.config import ConfigError
 from querypose.d2 import CfgNode, configurable
 from querypose.engine.precision import PRECISIONS
 from querypose.layers.batch_norm_folding import CONVOLUTIONS, fold_batch_norms
+from querypose.modeling import HasComponents
 
 PROBE_SIZE = (64, 96)
 """Height and width of the image on which a model shows how its modules follow one another."""
@@ -32,10 +33,10 @@ class InferenceModel(nn.Module):
         Args:
             model: of any meta-architecture; takes [{"image", "height", "width"}].
             precision: what the forward pass computes in, by autocast; None is float32.
-            compiled: compile the modules that the model names in `parts_to_compile`, for inputs of any size.
+            compiled: compile the model's components, for inputs of any size.
 
         Raises:
-            ConfigError: it is to be compiled and names no parts.
+            ConfigError: it is to be compiled and names no components.
         """
         super().__init__()
         self.model = copy.deepcopy(model).eval()
@@ -53,8 +54,11 @@ class InferenceModel(nn.Module):
                 if isinstance(module, CONVOLUTIONS):
                     module.to(precision)
         if compiled:
-            for part in parts_to_compile(self.model):
-                part.compile(dynamic=True)
+            if not isinstance(self.model, HasComponents):
+                raise ConfigError(f"TEST.COMPILE is True, but {type(model).__name__} names no components to compile.")
+            for component in self.model.components.values():
+                for module in component.modules:
+                    module.compile(dynamic=True)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -66,14 +70,3 @@ class InferenceModel(nn.Module):
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, self.precision, enabled=self.precision is not None):
             return self.model(batched_inputs)
-
-
-def parts_to_compile(model: Any) -> list[nn.Module]:
-    """What a meta-architecture wants compiled: its method of this name.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    if not hasattr(model, "parts_to_compile"):
-        raise ConfigError(f"TEST.COMPILE is True, but {type(model).__name__} has no method parts_to_compile().")
-    return list(model.parts_to_compile())

@@ -45,6 +45,7 @@ from querypose.engine.dataset_check import require_sound_datasets
 from querypose.engine.dumps import DumpWriter
 from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_evaluation_weights, require_weights
 from querypose.engine.inference import InferenceModel
+from querypose.engine.model_preparation import prepare_model
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.precision import PRECISIONS
 from querypose.engine.progress import ProgressLine
@@ -177,6 +178,16 @@ class PoseTrainer(DefaultTrainer):
             # What a stopped run had written after its last checkpoint is not shown.
             TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter or None),
         ]
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model of `cfg`, computing as MODEL.CHANNELS_LAST, MODEL.COMPILE and MODEL.RECOMPUTE say."""
+        return prepare_model(
+            super().build_model(cfg),
+            channels_last=cfg.MODEL.CHANNELS_LAST,
+            compiled=cfg.MODEL.COMPILE,
+            recomputed=cfg.MODEL.RECOMPUTE,
+        )
 
     @classmethod
     def build_train_step(

@@ -7,6 +7,7 @@ from querypose.layers.dynamic_interaction import DynamicInteraction
 from querypose.layers.feed_forward import FeedForward
 from querypose.layers.precision import at_least_float32, full_precision
 from querypose.layers.real_nvp import RealNVP
+from querypose.layers.recomputation import recompute_in_backward, repeated_blocks
 from querypose.layers.region_batch_norm import RegionBatchNorm2d
 from querypose.layers.region_features import RegionPooler, pooling_layout
 
@@ -24,4 +25,6 @@ __all__ = [
     "full_precision",
     "generalized_box_iou",
     "pooling_layout",
+    "recompute_in_backward",
+    "repeated_blocks",
 ]

@@ -69,10 +69,12 @@ class BoxStage(nn.Module):
         query_RC = self.norm(query_RC + self.interaction(query_RC, region_RTC))
         query_BQC = self.feed_forward(query_RC).view_as(query_BQC)
 
-        logits_BQ = self.cls_logit(self.cls_layers(query_BQC)).squeeze(-1)
-        deltas_BQ4 = self.box_deltas(self.reg_layers(query_BQC))
+        cls_BQC, reg_BQC = self.cls_layers(query_BQC), self.reg_layers(query_BQC)
         with full_precision(boxes_BQ4):
-            boxes_BQ4 = apply_box_deltas(at_least_float32(deltas_BQ4), at_least_float32(boxes_BQ4))
+            # Scores that are rounded to bfloat16 tie, and boxes move.
+            logits_BQ = self.cls_logit(at_least_float32(cls_BQC)).squeeze(-1)
+            deltas_BQ4 = self.box_deltas(at_least_float32(reg_BQC))
+            boxes_BQ4 = apply_box_deltas(deltas_BQ4, at_least_float32(boxes_BQ4))
         return logits_BQ, boxes_BQ4, query_BQC
 
 

@@ -1,4 +1,7 @@
-"""What it costs to let a query answer for a person: the terms of the bipartite matching (Sec. 3.4)."""
+"""What it costs to let a query answer for a person: the terms of the bipartite matching (Sec. 3.4).
+
+Predictions may have a leading dimension of stages, (S, B, Q); the costs then have it too.
+"""
 
 from __future__ import annotations
 
@@ -24,4 +27,4 @@ def box_l1_cost(boxes_BQ4: Tensor, person_boxes_BG4: Tensor, image_size_B4: Tens
 
 def box_giou_cost(boxes_BQ4: Tensor, person_boxes_BG4: Tensor) -> Tensor:
     """Negative generalised IoU (B, Q, G) of corners in pixels."""
-    return -generalized_box_iou(boxes_BQ4[:, :, None], person_boxes_BG4[:, None])
+    return -generalized_box_iou(boxes_BQ4[..., :, None, :], person_boxes_BG4[:, None])

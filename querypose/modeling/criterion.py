@@ -11,7 +11,7 @@ from querypose.d2 import comm
 from querypose.layers import RealNVP, at_least_float32, full_precision
 from querypose.modeling.losses import box_giou_loss, box_l1_loss, focal_loss, residual_log_likelihood_loss
 from querypose.modeling.pose_decoder import StagePrediction
-from querypose.modeling.targets import Matches, PersonTargets
+from querypose.modeling.targets import PersonTargets
 
 
 class SetCriterion(nn.Module):
@@ -66,49 +66,64 @@ class SetCriterion(nn.Module):
             `loss_cls`, `loss_bbox`, `loss_giou`, `loss_keypoint` of the last stage, and with suffix `_{stage}` those
             of the earlier ones, scalars.
         """
-        losses = {}
+        supervised = stages if self.deep_supervision else stages[-1:]
         num_persons = mean_persons_per_process(targets)
         with full_precision(targets.boxes_BG4):
-            for index, stage in enumerate(stages):
-                is_last = index == len(stages) - 1
-                if is_last or self.deep_supervision:
-                    suffix = "" if is_last else f"_{index}"
-                    for name, loss in self.stage_losses(stage, targets, num_persons).items():
-                        losses[name + suffix] = self.weights[name] * loss
+            losses_S = self.unweighted_losses(supervised, targets, num_persons)
+        losses = {}
+        for index in range(len(supervised)):
+            suffix = "" if index == len(supervised) - 1 else f"_{index}"
+            for name, loss_S in losses_S.items():
+                losses[name + suffix] = self.weights[name] * loss_S[index]
         return losses
 
-    def stage_losses(self, stage: StagePrediction, targets: PersonTargets, num_persons: Tensor) -> dict[str, Tensor]:
-        """The four unweighted losses of one stage."""
-        matches = stage.matches
-        logits_BQ, boxes_BQ4 = at_least_float32(stage.logits_BQ), at_least_float32(stage.boxes_BQ4)
-        is_person_BQ = torch.zeros_like(logits_BQ)
-        is_person_BQ[matches.image_R, matches.query_R] = 1.0
+    def unweighted_losses(
+        self, stages: Sequence[StagePrediction], targets: PersonTargets, num_persons: Tensor
+    ) -> dict[str, Tensor]:
+        """The four losses (S) of the stages, of which all have the same number of pairs; computed together."""
+        logits_SBQ = torch.stack([at_least_float32(stage.logits_BQ) for stage in stages])
+        boxes_SBQ4 = torch.stack([at_least_float32(stage.boxes_BQ4) for stage in stages])
+        mean_SRKD = torch.stack([at_least_float32(stage.mean_RKD) for stage in stages])
+        sigma_SRKD = torch.stack([at_least_float32(stage.sigma_RKD) for stage in stages])
+        image_SR, query_SR, person_SR = (
+            torch.stack([getattr(stage.matches, name) for stage in stages])
+            for name in ("image_R", "query_R", "person_R")
+        )
+        stage_S1 = torch.arange(len(stages), device=image_SR.device)[:, None]
+        is_person_SBQ = torch.zeros_like(logits_SBQ)
+        is_person_SBQ[stage_S1, image_SR, query_SR] = 1.0
 
-        boxes_R4 = boxes_BQ4[matches.image_R, matches.query_R]
-        person_boxes_R4 = targets.boxes_BG4[matches.image_R, matches.person_R]
-        target_RKD, valid_RK = keypoint_targets(boxes_R4.detach(), matches, targets)
-        num_keypoints = target_RKD.shape[1]
+        boxes_SR4 = boxes_SBQ4[stage_S1, image_SR, query_SR]
+        person_boxes_SR4 = targets.boxes_BG4[image_SR, person_SR]
+        image_size_SR4 = targets.image_size_B4[image_SR]
+        target_SRKD, valid_SRK = keypoint_targets(boxes_SR4.detach(), image_SR, person_SR, targets)
+        keypoint_S = residual_log_likelihood_loss(mean_SRKD, sigma_SRKD, target_SRKD, valid_SRK, self.flow)
         return {
-            "loss_cls": focal_loss(logits_BQ, is_person_BQ, self.focal_alpha, self.focal_gamma) / num_persons,
-            "loss_bbox": box_l1_loss(boxes_R4, person_boxes_R4, targets.image_size_B4[matches.image_R]) / num_persons,
-            "loss_giou": box_giou_loss(boxes_R4, person_boxes_R4) / num_persons,
-            "loss_keypoint": residual_log_likelihood_loss(
-                at_least_float32(stage.mean_RKD), at_least_float32(stage.sigma_RKD), target_RKD, valid_RK, self.flow
-            )
-            / (num_persons * num_keypoints),
+            "loss_cls": focal_loss(logits_SBQ, is_person_SBQ, self.focal_alpha, self.focal_gamma) / num_persons,
+            "loss_bbox": box_l1_loss(boxes_SR4, person_boxes_SR4, image_size_SR4) / num_persons,
+            "loss_giou": box_giou_loss(boxes_SR4, person_boxes_SR4) / num_persons,
+            "loss_keypoint": keypoint_S / (num_persons * target_SRKD.shape[-2]),
         }
 
 
-def keypoint_targets(boxes_R4: Tensor, matches: Matches, targets: PersonTargets) -> tuple[Tensor, Tensor]:
-    """Annotated keypoints of the matched persons in the frame of the predicted boxes.
+def keypoint_targets(
+    boxes_R4: Tensor, image_R: Tensor, person_R: Tensor, targets: PersonTargets
+) -> tuple[Tensor, Tensor]:
+    """Annotated keypoints of the matched persons in the frame of the predicted boxes; leading dimensions stay.
+
+    Args:
+        boxes_R4: predicted corners of the R pairs, in pixels.
+        image_R: index of the image of each pair.
+        person_R: index of the person within its image.
+        targets: the persons.
 
     Returns:
         the targets (R, K, D), box centre at 0 and corners at ±0.5; and (R, K), True where a keypoint is labelled and
         not outside the predicted box ("masked", Sec. 3.4).
     """
-    keypoints_RKD = targets.keypoints_BGKD[matches.image_R, matches.person_R]
-    labelled_RK = targets.labelled_BGK[matches.image_R, matches.person_R]
-    corner_R1D, size_R1D = boxes_R4[:, None, :2], (boxes_R4[:, None, 2:] - boxes_R4[:, None, :2])
+    keypoints_RKD = targets.keypoints_BGKD[image_R, person_R]
+    labelled_RK = targets.labelled_BGK[image_R, person_R]
+    corner_R1D, size_R1D = boxes_R4[..., None, :2], (boxes_R4[..., None, 2:] - boxes_R4[..., None, :2])
     offset_RKD = keypoints_RKD - corner_R1D
     inside_RK = ((offset_RKD >= 0) & (offset_RKD <= size_R1D)).all(-1)
     return offset_RKD / size_R1D.clamp(min=1e-6) - 0.5, labelled_RK & inside_RK

@@ -1,4 +1,8 @@
-"""Loss terms as sums; the criterion divides them."""
+"""Loss terms as sums; the criterion divides them.
+
+All take a leading dimension of stages too, over which they do not sum: as many calls as there are terms serve all
+stages.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +29,17 @@ def focal_loss(logits_BQ: Tensor, is_person_BQ: Tensor, alpha: float, gamma: flo
         alpha: weight of the persons; the background has 1 - alpha.
         gamma: exponent that plays easy queries down.
     """
-    return sigmoid_focal_loss(logits_BQ, is_person_BQ, alpha=alpha, gamma=gamma, reduction="sum")
+    return sigmoid_focal_loss(logits_BQ, is_person_BQ, alpha=alpha, gamma=gamma).sum((-2, -1))
 
 
 def box_l1_loss(boxes_R4: Tensor, person_boxes_R4: Tensor, image_size_R4: Tensor) -> Tensor:
     """L1 distance of corners in units of the unpadded image's width and height, summed."""
-    return ((boxes_R4 - person_boxes_R4) / image_size_R4).abs().sum()
+    return ((boxes_R4 - person_boxes_R4) / image_size_R4).abs().sum((-2, -1))
 
 
 def box_giou_loss(boxes_R4: Tensor, person_boxes_R4: Tensor) -> Tensor:
     """One less the generalised IoU, summed."""
-    return (1 - generalized_box_iou(boxes_R4, person_boxes_R4)).sum()
+    return (1 - generalized_box_iou(boxes_R4, person_boxes_R4)).sum(-1)
 
 
 def residual_log_likelihood_loss(
@@ -56,14 +60,14 @@ def residual_log_likelihood_loss(
     """
     # Targets that do not count may be anything, infinity too; zero times that would be NaN.
     target_RKD = torch.where(valid_RK[..., None], target_RKD, mean_RKD.detach())
-    return (residual_log_likelihood(mean_RKD, sigma_RKD, target_RKD, flow) * valid_RK[..., None]).sum()
+    return (residual_log_likelihood(mean_RKD, sigma_RKD, target_RKD, flow) * valid_RK[..., None]).sum((-3, -2, -1))
 
 
 def residual_log_likelihood(mean_RKD: Tensor, sigma_RKD: Tensor, target_RKD: Tensor, flow: RealNVP) -> Tensor:
     """The elements (R, K, D) of `residual_log_likelihood_loss`, all of them valid."""
     sigma_RKD = _not_below(sigma_RKD, SMALLEST_SIGMA)
     residual_RKD = (mean_RKD - target_RKD) / sigma_RKD
-    log_density_RK = flow.log_prob(residual_RKD.flatten(0, 1)).unflatten(0, residual_RKD.shape[:2])
+    log_density_RK = flow.log_prob(residual_RKD.flatten(0, -2)).view(residual_RKD.shape[:-1])
     log_sigma_RKD = sigma_RKD.log()
     flow_term_RKD = log_sigma_RKD - log_density_RK[..., None]
     laplace_term_RKD = (

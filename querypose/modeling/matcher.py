@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -41,43 +43,57 @@ class HungarianMatcher:
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
 
-    @torch.no_grad()
     def __call__(self, logits_BQ: Tensor, boxes_BQ4: Tensor, targets: PersonTargets) -> Matches:
-        """Matches a stage's predictions; the costs of the whole batch cross to the host at once.
+        """The matches of one stage; see `match_stages`."""
+        return self.match_stages(logits_BQ[None], boxes_BQ4[None], targets)[0]
+
+    @torch.no_grad()
+    def match_stages(self, logits_SBQ: Tensor, boxes_SBQ4: Tensor, targets: PersonTargets) -> list[Matches]:
+        """Matches the predictions of each stage by themselves; all costs cross to the host at once.
 
         Args:
-            logits_BQ: class logit of every query.
-            boxes_BQ4: predicted corners, in pixels of the padded images.
+            logits_SBQ: class logit of every query.
+            boxes_SBQ4: predicted corners, in pixels of the padded images.
             targets: the persons; where an image has more of them than queries, some stay without.
+
+        Returns:
+            the matches of every stage, equally many.
         """
         if targets.num_persons == 0:
-            return _matches([], targets, logits_BQ.device)
-        with full_precision(boxes_BQ4):
-            cost_BQG = self.cost(at_least_float32(logits_BQ), at_least_float32(boxes_BQ4), targets)
-        # Never as a sum over images: an image's columns beyond its own persons are padding.
-        host_BQG = np.nan_to_num(cost_BQG.cpu().numpy(), nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
-        pairs = [
-            linear_sum_assignment(cost_QG[:, :count]) for cost_QG, count in zip(host_BQG, targets.counts, strict=True)
-        ]
-        return _matches(pairs, targets, logits_BQ.device)
+            return [_no_matches(logits_SBQ.device)] * len(logits_SBQ)
+        with full_precision(boxes_SBQ4):
+            cost_SBQG = self.cost(at_least_float32(logits_SBQ), at_least_float32(boxes_SBQ4), targets)
+        host_SBQG = np.nan_to_num(cost_SBQG.cpu().numpy(), nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
+        indices_S4R = torch.from_numpy(np.stack([_assign(cost_BQG, targets.counts) for cost_BQG in host_SBQG]))
+        is_complete = indices_S4R.shape[2] == targets.num_persons
+        matches_S = []
+        for indices_4R in indices_S4R.to(logits_SBQ.device, non_blocking=True):
+            image_R, query_R, person_R, slot_R = indices_4R.unbind()
+            matches_S.append(Matches(image_R, query_R, person_R, slot_R, is_complete=is_complete))
+        return matches_S
 
     def cost(self, logits_BQ: Tensor, boxes_BQ4: Tensor, targets: PersonTargets) -> Tensor:
-        """The cost (B, Q, G) of every query for every person of its image."""
+        """The cost (B, Q, G) of every query for every person of its image; leading dimensions stay."""
         class_BQ1 = focal_cost(logits_BQ, self.focal_alpha, self.focal_gamma)[..., None]
         l1_BQG = box_l1_cost(boxes_BQ4, targets.boxes_BG4, targets.image_size_B4)
         giou_BQG = box_giou_cost(boxes_BQ4, targets.boxes_BG4)
         return self.bbox_weight * l1_BQG + self.class_weight * class_BQ1 + self.giou_weight * giou_BQG
 
 
-def _matches(pairs: list[tuple[np.ndarray, np.ndarray]], targets: PersonTargets, device: torch.device) -> Matches:
-    """Sorts each image's pairs by person and moves all indices to the device together."""
-    columns: list[np.ndarray] = [np.zeros((4, 0), dtype=np.int64)]
+def _assign(cost_BQG: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Image, query, person and slot (4, R) of the cheapest pairs of every image, sorted by person."""
+    columns = []
     first_slot = 0
-    for image, (query, person) in enumerate(pairs):
+    for image, (cost_QG, count) in enumerate(zip(cost_BQG, counts, strict=True)):
+        # Never as a sum over images: an image's columns beyond its own persons are padding.
+        query, person = linear_sum_assignment(cost_QG[:, :count])
         order = person.argsort()
         query, person = query[order], person[order]
         columns.append(np.stack([np.full_like(person, image), query, person, first_slot + person]))
-        first_slot += targets.counts[image]
-    indices = torch.from_numpy(np.concatenate(columns, axis=1))
-    image_R, query_R, person_R, slot_R = indices.to(device, non_blocking=True).unbind()
-    return Matches(image_R, query_R, person_R, slot_R, is_complete=len(image_R) == targets.num_persons)
+        first_slot += count
+    return np.concatenate(columns, axis=1)
+
+
+def _no_matches(device: torch.device) -> Matches:
+    empty = torch.zeros(0, dtype=torch.long, device=device)
+    return Matches(empty, empty, empty, empty, is_complete=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,12 @@ from querypose.modeling.keypoint_decoder import KeypointStage
 from querypose.modeling.query_selection import QuerySelection, best_rows, class_scores
 from querypose.modeling.targets import Matches, PersonTargets
 
-Matcher = Callable[[Tensor, Tensor, PersonTargets], Matches]
+
+class Matcher(Protocol):
+    """Matches the predictions of S stages: class logits (S, B, Q) and boxes (S, B, Q, 4)."""
+
+    def match_stages(self, logits_SBQ: Tensor, boxes_SBQ4: Tensor, targets: PersonTargets) -> list[Matches]:
+        """The matches of each stage."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,18 @@ class PosePrediction:
     boxes_BQ4: Tensor
     mean_BQKD: Tensor
     sigma_BQKD: Tensor
+
+
+class _BoxPrediction(NamedTuple):
+    """What a box stage gives."""
+
+    logits_BQ: Tensor
+    boxes_BQ4: Tensor
+    query_BQC: Tensor
+
+
+_TrainingStages = tuple[list[_BoxPrediction], list[Matches], list[Tensor]]
+"""Of each stage: what its box stage gave, the matches, and the part queries that it left."""
 
 
 class PoseDecoder(nn.Module):
@@ -113,38 +130,97 @@ class PoseDecoder(nn.Module):
         Args:
             features: (B, C, H, W) a level of the pyramid.
             targets: the persons.
-            matcher: called with class logits (B, Q), boxes (B, Q, 4) and targets.
+            matcher: matches the predictions of one or several stages.
 
         Returns:
             the prediction of every stage.
         """
+        train = self._train_serially if self.serial else self._train_boxes_first
+        boxes_S, matches_S, part_queries_S = train(features, targets, matcher)
         predictions = []
-        boxes_BQ4, query_BQC = self._initial_state(targets.image_size_B4)
-        part_query_TPC = self.part_queries.expand(self._num_slots(boxes_BQ4, targets), -1, -1)
-        for box_stage, keypoint_stage in self._stages:
-            logits_BQ, boxes_BQ4, query_BQC = self._box_step(box_stage, features, boxes_BQ4, query_BQC)
-            matches = matcher(logits_BQ.detach(), boxes_BQ4.detach(), targets)
+        for (_, stage), boxes, matches, part_query_TPC in zip(
+            self._stages, boxes_S, matches_S, part_queries_S, strict=True
+        ):
+            row_R = matches.slot_R
             if self.train_on_all:
-                image_R, query_R = _all_rows(logits_BQ)
-                slot_R = None
-            else:
-                image_R, query_R = matches.image_R, matches.query_R
-                slot_R = None if matches.is_complete else matches.slot_R
-
-            part_query_RPC = part_query_TPC if slot_R is None else part_query_TPC[slot_R]
-            part_query_RPC, refined_RC = self._keypoint_step(
-                keypoint_stage, features, boxes_BQ4, query_BQC, image_R, query_R, part_query_RPC
-            )
-            part_query_TPC = part_query_RPC if slot_R is None else part_query_TPC.index_copy(0, slot_R, part_query_RPC)
-            matched_RPC = part_query_RPC
-            if self.train_on_all:
-                matched_RPC = part_query_RPC[matches.image_R * logits_BQ.shape[1] + matches.query_R]
-            mean_RKD, sigma_RKD = keypoint_stage.regressor(matched_RPC)
-            predictions.append(StagePrediction(logits_BQ, boxes_BQ4, matches, mean_RKD, sigma_RKD))
-            boxes_BQ4 = boxes_BQ4.detach()
-            if self.serial:
-                query_BQC = query_BQC.index_put((image_R, query_R), refined_RC.to(query_BQC.dtype))
+                row_R = matches.image_R * boxes.logits_BQ.shape[1] + matches.query_R
+            mean_RKD, sigma_RKD = stage.regressor(part_query_TPC[row_R])
+            predictions.append(StagePrediction(boxes.logits_BQ, boxes.boxes_BQ4, matches, mean_RKD, sigma_RKD))
         return predictions
+
+    def _train_boxes_first(
+        self, features: Mapping[str, Tensor], targets: PersonTargets, matcher: Matcher
+    ) -> _TrainingStages:
+        """All box stages, then the matches of all stages together, then all keypoint stages."""
+        boxes_S: list[_BoxPrediction] = []
+        boxes_BQ4, query_BQC = self._initial_state(targets.image_size_B4)
+        for box_stage in self.box_stages:
+            boxes_S.append(_BoxPrediction(*self._box_step(box_stage, features, boxes_BQ4, query_BQC)))
+            boxes_BQ4, query_BQC = boxes_S[-1].boxes_BQ4.detach(), boxes_S[-1].query_BQC
+        matches_S = _match(matcher, boxes_S, targets)
+        part_queries_S: list[Tensor] = []
+        part_query_TPC = self._initial_part_queries(boxes_BQ4, targets)
+        for stage, boxes, matches in zip(self.keypoint_stages, boxes_S, matches_S, strict=True):
+            part_query_TPC, _ = self._train_keypoint_step(stage, features, boxes, matches, part_query_TPC)
+            part_queries_S.append(part_query_TPC)
+        return boxes_S, matches_S, part_queries_S
+
+    def _train_serially(
+        self, features: Mapping[str, Tensor], targets: PersonTargets, matcher: Matcher
+    ) -> _TrainingStages:
+        """Box and keypoint stages in turn; matches at once where they decide what is decoded, else all at the end."""
+        boxes_S: list[_BoxPrediction] = []
+        matches_S: list[Matches] = []
+        part_queries_S: list[Tensor] = []
+        boxes_BQ4, query_BQC = self._initial_state(targets.image_size_B4)
+        part_query_TPC = self._initial_part_queries(boxes_BQ4, targets)
+        for box_stage, keypoint_stage in self._stages:
+            boxes = _BoxPrediction(*self._box_step(box_stage, features, boxes_BQ4, query_BQC))
+            boxes_S.append(boxes)
+            matches = None
+            if not self.train_on_all:
+                (matches,) = _match(matcher, [boxes], targets)
+                matches_S.append(matches)
+            part_query_TPC, query_BQC = self._train_keypoint_step(
+                keypoint_stage, features, boxes, matches, part_query_TPC
+            )
+            part_queries_S.append(part_query_TPC)
+            boxes_BQ4 = boxes.boxes_BQ4.detach()
+        return boxes_S, matches_S or _match(matcher, boxes_S, targets), part_queries_S
+
+    def _train_keypoint_step(
+        self,
+        stage: nn.Module,
+        features: Mapping[str, Tensor],
+        boxes: _BoxPrediction,
+        matches: Matches | None,
+        part_query_TPC: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """A keypoint stage on the queries that training decodes: all, or those of `matches`.
+
+        Returns:
+            part queries (T, P, C) of all slots; instance queries (B, Q, C), refined if the next box stage reads that.
+        """
+        slot_R = None
+        if self.train_on_all or matches is None:
+            image_R, query_R = _all_rows(boxes.logits_BQ)
+        else:
+            image_R, query_R = matches.image_R, matches.query_R
+            slot_R = None if matches.is_complete else matches.slot_R
+        part_query_RPC, refined_RC = self._keypoint_step(
+            stage,
+            features,
+            boxes.boxes_BQ4,
+            boxes.query_BQC,
+            image_R,
+            query_R,
+            part_query_TPC if slot_R is None else part_query_TPC[slot_R],
+        )
+        part_query_TPC = part_query_RPC if slot_R is None else part_query_TPC.index_copy(0, slot_R, part_query_RPC)
+        query_BQC = boxes.query_BQC
+        if self.serial:
+            query_BQC = query_BQC.index_put((image_R, query_R), refined_RC.to(query_BQC.dtype))
+        return part_query_TPC, query_BQC
 
     def decode(
         self,
@@ -211,14 +287,15 @@ class PoseDecoder(nn.Module):
         boxes_BQ4 = box_cxcywh_to_xyxy(self.proposal_boxes) * image_size_B4[:, None]
         return boxes_BQ4, self.instance_queries.expand(len(image_size_B4), -1, -1)
 
-    def _num_slots(self, boxes_BQ4: Tensor, targets: PersonTargets) -> int:
-        """How many sets of part queries are carried: one a query, or one a person.
+    def _initial_part_queries(self, boxes_BQ4: Tensor, targets: PersonTargets) -> Tensor:
+        """Learned part queries (T, P, C): one set a query, or where only matched queries are decoded one a person.
 
         A person's part queries stay with the person, whichever query answers for it at a stage. Deviates: the
         authors' later code carries them by position in the list of matched queries and so hands one person's to
         another when the order of the queries changes.
         """
-        return boxes_BQ4.shape[0] * boxes_BQ4.shape[1] if self.train_on_all else targets.num_persons
+        num_slots = boxes_BQ4.shape[0] * boxes_BQ4.shape[1] if self.train_on_all else targets.num_persons
+        return self.part_queries.repeat(num_slots, 1, 1)
 
     def _box_step(
         self, stage: nn.Module, features: Mapping[str, Tensor], boxes_BQ4: Tensor, query_BQC: Tensor
@@ -241,6 +318,13 @@ class PoseDecoder(nn.Module):
         boxes_R4 = boxes_BQ4.detach()[image_R, query_R]
         region_RCHW = self.keypoint_pooler([features[self.keypoint_in_feature]], boxes_R4, image_R)
         return stage(region_RCHW, query_BQC[image_R, query_R], part_query_RPC)
+
+
+def _match(matcher: Matcher, boxes_S: Sequence[_BoxPrediction], targets: PersonTargets) -> list[Matches]:
+    """The matches of some stages, for which the host waits once."""
+    logits_SBQ = torch.stack([boxes.logits_BQ.detach() for boxes in boxes_S])
+    boxes_SBQ4 = torch.stack([boxes.boxes_BQ4.detach() for boxes in boxes_S])
+    return matcher.match_stages(logits_SBQ, boxes_SBQ4, targets)
 
 
 def _all_rows(tensor_BQ: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from querypose.d2 import (
 )
 from querypose.layers import RealNVP, RegionPooler, pooling_layout
 from querypose.modeling.box_decoder import BoxStage
+from querypose.modeling.components import Component
 from querypose.modeling.criterion import SetCriterion
 from querypose.modeling.heatmap import AuxiliaryHeatmap
 from querypose.modeling.initialization import PROPOSAL_LAYOUTS
@@ -128,6 +129,15 @@ class QueryPose(nn.Module):
         }
 
     @property
+    def components(self) -> dict[str, Component]:
+        """Backbone and decoders, stage by stage: image sizes vary, and so does the number of decoded queries."""
+        return {
+            "backbone": Component([self.backbone], varying_dims=(2, 3)),
+            "box_decoder": Component(list(self.decoder.box_stages)),
+            "keypoint_decoder": Component(list(self.decoder.keypoint_stages), varying_dims=(0,)),
+        }
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.pixel_mean.device
@@ -170,10 +180,6 @@ class QueryPose(nn.Module):
         ]
         poses = postprocess(prediction, images.image_sizes, output_sizes, self.selection)
         return [{"instances": instances} for instances in poses]
-
-    def parts_to_compile(self) -> list[nn.Module]:
-        """Modules that compute most and decide nothing, for torch.compile: backbone and decoder stages."""
-        return [self.backbone, *self.decoder.box_stages, *self.decoder.keypoint_stages]
 
     def preprocess_images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
         """Normalises, then pads with zeros at the right and the bottom to a common size that the backbone divides."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from querypose import d2
 from querypose.d2 import EventStorage, build_model, comm
 from querypose.engine import TrainStep, build_optimizer
+from querypose.engine.model_preparation import prepare_model
 from querypose.engine.trainer import distribute, share_buffers
 from tests.engine.toy_pose import toy_batch, toy_model
 from tests.tiny import random_batch, tiny_config
@@ -28,6 +29,7 @@ class Case(NamedTuple):
     num_micro_batches: int = 1
     query_pose: bool = False
     images_of_first: int = 2  # of the first process; the second has the rest
+    recomputed: tuple[str, ...] = ()
 
     @property
     def tolerance(self) -> float:
@@ -37,7 +39,9 @@ class Case(NamedTuple):
         if not self.query_pose:
             return toy_model(seed)
         torch.manual_seed(seed)
-        return build_model(tiny_config())
+        return prepare_model(
+            build_model(tiny_config()), channels_last=bool(self.recomputed), recomputed=self.recomputed
+        )
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         if self.query_pose:
@@ -71,6 +75,12 @@ CASES = (
     Case("other numbers of images", (1, 2, 2, 1), images_of_first=3),
     Case("QueryPose, other numbers of images, one process without persons", (0, 3, 1, 0), 1, True, images_of_first=3),
     Case("QueryPose, accumulated", (3, 0, 0, 1), num_micro_batches=2, query_pose=True),
+    Case(
+        "QueryPose, recomputed",
+        (3, 0, 1, 1),
+        query_pose=True,
+        recomputed=("backbone", "box_decoder", "keypoint_decoder"),
+    ),
 )
 
 

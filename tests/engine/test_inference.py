@@ -126,6 +126,6 @@ def test_config_decides_precision_and_compilation() -> None:
     assert InferenceModel(tiny_config(), _model()).precision is None
 
 
-def test_a_model_without_parts_to_compile_says_so() -> None:
-    with pytest.raises(ConfigError, match=r"TEST\.COMPILE is True, but ToyPose has no method"):
+def test_a_model_without_components_to_compile_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"TEST\.COMPILE is True, but ToyPose names no components"):
         InferenceModel(ToyPose(num_keypoints=2), compiled=True)

@@ -19,7 +19,7 @@ from querypose.modeling.losses import (
 )
 from querypose.modeling.matcher import HungarianMatcher
 from querypose.modeling.pose_decoder import StagePrediction
-from querypose.modeling.targets import Matches, PersonTargets
+from querypose.modeling.targets import PersonTargets
 from tests.tiny import random_persons
 
 LOSSES = ("loss_cls", "loss_bbox", "loss_giou", "loss_keypoint")
@@ -77,16 +77,12 @@ def test_box_losses_in_closed_form() -> None:
     assert box_giou_loss(boxes, person).item() == pytest.approx(0.5)
 
 
-def _one_match() -> Matches:
-    zero = torch.zeros(1, dtype=torch.long)
-    return Matches(zero, zero, zero, zero, is_complete=True)
-
-
 def test_keypoint_targets_are_in_the_frame_of_the_predicted_box() -> None:
     keypoints = torch.tensor([[[[10.0, 20.0], [30.0, 60.0], [20.0, 40.0], [31.0, 40.0], [0.0, 0.0]]]])
     labelled = torch.tensor([[[True, True, True, True, False]]])
     targets = PersonTargets(torch.zeros(1, 1, 4), keypoints, labelled, (1,), torch.ones(1, 4))
-    position, valid = keypoint_targets(torch.tensor([[10.0, 20.0, 30.0, 60.0]]), _one_match(), targets)
+    zero = torch.zeros(1, dtype=torch.long)
+    position, valid = keypoint_targets(torch.tensor([[10.0, 20.0, 30.0, 60.0]]), zero, zero, targets)
     assert position[0, :3].tolist() == [[-0.5, -0.5], [0.5, 0.5], [0.0, 0.0]]
     assert valid.tolist() == [[True, True, True, False, False]]  # corners belong to the box; the fourth is outside
 
@@ -99,13 +95,26 @@ def test_deep_supervision_names_and_counts() -> None:
     assert set(last) == set(LOSSES)
 
 
+def test_stages_together_cost_what_each_costs_alone() -> None:
+    targets, first = _batch(2, 1)
+    second = StagePrediction(
+        first.logits_BQ + 1, first.boxes_BQ4 + 2, first.matches, first.mean_RKD + 0.1, first.sigma_RKD / 2
+    )
+    criterion = SetCriterion(flow=RealNVP())
+    together = criterion([first, second], targets)
+    for suffix, stage in (("_0", first), ("", second)):
+        alone = criterion([stage], targets)
+        for name in LOSSES:
+            torch.testing.assert_close(together[name + suffix], alone[name])
+
+
 def test_losses_are_divided_by_the_number_of_persons() -> None:
     targets, stage = _batch(2, 1)
     criterion = SetCriterion(flow=RealNVP())
-    one = criterion.stage_losses(stage, targets, torch.tensor(1.0))
+    one = criterion.unweighted_losses([stage], targets, torch.tensor(1.0))
     three = criterion([stage], targets)
     for name in LOSSES:
-        torch.testing.assert_close(three[name], criterion.weights[name] * one[name] / 3)
+        torch.testing.assert_close(three[name], criterion.weights[name] * one[name][0] / 3)
 
 
 @pytest.mark.parametrize("persons", [(0, 0), (0, 2), (9, 1)])

@@ -57,6 +57,19 @@ def test_batch_mates_do_not_change_a_match() -> None:
     assert together.query_R[:3].tolist() == single.query_R.tolist()
 
 
+def test_stages_are_matched_together_as_each_alone() -> None:
+    targets, stages = _targets(3, 0, 7), [_predictions(3, 6) for _ in range(4)]
+    matcher = HungarianMatcher()
+    logits, boxes = (torch.stack(tensors) for tensors in zip(*stages, strict=True))
+    together = matcher.match_stages(logits, boxes, targets)
+    for matches, stage in zip(together, stages, strict=True):
+        alone = matcher(*stage, targets)
+        assert not matches.is_complete
+        assert not alone.is_complete
+        for name in ("image_R", "query_R", "person_R", "slot_R"):
+            torch.testing.assert_close(getattr(matches, name), getattr(alone, name))
+
+
 def test_more_persons_than_queries_leaves_some_without() -> None:
     targets = _targets(4, 1)
     matches = HungarianMatcher()(*_predictions(2, 2), targets)

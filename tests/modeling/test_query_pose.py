@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from querypose.d2 import build_model
-from querypose.layers import box_cxcywh_to_xyxy
+from querypose.layers import RegionPooler, box_cxcywh_to_xyxy
 from querypose.modeling import QueryPose
 from querypose.modeling.initialization import grid_boxes
 from querypose.modeling.matcher import HungarianMatcher
@@ -137,10 +137,12 @@ def test_part_queries_follow_the_person_where_the_matches_change() -> None:
     real_matcher = model.matcher
 
     class SwappingMatcher(HungarianMatcher):
-        def __call__(self, logits_BQ: torch.Tensor, boxes_BQ4: torch.Tensor, targets: PersonTargets) -> Matches:
-            matches = real_matcher(logits_BQ, boxes_BQ4, targets)
-            queries = torch.tensor([1, 4]) if next(calls) % 2 else torch.tensor([4, 1])
-            return dataclasses.replace(matches, query_R=queries)
+        def match_stages(
+            self, logits_SBQ: torch.Tensor, boxes_SBQ4: torch.Tensor, targets: PersonTargets
+        ) -> list[Matches]:
+            matches_S = real_matcher.match_stages(logits_SBQ, boxes_SBQ4, targets)
+            queries_S = torch.tensor([[4, 1], [1, 4]])
+            return [dataclasses.replace(matches, query_R=queries_S[next(calls) % 2]) for matches in matches_S]
 
     model.matcher = SwappingMatcher()
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -149,6 +151,30 @@ def test_part_queries_follow_the_person_where_the_matches_change() -> None:
     model(batch)
     (_, left_by_first), (given_to_second, _) = seen
     torch.testing.assert_close(given_to_second, left_by_first)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "transfers"),
+    [
+        pytest.param([], 1, id="light"),
+        pytest.param(FULL_VERSION, 1, id="full"),
+        pytest.param([*FULL_VERSION, "MODEL.QUERYPOSE.TRAIN_QUERIES", "matched"], 2, id="full, matched"),
+    ],
+)
+def test_matching_stops_the_host_only_where_a_stage_waits_for_it(overrides: list[str], transfers: int) -> None:
+    model = _model(*overrides)
+    calls = []
+
+    class CountingMatcher(HungarianMatcher):
+        def match_stages(
+            self, logits_SBQ: torch.Tensor, boxes_SBQ4: torch.Tensor, targets: PersonTargets
+        ) -> list[Matches]:
+            calls.append(len(logits_SBQ))
+            return super().match_stages(logits_SBQ, boxes_SBQ4, targets)
+
+    model.matcher = CountingMatcher()
+    model(random_batch([2], COCO))
+    assert len(calls) == transfers
 
 
 @pytest.mark.parametrize(("dataset", "num_keypoints"), [("keypoints_coco_2017_val", 17), ("crowdpose_val", 14)])
@@ -206,6 +232,29 @@ def test_more_persons_than_queries_in_bfloat16(version: str) -> None:
         losses = model(random_batch([9, 1], COCO))
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     assert _total(losses).isfinite()
+
+
+def test_under_autocast_all_but_geometry_flow_and_outputs_is_bfloat16() -> None:
+    model = _model(*FULL_VERSION)
+    in_float32 = set()
+
+    def note(name: str, output: object) -> None:
+        if isinstance(output, torch.Tensor) and output.dtype == torch.float32:
+            in_float32.add(name)
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d | torch.nn.Linear | RegionPooler):
+            layer.register_forward_hook(lambda layer, args, output, name=name: note(name, output))
+    with torch.autocast("cpu", torch.bfloat16):
+        _total(model(random_batch([2], COCO))).backward()
+    outputs = {f"decoder.box_stages.{stage}.{layer}" for stage in range(2) for layer in ("cls_logit", "box_deltas")}
+    flow = {
+        f"criterion.flow.{name}"
+        for name, layer in model.criterion.flow.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    }
+    assert in_float32 == {"decoder.box_pooler", "decoder.keypoint_pooler"} | outputs | flow
+    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
 def test_bfloat16_keeps_geometry_and_losses_in_float32() -> None:

@@ -100,6 +100,6 @@ def _join_torchrun(timeout: datetime.timedelta) -> None:
     # A restarted run may meet at the same store: there it must not find the addresses of processes that have died.
     store = dist.PrefixStore(f"restart_{num_restarts()}", store)
     backend = "nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    dist.init_process_group(backend=backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()

@@ -154,10 +154,11 @@ def test_what_gloo_says_of_a_lost_process_is_explained(text: str) -> None:
 
 
 def test_the_timeout_reaches_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    args = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
+    args = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto", resume=False)
     seen: list[Any] = []
     monkeypatch.setattr(d2, "launch", lambda *arguments, **settings: seen.append(settings["timeout"]))
     monkeypatch.setattr(dist, "init_process_group", lambda **settings: seen.append(settings["timeout"]))
+    monkeypatch.setattr(dist, "rendezvous", lambda url, timeout: iter([(dist.HashStore(), 0, 1)]))
     monkeypatch.setattr(comm, "create_local_process_group", lambda size: None)
     monkeypatch.setattr(comm, "synchronize", lambda: None)
     timeout = datetime.timedelta(minutes=7)

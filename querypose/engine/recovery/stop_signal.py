@@ -39,8 +39,9 @@ class StopSignal:
         if threading.current_thread() is threading.main_thread():
             self._former_handlers = {number: signal.signal(number, self._note) for number in _SIGNALS}
         if comm.get_world_size() > 1:
-            # On the CPU, also where gradients travel between GPUs: reading the answer must not wait for the GPU.
-            self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+            # On the CPU, also where gradients travel between GPUs: reading the answer must not wait for the GPU. And a
+            # group of its own: in one group a message that is not answered in time would break those after it.
+            self._group = dist.new_group(backend="gloo")
 
     def release(self, wait: bool) -> None:
         """Gives the signals back.

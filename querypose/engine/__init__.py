@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from querypose.engine.ema import ExponentialMovingAverage, load_evaluation_weights
 from querypose.engine.launch import launch
+from querypose.engine.model_preparation import prepare_model
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.setup import report_user_errors, setup
 from querypose.engine.train_step import TrainStep
@@ -15,6 +16,7 @@ __all__ = [
     "build_optimizer",
     "ExponentialMovingAverage",
     "load_evaluation_weights",
+    "prepare_model",
     "setup",
     "report_user_errors",
     "launch",

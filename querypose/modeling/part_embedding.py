@@ -42,7 +42,7 @@ class SpatialPartEmbedding(nn.Module):
 
     def forward(self, region_RCHW: Tensor, query_RPC: Tensor | None = None) -> Tensor:
         """Embeddings (R, P, part_dim) of the parts in R regions (R, C, H, W)."""
-        region_RCHW = self.norm(self.upsample(region_RCHW)).relu()
+        region_RCHW = self.norm(self.upsample(region_RCHW)).relu_()
         attention_RPT = self.attention(region_RCHW).flatten(2).softmax(-1)
         embedding_RPC = torch.bmm(attention_RPT, region_RCHW.flatten(2).transpose(1, 2))
         return self.project(embedding_RPC)

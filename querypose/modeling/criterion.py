@@ -7,11 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from querypose.d2 import comm
 from querypose.layers import RealNVP, at_least_float32, full_precision
-from querypose.modeling.losses import box_giou_loss, box_l1_loss, focal_loss, residual_log_likelihood_loss
+from querypose.modeling.losses import (
+    box_giou_loss,
+    box_l1_loss,
+    focal_loss,
+    name_stage_losses,
+    residual_log_likelihood_loss,
+)
 from querypose.modeling.pose_decoder import StagePrediction
-from querypose.modeling.targets import PersonTargets
+from querypose.modeling.targets import PersonTargets, mean_persons_per_process
 
 
 class SetCriterion(nn.Module):
@@ -69,13 +74,7 @@ class SetCriterion(nn.Module):
         supervised = stages if self.deep_supervision else stages[-1:]
         num_persons = mean_persons_per_process(targets)
         with full_precision(targets.boxes_BG4):
-            losses_S = self.unweighted_losses(supervised, targets, num_persons)
-        losses = {}
-        for index in range(len(supervised)):
-            suffix = "" if index == len(supervised) - 1 else f"_{index}"
-            for name, loss_S in losses_S.items():
-                losses[name + suffix] = self.weights[name] * loss_S[index]
-        return losses
+            return name_stage_losses(self.unweighted_losses(supervised, targets, num_persons), self.weights)
 
     def unweighted_losses(
         self, stages: Sequence[StagePrediction], targets: PersonTargets, num_persons: Tensor
@@ -127,12 +126,3 @@ def keypoint_targets(
     offset_RKD = keypoints_RKD - corner_R1D
     inside_RK = ((offset_RKD >= 0) & (offset_RKD <= size_R1D)).all(-1)
     return offset_RKD / size_R1D.clamp(min=1e-6) - 0.5, labelled_RK & inside_RK
-
-
-def mean_persons_per_process(targets: PersonTargets) -> Tensor:
-    """Persons of the batch averaged over the processes, at least 1: the normaliser of every loss."""
-    num_persons = targets.boxes_BG4.new_tensor(float(targets.num_persons))
-    if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(num_persons)
-        num_persons = num_persons / comm.get_world_size()
-    return num_persons.clamp(min=1)

@@ -1,20 +1,14 @@
-"""One-to-one assignment of queries to persons."""
+"""What QueryPose matches by: class, box and generalised IoU costs (Sec. 3.4)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from querypose.layers import at_least_float32, full_precision
+from querypose.modeling.assignment import assign_queries
 from querypose.modeling.costs import box_giou_cost, box_l1_cost, focal_cost
 from querypose.modeling.targets import Matches, PersonTargets
-
-# Stands for a cost that is not finite, which the assignment would refuse: the last choice, whatever the weights.
-WORST_COST = 1e6
 
 
 class HungarianMatcher:
@@ -59,18 +53,9 @@ class HungarianMatcher:
         Returns:
             the matches of every stage, equally many.
         """
-        if targets.num_persons == 0:
-            return [_no_matches(logits_SBQ.device)] * len(logits_SBQ)
         with full_precision(boxes_SBQ4):
             cost_SBQG = self.cost(at_least_float32(logits_SBQ), at_least_float32(boxes_SBQ4), targets)
-        host_SBQG = np.nan_to_num(cost_SBQG.cpu().numpy(), nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
-        indices_S4R = torch.from_numpy(np.stack([_assign(cost_BQG, targets.counts) for cost_BQG in host_SBQG]))
-        is_complete = indices_S4R.shape[2] == targets.num_persons
-        matches_S = []
-        for indices_4R in indices_S4R.to(logits_SBQ.device, non_blocking=True):
-            image_R, query_R, person_R, slot_R = indices_4R.unbind()
-            matches_S.append(Matches(image_R, query_R, person_R, slot_R, is_complete=is_complete))
-        return matches_S
+        return assign_queries(cost_SBQG, targets.counts)
 
     def cost(self, logits_BQ: Tensor, boxes_BQ4: Tensor, targets: PersonTargets) -> Tensor:
         """The cost (B, Q, G) of every query for every person of its image; leading dimensions stay."""
@@ -78,22 +63,3 @@ class HungarianMatcher:
         l1_BQG = box_l1_cost(boxes_BQ4, targets.boxes_BG4, targets.image_size_B4)
         giou_BQG = box_giou_cost(boxes_BQ4, targets.boxes_BG4)
         return self.bbox_weight * l1_BQG + self.class_weight * class_BQ1 + self.giou_weight * giou_BQG
-
-
-def _assign(cost_BQG: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """Image, query, person and slot (4, R) of the cheapest pairs of every image, sorted by person."""
-    columns = []
-    first_slot = 0
-    for image, (cost_QG, count) in enumerate(zip(cost_BQG, counts, strict=True)):
-        # Never as a sum over images: an image's columns beyond its own persons are padding.
-        query, person = linear_sum_assignment(cost_QG[:, :count])
-        order = person.argsort()
-        query, person = query[order], person[order]
-        columns.append(np.stack([np.full_like(person, image), query, person, first_slot + person]))
-        first_slot += count
-    return np.concatenate(columns, axis=1)
-
-
-def _no_matches(device: torch.device) -> Matches:
-    empty = torch.zeros(0, dtype=torch.long, device=device)
-    return Matches(empty, empty, empty, empty, is_complete=True)

@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from querypose.d2 import (
     META_ARCH_REGISTRY,
     Backbone,
-    Boxes,
     CfgNode,
     ImageList,
     Instances,
@@ -28,6 +26,7 @@ from querypose.modeling.box_decoder import BoxStage
 from querypose.modeling.components import Component
 from querypose.modeling.criterion import SetCriterion
 from querypose.modeling.heatmap import AuxiliaryHeatmap
+from querypose.modeling.images import normalize_and_pad, output_sizes, zero_padding
 from querypose.modeling.initialization import PROPOSAL_LAYOUTS
 from querypose.modeling.keypoint_decoder import (
     DirectStage,
@@ -39,6 +38,7 @@ from querypose.modeling.keypoint_decoder import (
 from querypose.modeling.matcher import HungarianMatcher
 from querypose.modeling.part_embedding import region_interaction
 from querypose.modeling.pose_decoder import PoseDecoder, PosePrediction
+from querypose.modeling.poses import QueryPoses
 from querypose.modeling.query_selection import QuerySelection, class_scores, keypoint_scores, pose_scores
 from querypose.modeling.targets import PersonTargets
 from querypose.skeleton import Skeleton, skeleton_of_datasets
@@ -174,21 +174,13 @@ class QueryPose(nn.Module):
 
         sizes = torch.tensor([(width, height) * 2 for height, width in images.image_sizes])
         prediction = self.decoder.decode(features, sizes.to(self.pixel_mean, non_blocking=True), self.selection)
-        output_sizes = [
-            (image.get("height", height), image.get("width", width))
-            for image, (height, width) in zip(batched_inputs, images.image_sizes, strict=True)
-        ]
-        poses = postprocess(prediction, images.image_sizes, output_sizes, self.selection)
+        sizes_wanted = output_sizes(batched_inputs, images)
+        poses = postprocess(prediction, images.image_sizes, sizes_wanted, self.selection)
         return [{"instances": instances} for instances in poses]
 
     def preprocess_images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
         """Normalises, then pads with zeros at the right and the bottom to a common size that the backbone divides."""
-        images = [
-            (image["image"].to(self.device, non_blocking=True).to(self.pixel_mean.dtype) - self.pixel_mean)
-            / self.pixel_std
-            for image in batched_inputs
-        ]
-        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+        return normalize_and_pad(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone.size_divisibility)
 
 
 def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> PoseDecoder:
@@ -286,27 +278,6 @@ def build_heatmap(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> Auxil
     )
 
 
-def zero_padding(features: Mapping[str, Tensor], images: ImageList) -> dict[str, Tensor]:
-    """The features with zeros in all cells that lie wholly in the padding, so that none is read as image.
-
-    Args:
-        features: (B, C, H, W) a level.
-        images: the padded batch and the unpadded sizes.
-    """
-    padded_height, padded_width = images.tensor.shape[-2:]
-    if all(size == (padded_height, padded_width) for size in images.image_sizes):
-        return dict(features)
-    masked = {}
-    for name, feature in features.items():
-        height, width = feature.shape[-2:]
-        stride_y, stride_x = padded_height / height, padded_width / width
-        sizes_B2 = torch.tensor(images.image_sizes).to(feature.device, non_blocking=True)
-        top_HB = torch.arange(height, device=feature.device)[:, None] * stride_y < sizes_B2[:, 0]
-        left_WB = torch.arange(width, device=feature.device)[:, None] * stride_x < sizes_B2[:, 1]
-        masked[name] = feature * (top_HB.T[:, None, :, None] & left_WB.T[:, None, None, :])
-    return masked
-
-
 def postprocess(
     prediction: PosePrediction,
     image_sizes: Sequence[tuple[int, int]],
@@ -324,27 +295,14 @@ def postprocess(
     Returns:
         `Instances` an image, best pose first; boxes clipped to the frame, poses with an empty box left out.
     """
-    scores_BQ = pose_scores(class_scores(prediction.logits_BQ), prediction.sigma_BQKD)
-    scores_BN, index_BN = scores_BQ.topk(min(selection.num_poses, scores_BQ.shape[1]), dim=1)
-
-    image_B1 = torch.arange(len(scores_BN), device=scores_BN.device)[:, None]
-    boxes_BN4 = prediction.boxes_BQ4[image_B1, index_BN]
-    corner_BN12, size_BN12 = boxes_BN4[..., None, :2], (boxes_BN4[..., 2:] - boxes_BN4[..., :2])[..., None, :]
-    keypoints_BNKD = (prediction.mean_BQKD[image_B1, index_BN] + 0.5) * size_BN12 + corner_BN12
-    keypoint_scores_BNK = keypoint_scores(prediction.sigma_BQKD[image_B1, index_BN])
-    keypoints_BNK3 = torch.cat([keypoints_BNKD, keypoint_scores_BNK[..., None]], dim=-1)
-
-    results = []
-    for image, ((height, width), output_size) in enumerate(zip(image_sizes, output_sizes, strict=True)):
-        scale = boxes_BN4.new_tensor([output_size[1] / width, output_size[0] / height])
-        boxes = Boxes(boxes_BN4[image] * scale.repeat(2))
-        boxes.clip(output_size)
-        instances = Instances(output_size)
-        instances.pred_boxes = boxes
-        instances.scores = scores_BN[image]
-        instances.pred_classes = torch.zeros_like(index_BN[image])
-        instances.pred_keypoints = keypoints_BNK3[image] * F.pad(scale, (0, 1), value=1.0)
+    corner_BQ12 = prediction.boxes_BQ4[..., None, :2]
+    size_BQ12 = prediction.boxes_BQ4[..., None, 2:] - corner_BQ12
+    keypoints_BQKD = (prediction.mean_BQKD + 0.5) * size_BQ12 + corner_BQ12
+    keypoint_scores_BQK1 = keypoint_scores(prediction.sigma_BQKD)[..., None]
+    poses = QueryPoses(
         # A query that was not decoded has score 0.
-        kept = boxes.nonempty() & (scores_BN[image] > selection.score_threshold)
-        results.append(instances[kept.nonzero().squeeze(1)])
-    return results
+        scores_BQ=pose_scores(class_scores(prediction.logits_BQ), prediction.sigma_BQKD),
+        keypoints_BQK3=torch.cat([keypoints_BQKD, keypoint_scores_BQK1], dim=-1),
+        boxes_BQ4=prediction.boxes_BQ4,
+    )
+    return poses.to_instances(image_sizes, output_sizes, selection.num_poses, selection.score_threshold)

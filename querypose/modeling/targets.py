@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from querypose.d2 import Instances
+from querypose.d2 import Instances, comm
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class PersonTargets:
         labelled_BGK: True where a keypoint is annotated, hidden or visible.
         counts: persons of each image, known to the host.
         image_size_B4: width, height, width, height of each unpadded image, in pixels.
+        visible_BGK: True where a keypoint is annotated as visible.
     """
 
     boxes_BG4: Tensor
@@ -28,6 +29,7 @@ class PersonTargets:
     labelled_BGK: Tensor
     counts: tuple[int, ...]
     image_size_B4: Tensor
+    visible_BGK: Tensor
 
     @property
     def num_persons(self) -> int:
@@ -38,7 +40,7 @@ class PersonTargets:
     def from_instances(
         cls, instances: Sequence[Instances], num_keypoints: int, device: torch.device, dtype: torch.dtype
     ) -> PersonTargets:
-        """Collects `gt_boxes` and `gt_keypoints` (v = 0: not labelled) of each image.
+        """Collects `gt_boxes` and `gt_keypoints` (v = 0: not labelled, 1: hidden, 2: visible) of each image.
 
         Raises:
             ValueError: an image's keypoints are not `num_keypoints` a person.
@@ -61,7 +63,16 @@ class PersonTargets:
         boxes, keypoints, sizes = (
             tensor.to(device, non_blocking=True) for tensor in (boxes, keypoints, sizes.reshape(-1, 4))
         )
-        return cls(boxes, keypoints[..., :2], keypoints[..., 2] > 0, counts, sizes)
+        return cls(boxes, keypoints[..., :2], keypoints[..., 2] > 0, counts, sizes, keypoints[..., 2] > 1)
+
+
+def mean_persons_per_process(targets: PersonTargets) -> Tensor:
+    """Persons of the batch averaged over the processes, at least 1: the normaliser of every loss."""
+    num_persons = targets.boxes_BG4.new_tensor(float(targets.num_persons))
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(num_persons)
+        num_persons = num_persons / comm.get_world_size()
+    return num_persons.clamp(min=1)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_box_losses_in_closed_form() -> None:
 def test_keypoint_targets_are_in_the_frame_of_the_predicted_box() -> None:
     keypoints = torch.tensor([[[[10.0, 20.0], [30.0, 60.0], [20.0, 40.0], [31.0, 40.0], [0.0, 0.0]]]])
     labelled = torch.tensor([[[True, True, True, True, False]]])
-    targets = PersonTargets(torch.zeros(1, 1, 4), keypoints, labelled, (1,), torch.ones(1, 4))
+    targets = PersonTargets(torch.zeros(1, 1, 4), keypoints, labelled, (1,), torch.ones(1, 4), labelled)
     zero = torch.zeros(1, dtype=torch.long)
     position, valid = keypoint_targets(torch.tensor([[10.0, 20.0, 30.0, 60.0]]), zero, zero, targets)
     assert position[0, :3].tolist() == [[-0.5, -0.5], [0.5, 0.5], [0.0, 0.0]]

@@ -121,6 +121,7 @@ def test_criterion_at_all_extremes_at_once_in_any_precision(dtype: torch.dtype) 
         labelled_BGK=torch.ones(1, 2, 2, dtype=torch.bool),
         counts=(2,),
         image_size_B4=torch.tensor([[64.0, 48.0, 64.0, 48.0]]),
+        visible_BGK=torch.ones(1, 2, 2, dtype=torch.bool),
     )
     pair_R = torch.arange(2)
     matches = Matches(torch.zeros(2, dtype=torch.long), pair_R, pair_R, pair_R, is_complete=True)

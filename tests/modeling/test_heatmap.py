@@ -21,9 +21,8 @@ def _targets(keypoints: list[list[tuple[float, float]]], box_side: float = 160.0
     position = torch.tensor(keypoints)
     boxes = torch.tensor([0.0, 0.0, box_side, box_side]).expand(1, len(keypoints), 4)
     labelled = (position >= 0).all(-1)
-    return PersonTargets(
-        boxes, position[None], labelled[None], (len(keypoints),), torch.tensor([[160.0, 80.0, 160.0, 80.0]])
-    )
+    size_B4 = torch.tensor([[160.0, 80.0, 160.0, 80.0]])
+    return PersonTargets(boxes, position[None], labelled[None], (len(keypoints),), size_B4, labelled[None])
 
 
 @pytest.mark.parametrize("size", [(100.0, 100.0), (400.0, 30.0), (8.0, 200.0)])

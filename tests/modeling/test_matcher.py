@@ -51,8 +51,9 @@ def test_pairs_are_ordered_by_person_and_complete() -> None:
 def test_batch_mates_do_not_change_a_match() -> None:
     targets, (logits, boxes) = _targets(3, 4), _predictions(2, 6)
     alone = PersonTargets(
-        targets.boxes_BG4[:1], targets.keypoints_BGKD[:1], targets.labelled_BGK[:1], (3,), targets.image_size_B4[:1]
-    )
+        targets.boxes_BG4[:1], targets.keypoints_BGKD[:1], targets.labelled_BGK[:1], (3,), targets.image_size_B4[:1],
+        targets.visible_BGK[:1],
+    )  # fmt: skip
     together, single = HungarianMatcher()(logits, boxes, targets), HungarianMatcher()(logits[:1], boxes[:1], alone)
     assert together.query_R[:3].tolist() == single.query_R.tolist()
 

@@ -89,6 +89,7 @@ class Fixture:
             labelled_BGK=keypoints_BGK3[..., 2] > 0,
             counts=tuple(map(len, boxes)),
             image_size_B4=self.image_size_B4(dtype),
+            visible_BGK=keypoints_BGK3[..., 2] > 1,
         )
 
 

@@ -134,9 +134,15 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.BACKBONE.FREEZE_AT", 2, "freeze the first N stages as detectron2 counts: 1 stem, 2 also res2; 0 none",
         _one_of(0, 1, 2, 3, 4, 5)),
     Key("MODEL.BACKBONE.DROP_PATH_RATE", 0.0, "stochastic depth of the backbone", _between(0.0, 1.0)),
-    Key("MODEL.FPN.TYPE", "fpn", "pyramid: FPN, or those that the QueryPose authors put on HRNet-W32 and HRNet-W48",
-        _one_of("fpn", "hrfpn", "hrfpn_v1")),
-    Key("MODEL.FPN.OUT_CHANNELS", 256, "channels of P2..P5, and width of the instance queries", _at_least(1)),
+    Key("MODEL.BACKBONE.OUTPUT_STRIDE", 32,
+        "of the last features; less than 32 by dilation in place of stride (16 with ResNet-50: R50-DC5)",
+        _one_of(8, 16, 32)),
+    Key("MODEL.BACKBONE.OUT_FEATURES", [],
+        "features that the model gets: some of p2..p5, without a pyramid of c2..c5; [] is all of them", _NAMES),
+    Key("MODEL.FPN.TYPE", "fpn",
+        "pyramid: FPN, those that the QueryPose authors put on HRNet-W32 and HRNet-W48, or none: c2..c5 as they are",
+        _one_of("fpn", "hrfpn", "hrfpn_v1", "none")),
+    Key("MODEL.FPN.OUT_CHANNELS", 256, "channels of P2..P5, and width of QueryPose's instance queries", _at_least(1)),
     Key("MODEL.FPN.NORM", "", "normalisation of the FPN convolutions: none, group norm, or batch norm",
         _one_of("", "GN", "BN")),
     # ---- QueryPose ----------------------------------------------------------------------------------------------
@@ -198,6 +204,26 @@ KEYS: tuple[Key, ...] = (
         # The gradient of a power below 1 is infinite at a query that is certain.
         Allowed("0, or a number >= 1", lambda value: _is_finite(value) and (value == 0 or value >= 1))),
     Key("MODEL.QUERYPOSE.LOSS.DEEP_SUPERVISION", True, "losses at every stage, not at the last alone"),
+    # ---- POET ---------------------------------------------------------------------------------------------------
+    Key("MODEL.POET.NUM_QUERIES", 25, "queries (N prediction slots) per image", _at_least(1)),
+    Key("MODEL.POET.DIM", 256, "width of the transformer; a multiple of 4 and of NUM_HEADS", _at_least(4)),
+    Key("MODEL.POET.NUM_HEADS", 8, "heads of every attention", _at_least(1)),
+    Key("MODEL.POET.DIM_FEEDFORWARD", 2048, "hidden width of every feed-forward network", _at_least(1)),
+    Key("MODEL.POET.NUM_ENCODER_LAYERS", 6, "layers of the encoder", _at_least(0)),
+    Key("MODEL.POET.NUM_DECODER_LAYERS", 6, "layers of the decoder", _at_least(1)),
+    Key("MODEL.POET.DROPOUT", 0.1, "of the transformer", _between(0, 0.999)),
+    Key("MODEL.POET.EMPTY_CLASS", False,
+        "a third class, for persons without a visible keypoint, as in the authors' code; their weights need it"),
+    Key("MODEL.POET.LOSS.TERMS", "paper", "terms of loss and matching: those of eq. 3, or those of the authors' code",
+        _one_of("paper", "released")),
+    Key("MODEL.POET.LOSS.CENTER_IN_OFFSETS", False, "the centre's L1 distance in the offset term too (Table 3)"),
+    Key("MODEL.POET.LOSS.CLS_WEIGHT", 1.0, "weight of loss_cls; like the others in matching too", _at_least(0)),
+    Key("MODEL.POET.LOSS.KEYPOINT_WEIGHT", 4.0, "weight of loss_keypoint, absolute positions (λ_abs)", _at_least(0)),
+    Key("MODEL.POET.LOSS.VISIBILITY_WEIGHT", 0.2, "weight of loss_visibility (λ_vis)", _at_least(0)),
+    Key("MODEL.POET.LOSS.CENTER_WEIGHT", 0.5, "weight of loss_center (λ_ctr)", _at_least(0)),
+    Key("MODEL.POET.LOSS.OFFSET_WEIGHT", 0.5, "weight of loss_offset (λ_deltas)", _at_least(0)),
+    Key("MODEL.POET.LOSS.NO_OBJECT_WEIGHT", 0.1, "weight of the queries without a person in loss_cls", _above(0)),
+    Key("MODEL.POET.LOSS.DEEP_SUPERVISION", True, "losses at every decoder layer, not at the last alone"),
     # ---- data ---------------------------------------------------------------------------------------------------
     Key("DATASETS.TRAIN", [], "names of registered datasets; all of one skeleton", _NAMES),
     Key("DATASETS.TEST", [], "names of registered datasets; all of one skeleton", _NAMES),
@@ -393,6 +419,7 @@ def validate_config(cfg: CfgNode) -> None:
     _validate_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, d2.BACKBONE_REGISTRY)
     _validate_device(cfg.MODEL.DEVICE)
     _validate_query_pose(cfg.MODEL.QUERYPOSE, hidden_dim=cfg.MODEL.FPN.OUT_CHANNELS)
+    _validate_poet(cfg.MODEL.POET)
     if list(cfg.SOLVER.STEPS) != sorted(cfg.SOLVER.STEPS):
         raise ConfigError(f"SOLVER.STEPS is {cfg.SOLVER.STEPS}; allowed: iterations in increasing order.")
     if cfg.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
@@ -440,6 +467,12 @@ def _validate_query_pose(query_pose: CfgNode, hidden_dim: int) -> None:
         if width % heads:
             raise ConfigError(f"{key} is {width}; allowed: multiples of MODEL.QUERYPOSE.NUM_HEADS ({heads}).")
     _validate_query_type(query_pose.INSTANCE_QUERY_ITERATION, query_pose.KEYPOINT)
+
+
+def _validate_poet(poet: CfgNode) -> None:
+    for factor, reason in ((4, "for the position encoding"), (poet.NUM_HEADS, "MODEL.POET.NUM_HEADS")):
+        if poet.DIM % factor:
+            raise ConfigError(f"MODEL.POET.DIM is {poet.DIM}; allowed: multiples of {factor} ({reason}).")
 
 
 def _validate_query_type(instance_query_iteration: str, keypoint: CfgNode) -> None:

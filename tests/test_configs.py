@@ -38,6 +38,11 @@ REDUCED = [
     "MODEL.QUERYPOSE.KEYPOINT.NUM_CONVS", "2",
     "MODEL.QUERYPOSE.KEYPOINT.CONV_DIM", "16",
     "MODEL.QUERYPOSE.KEYPOINT.PART_DIM", "16",
+    "MODEL.POET.NUM_QUERIES", "8",
+    "MODEL.POET.DIM", "32",
+    "MODEL.POET.DIM_FEEDFORWARD", "32",
+    "MODEL.POET.NUM_ENCODER_LAYERS", "2",
+    "MODEL.POET.NUM_DECODER_LAYERS", "2",
 ]  # fmt: skip
 SMALL_ARCHS = {
     "resnet": "resnet18",
@@ -106,8 +111,12 @@ def test_builds_at_full_size(name: str) -> None:
     with torch.device("meta"):
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     shapes = model.backbone.output_shape()
-    assert [shape.stride for shape in shapes.values()] == [4, 8, 16, 32]
-    assert {shape.channels for shape in shapes.values()} == {cfg.MODEL.FPN.OUT_CHANNELS}
+    if cfg.MODEL.FPN.TYPE == "none":
+        assert list(shapes) == cfg.MODEL.BACKBONE.OUT_FEATURES
+        assert max(shape.stride for shape in shapes.values()) == cfg.MODEL.BACKBONE.OUTPUT_STRIDE
+    else:
+        assert [shape.stride for shape in shapes.values()] == [4, 8, 16, 32]
+        assert {shape.channels for shape in shapes.values()} == {cfg.MODEL.FPN.OUT_CHANNELS}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +172,6 @@ def wake(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.1)
         if ".box_deltas." in name:  # boxes that stay about where they begin
             parameter.data.mul_(0.01)
-    # Boxes of 50 to 1000 pixels, beyond the image, so that every level of the pyramid is read.
-    boxes = model.get_parameter("decoder.proposal_boxes")
-    boxes.data[:, 2:] = torch.logspace(-0.3, 1.0, len(boxes))[:, None]
+        if name.endswith("proposal_boxes"):
+            # Boxes of 50 to 1000 pixels, beyond the image, so that every level of the pyramid is read.
+            parameter.data[:, 2:] = torch.logspace(-0.3, 1.0, len(parameter))[:, None]

@@ -2,10 +2,12 @@
 
 from querypose.checkpoint.backbones import convert_pose_hrnet, convert_swin
 from querypose.checkpoint.conversion import KINDS, convert_state_dict, load_state_dict_file, save_model
+from querypose.checkpoint.poet_official import convert_poet_official
 from querypose.checkpoint.querypose_official import convert_querypose_official
 
 __all__ = [
     "KINDS",
+    "convert_poet_official",
     "convert_pose_hrnet",
     "convert_querypose_official",
     "convert_state_dict",

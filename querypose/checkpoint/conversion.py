@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from querypose.checkpoint.backbones import (
     convert_pose_hrnet,
     convert_swin,
 )
+from querypose.checkpoint.poet_official import convert_poet_official
 from querypose.checkpoint.querypose_official import convert_querypose_official
 from querypose.checkpoint.renaming import StateDict, shorten
 from querypose.d2 import CfgNode, CheckpointError, atomic_write, build_model, read_checkpoint
@@ -49,6 +51,10 @@ def _convert_querypose_official(state_dict: Mapping[str, Tensor], cfg: CfgNode) 
 
 KINDS: Mapping[str, Kind] = {
     "querypose-official": Kind("a whole model of the QueryPose authors' code", _convert_querypose_official),
+    "poet-official": Kind(
+        "a whole model of the POET authors' code",
+        lambda state_dict, cfg: convert_poet_official(state_dict),
+    ),
     "pose-hrnet": Kind(
         "an HRNet trained for single-person pose (pose_hrnet_w32_384x288.pth, …): the backbone alone",
         lambda state_dict, cfg: convert_pose_hrnet(state_dict),
@@ -120,7 +126,12 @@ def _hint(names: list[str]) -> str:
         return "One is the light version, the other the full one: see MODEL.QUERYPOSE.KEYPOINT.DYNAMIC_INTERACTION."
     if any(name.startswith("backbone.") for name in names):
         return "The backbones differ: see MODEL.BACKBONE.NAME, ARCH and NORM, and MODEL.FPN.TYPE."
-    return "The config describes another model: see MODEL.QUERYPOSE and the skeleton of DATASETS.TRAIN."
+    if any(".class_head." in name for name in names):
+        return "Its classes are others: the POET authors' have an empty one, see MODEL.POET.EMPTY_CLASS."
+    return (
+        "The config describes another model: see MODEL.META_ARCHITECTURE, the keys of that architecture, and the "
+        "skeleton of DATASETS.TRAIN."
+    )
 
 
 def build_on_meta(cfg: CfgNode) -> nn.Module:
@@ -146,8 +157,10 @@ def load_state_dict_file(path: str | Path) -> StateDict:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint file {str(path)!r}.")
-    # Mapped: an optimiser's state beside the weights is then never read.
-    content: Any = read_checkpoint(path, mmap=True)
+    # Mapped: an optimiser's state beside the weights is then never read. A namespace holds a command line's values, and
+    # training codes keep theirs beside the weights; to build one runs nothing.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content: Any = read_checkpoint(path, mmap=True)
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

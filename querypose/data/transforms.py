@@ -4,9 +4,9 @@ Coordinates are continuous: pixel column i covers [i, i + 1) and its centre is a
 [0, W], a flip is x -> W - x, and a resize multiplies by (new width / old width) and nothing else. (The 0.5 by which
 COCO's keypoints differ from this is added when a json is read: see `querypose.data.coco_json`.)
 
-`GeometricTransform` is the map. Functions make simple ones (`crop`, `resize`, `horizontal_flip`); `then` chains them,
-so that the pixels of a whole chain are resampled once. Classes draw random ones (`RandomFlip`, `RandomCrop`,
-`RandomResize`); another kind of augmentation is another class with the method `draw`.
+`GeometricTransform` is the map. Functions make simple ones (`crop`, `resize`, `rotate`, `horizontal_flip`); `then`
+chains them, so that the pixels of a whole chain are resampled once. Classes draw random ones (`RandomFlip`,
+`RandomRotation`, `RandomCrop`, `RandomResize`); another kind of augmentation is another class with the method `draw`.
 """
 
 from __future__ import annotations
@@ -188,6 +188,14 @@ def crop(size: ImageSize, x: int, y: int, width: int, height: int) -> GeometricT
     return GeometricTransform(np.array([[1.0, 0.0, -x], [0.0, 1.0, -y]]), size, (height, width))
 
 
+def rotate(size: ImageSize, degrees: float) -> GeometricTransform:
+    """Turns about the image's centre, clockwise as it is seen; the size stays, corners are lost."""
+    angle = np.deg2rad(degrees)
+    linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    center = np.array([size[1] / 2, size[0] / 2])
+    return GeometricTransform(np.column_stack([linear, center - linear @ center]), size, size)
+
+
 def shortest_edge_size(size: ImageSize, short_side: int, max_size: int | None = None) -> ImageSize:
     """The size with the same aspect whose short side is `short_side`, or whose long side is `max_size` if that is less.
 
@@ -217,6 +225,20 @@ class RandomFlip:
     def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
         """Flip or identity."""
         return horizontal_flip(size) if generator.random() < self.probability else identity(size)
+
+
+@dataclass(frozen=True)
+class RandomRotation:
+    """With a probability turns by an angle drawn evenly from ±`max_degrees`."""
+
+    probability: float
+    max_degrees: float
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Rotation or identity."""
+        if generator.random() >= self.probability:
+            return identity(size)
+        return rotate(size, float(generator.uniform(-self.max_degrees, self.max_degrees)))
 
 
 @dataclass(frozen=True)

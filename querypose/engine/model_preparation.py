@@ -51,7 +51,7 @@ def compile_in_place(module: nn.Module, varying_dims: Sequence[int] = (), backen
     """Has torch.compile translate `module.forward`; names in the state dict stay, unlike those of a compiled module.
 
     Args:
-        module: whose arguments are tensors.
+        module: whose arguments are tensors or None.
         varying_dims: dimensions of every argument whose size may change from call to call without another
             translation. Where such a size is 0 or 1, for which torch would translate anew, the call is not compiled.
         backend: of torch.compile.
@@ -60,12 +60,13 @@ def compile_in_place(module: nn.Module, varying_dims: Sequence[int] = (), backen
     translated = torch.compile(forward, backend=backend)
 
     @wraps(forward)
-    def compiled(*args: Tensor) -> Any:
-        if any(arg.shape[dim] < 2 for arg in args for dim in varying_dims):
+    def compiled(*args: Tensor | None) -> Any:
+        tensors = [arg for arg in args if arg is not None]
+        if any(tensor.shape[dim] < 2 for tensor in tensors for dim in varying_dims):
             return forward(*args)
-        for arg in args:
+        for tensor in tensors:
             for dim in varying_dims:
-                torch._dynamo.mark_dynamic(arg, dim)
+                torch._dynamo.mark_dynamic(tensor, dim)
         return translated(*args)
 
     module.forward = compiled

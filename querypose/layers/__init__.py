@@ -1,23 +1,30 @@
 """Layers that know no meta-architecture, one a file."""
 
-from querypose.layers.attention import SelfAttention
+from querypose.layers.attention import CrossAttention, SelfAttention
 from querypose.layers.batch_norm_folding import fold_batch_norms
 from querypose.layers.boxes import apply_box_deltas, box_cxcywh_to_xyxy, generalized_box_iou
 from querypose.layers.dynamic_interaction import DynamicInteraction
 from querypose.layers.feed_forward import FeedForward
+from querypose.layers.position_encoding import SinePositionEncoding
 from querypose.layers.precision import at_least_float32, full_precision
 from querypose.layers.real_nvp import RealNVP
 from querypose.layers.recomputation import recompute_in_backward, repeated_blocks
 from querypose.layers.region_batch_norm import RegionBatchNorm2d
 from querypose.layers.region_features import RegionPooler, pooling_layout
+from querypose.layers.transformer import Transformer, TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [
+    "CrossAttention",
     "DynamicInteraction",
     "FeedForward",
     "RealNVP",
     "RegionBatchNorm2d",
     "RegionPooler",
     "SelfAttention",
+    "SinePositionEncoding",
+    "Transformer",
+    "TransformerDecoderLayer",
+    "TransformerEncoderLayer",
     "apply_box_deltas",
     "at_least_float32",
     "box_cxcywh_to_xyxy",

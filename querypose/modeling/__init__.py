@@ -2,6 +2,7 @@
 
 from querypose.modeling import backbone as backbone
 from querypose.modeling.components import Component, HasComponents
+from querypose.modeling.poet import POET
 from querypose.modeling.query_pose import QueryPose
 
-__all__ = ["Component", "HasComponents", "QueryPose"]
+__all__ = ["POET", "Component", "HasComponents", "QueryPose"]

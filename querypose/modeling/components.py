@@ -14,7 +14,7 @@ class Component:
     """A component of a model.
 
     Attributes:
-        modules: that it consists of, each called with tensors alone; the stages of a decoder, say.
+        modules: that it consists of, each called with tensors (or None) alone; the stages of a decoder, say.
         varying_dims: dimensions of every such tensor whose size changes from batch to batch.
     """
 

@@ -10,6 +10,9 @@ from querypose.modeling.backbone.frozen_batch_norm import freeze_batch_norms
 STRIDES = (4, 8, 16, 32)
 """Strides of the features C2..C5 and of the pyramid's levels P2..P5."""
 
+LEVELS = (2, 3, 4, 5)
+"""Numbers of these features and levels."""
+
 
 class BackboneError(ValueError):
     """A backbone that cannot be built: names the YAML key, its value and the remedy."""
@@ -21,11 +24,21 @@ class BottomUp(Backbone):
     Args:
         channels: channels of c2..c5.
         size_divisibility: height and width of the input must be multiples of this.
+        strides: of c2..c5, where they are others.
+        levels: which of them it gives, in increasing order.
     """
 
-    def __init__(self, channels: Sequence[int], size_divisibility: int = STRIDES[-1]) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        size_divisibility: int = STRIDES[-1],
+        strides: Sequence[int] = STRIDES,
+        levels: Sequence[int] = LEVELS,
+    ) -> None:
         super().__init__()
         self.channels = tuple(channels)
+        self.strides = tuple(strides)
+        self.levels = tuple(levels)
         self._size_divisibility = size_divisibility
         self._frozen_modules: tuple[str, ...] = ()
 
@@ -35,11 +48,9 @@ class BottomUp(Backbone):
         return self._size_divisibility
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of c2..c5."""
-        return {
-            f"c{level}": ShapeSpec(channels=channels, stride=stride)
-            for level, (channels, stride) in enumerate(zip(self.channels, STRIDES, strict=True), start=2)
-        }
+        """Channels and stride of c2..c5, of those that it gives."""
+        shapes = dict(zip(LEVELS, zip(self.channels, self.strides, strict=True), strict=True))
+        return {f"c{level}": ShapeSpec(channels=shapes[level][0], stride=shapes[level][1]) for level in self.levels}
 
     def freeze(self, stage_starts: Sequence[str | None], freeze_at: int) -> None:
         """Freezes the first `freeze_at` stages, counted as detectron2 does: 1 the stem, 2 also the first stage, …

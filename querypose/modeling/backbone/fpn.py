@@ -1,16 +1,18 @@
-"""Feature pyramids over a bottom-up network: FPN, and the two that the QueryPose authors put on HRNet.
+"""Feature pyramids over a bottom-up network: FPN, the two that the QueryPose authors put on HRNet, and none.
 
-All give {"p2", "p3", "p4", "p5"} of one width, at strides 4, 8, 16 and 32.
+All but none give {"p2", "p3", "p4", "p5"} of one width, at strides 4, 8, 16 and 32, or some of these.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from querypose.d2 import Backbone, ShapeSpec
-from querypose.modeling.backbone.bottom_up import STRIDES, BackboneError, BottomUp
+from querypose.modeling.backbone.bottom_up import LEVELS, STRIDES, BackboneError, BottomUp
 
 GROUPS = 32
 """Groups of a GroupNorm in the pyramid."""
@@ -22,14 +24,16 @@ class FeaturePyramid(Backbone):
     Args:
         bottom_up: gives c2..c5.
         out_channels: channels of every level.
+        levels: which it gives, in increasing order; layers that only others would need are not there.
     """
 
     bottom_up: BottomUp
 
-    def __init__(self, bottom_up: BottomUp, out_channels: int) -> None:
+    def __init__(self, bottom_up: BottomUp, out_channels: int, levels: Sequence[int] = LEVELS) -> None:
         super().__init__()
         self.bottom_up = bottom_up
         self.out_channels = out_channels
+        self.levels = tuple(levels)
 
     @property
     def size_divisibility(self) -> int:
@@ -37,11 +41,31 @@ class FeaturePyramid(Backbone):
         return self.bottom_up.size_divisibility
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of p2..p5."""
+        """Channels and stride of p2..p5, of those that it gives."""
         return {
             f"p{level}": ShapeSpec(channels=self.out_channels, stride=stride)
-            for level, stride in enumerate(STRIDES, start=2)
+            for level, stride in zip(LEVELS, STRIDES, strict=True)
+            if level in self.levels
         }
+
+
+class NoPyramid(FeaturePyramid):
+    """The features of a bottom-up network as they are.
+
+    Args:
+        bottom_up: gives the features; its levels are those of this backbone.
+    """
+
+    def __init__(self, bottom_up: BottomUp) -> None:
+        super().__init__(bottom_up, bottom_up.channels[-1], bottom_up.levels)
+
+    def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        """Features {"c2": (B, C, H/4, W/4), …} of normalised, padded images."""
+        return self.bottom_up(image_BCHW)
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of c2..c5, of those that it gives."""
+        return self.bottom_up.output_shape()
 
 
 class FPN(FeaturePyramid):
@@ -53,26 +77,30 @@ class FPN(FeaturePyramid):
         bottom_up: gives c2..c5.
         out_channels: channels of every level.
         norm: "" for none (then the convolutions have a bias), "GN" or "BN".
+        levels: which it gives.
     """
 
-    def __init__(self, bottom_up: BottomUp, out_channels: int, norm: str = "") -> None:
-        super().__init__(bottom_up, out_channels)
-        for level, channels in enumerate(bottom_up.channels, start=2):
-            self.add_module(f"fpn_lateral{level}", ConvNorm(channels, out_channels, 1, norm))
-            self.add_module(f"fpn_output{level}", ConvNorm(out_channels, out_channels, 3, norm))
+    def __init__(self, bottom_up: BottomUp, out_channels: int, norm: str = "", levels: Sequence[int] = LEVELS) -> None:
+        super().__init__(bottom_up, out_channels, levels)
+        for level, channels in zip(LEVELS, bottom_up.channels, strict=True):
+            if level >= self.levels[0]:
+                self.add_module(f"fpn_lateral{level}", ConvNorm(channels, out_channels, 1, norm))
+            if level in self.levels:
+                self.add_module(f"fpn_output{level}", ConvNorm(out_channels, out_channels, 3, norm))
 
     def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         """Levels {"p2": (B, C, H/4, W/4), …, "p5": (B, C, H/32, W/32)} of normalised, padded images."""
         features = self.bottom_up(image_BCHW)
         levels: dict[str, Tensor] = {}
         merged_BCHW: Tensor | None = None
-        for level in range(5, 1, -1):
+        for level in range(LEVELS[-1], self.levels[0] - 1, -1):
             lateral_BCHW = self.get_submodule(f"fpn_lateral{level}")(features[f"c{level}"])
             if merged_BCHW is not None:
                 # To the size of the finer level, which is not twice the coarser one's where the input is no multiple.
                 merged_BCHW = F.interpolate(merged_BCHW, size=lateral_BCHW.shape[-2:], mode="nearest")
             merged_BCHW = lateral_BCHW if merged_BCHW is None else lateral_BCHW + merged_BCHW
-            levels[f"p{level}"] = self.get_submodule(f"fpn_output{level}")(merged_BCHW)
+            if level in self.levels:
+                levels[f"p{level}"] = self.get_submodule(f"fpn_output{level}")(merged_BCHW)
         return dict(sorted(levels.items()))
 
 
@@ -85,20 +113,25 @@ class HRFPN(FeaturePyramid):
     Args:
         bottom_up: gives c2..c5.
         out_channels: channels of every level.
+        levels: which it gives.
     """
 
-    def __init__(self, bottom_up: BottomUp, out_channels: int) -> None:
-        super().__init__(bottom_up, out_channels)
+    def __init__(self, bottom_up: BottomUp, out_channels: int, levels: Sequence[int] = LEVELS) -> None:
+        super().__init__(bottom_up, out_channels, levels)
         # A Sequential of one, and torch's default initialisation, as the authors have it.
         self.reduction_conv = nn.Sequential(nn.Conv2d(sum(bottom_up.channels), out_channels, 1))
-        self.fpn_conv = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in STRIDES)
+        self.fpn_conv = nn.ModuleDict(
+            {str(level - LEVELS[0]): nn.Conv2d(out_channels, out_channels, 3, padding=1) for level in self.levels}
+        )
 
     def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         """Levels {"p2": (B, C, H/4, W/4), …, "p5": (B, C, H/32, W/32)} of normalised, padded images."""
         merged_BCHW = self.reduction_conv(concatenate_at_finest(self.bottom_up(image_BCHW)))
         levels = {}
-        for index, conv in enumerate(self.fpn_conv):
-            levels[f"p{index + 2}"] = conv(F.avg_pool2d(merged_BCHW, 2**index) if index else merged_BCHW)
+        for level in self.levels:
+            index = level - LEVELS[0]
+            pooled_BCHW = F.avg_pool2d(merged_BCHW, 2**index) if index else merged_BCHW
+            levels[f"p{level}"] = self.fpn_conv[str(index)](pooled_BCHW)
         return levels
 
 
@@ -112,26 +145,34 @@ class HRFPNv1(FeaturePyramid):
     Args:
         bottom_up: gives c2..c5.
         out_channels: channels of every level.
+        levels: which it gives.
     """
 
-    def __init__(self, bottom_up: BottomUp, out_channels: int) -> None:
-        super().__init__(bottom_up, out_channels)
+    def __init__(self, bottom_up: BottomUp, out_channels: int, levels: Sequence[int] = LEVELS) -> None:
+        super().__init__(bottom_up, out_channels, levels)
         channels = bottom_up.channels
         self.reduction_conv = nn.Sequential(nn.Conv2d(sum(channels), out_channels, 1))
         self.lateral_conv = nn.ModuleDict(
-            {str(index): ConvNorm(channels[index], out_channels, 1, bias=False) for index in range(1, len(STRIDES))}
+            {
+                str(index): ConvNorm(channels[index], out_channels, 1, bias=False)
+                for index in range(1, self.levels[-1] - LEVELS[0] + 1)
+            }
         )
-        self.fpn_conv = nn.ModuleList(ConvNorm(out_channels, out_channels, 3, bias=False) for _ in STRIDES)
+        self.fpn_conv = nn.ModuleDict(
+            {str(level - LEVELS[0]): ConvNorm(out_channels, out_channels, 3, bias=False) for level in self.levels}
+        )
 
     def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         """Levels {"p2": (B, C, H/4, W/4), …, "p5": (B, C, H/32, W/32)} of normalised, padded images."""
         features = self.bottom_up(image_BCHW)
         merged_BCHW = self.reduction_conv(concatenate_at_finest(features))
-        levels = {"p2": self.fpn_conv[0](merged_BCHW)}
-        for index in range(1, len(STRIDES)):
-            lateral_BCHW = self.lateral_conv[str(index)](features[f"c{index + 2}"])
-            merged_BCHW = F.avg_pool2d(merged_BCHW, 2) + lateral_BCHW
-            levels[f"p{index + 2}"] = self.fpn_conv[index](merged_BCHW)
+        levels = {}
+        for level in range(LEVELS[0], self.levels[-1] + 1):
+            index = str(level - LEVELS[0])
+            if level > LEVELS[0]:
+                merged_BCHW = F.avg_pool2d(merged_BCHW, 2) + self.lateral_conv[index](features[f"c{level}"])
+            if level in self.levels:
+                levels[f"p{level}"] = self.fpn_conv[index](merged_BCHW)
         return levels
 
 
@@ -172,20 +213,53 @@ def concatenate_at_finest(features: dict[str, Tensor]) -> Tensor:
     return torch.cat([finest_BCHW, *resized], dim=1)
 
 
-def build_feature_pyramid(kind: str, bottom_up: BottomUp, out_channels: int, norm: str) -> FeaturePyramid:
-    """The pyramid named by MODEL.FPN.TYPE: "fpn", "hrfpn" or "hrfpn_v1".
+def build_feature_pyramid(
+    kind: str, bottom_up: BottomUp, out_channels: int, norm: str, levels: Sequence[int] = LEVELS
+) -> FeaturePyramid:
+    """The pyramid named by MODEL.FPN.TYPE: "fpn", "hrfpn", "hrfpn_v1" or "none".
+
+    Args:
+        kind: its name.
+        bottom_up: gives c2..c5; without a pyramid `levels` of them.
+        out_channels: channels of every level of a pyramid.
+        norm: of an FPN.
+        levels: which the pyramid gives.
 
     Raises:
-        BackboneError: there is no such kind, or the HRNet pyramids are asked for a normalisation.
+        BackboneError: there is no such kind, an HRNet pyramid is asked for a normalisation, or any for strides other
+            than 4 to 32.
     """
-    if kind == "fpn":
-        return FPN(bottom_up, out_channels, norm)
+    if kind == "none":
+        return NoPyramid(bottom_up)
     variants: dict[str, type[HRFPN] | type[HRFPNv1]] = {"hrfpn": HRFPN, "hrfpn_v1": HRFPNv1}
-    if kind not in variants:
-        raise BackboneError(f"MODEL.FPN.TYPE is {kind!r}; allowed: {', '.join(repr(k) for k in ('fpn', *variants))}.")
+    if kind not in ("fpn", *variants):
+        known = ", ".join(repr(name) for name in ("fpn", *variants, "none"))
+        raise BackboneError(f"MODEL.FPN.TYPE is {kind!r}; allowed: {known}.")
+    if bottom_up.strides != STRIDES:
+        raise BackboneError(
+            f"MODEL.FPN.TYPE is {kind!r} and MODEL.BACKBONE.OUTPUT_STRIDE {bottom_up.strides[-1]}; a pyramid stands on "
+            f"strides {list(STRIDES)}: set MODEL.FPN.TYPE none, or MODEL.BACKBONE.OUTPUT_STRIDE {STRIDES[-1]}."
+        )
+    if kind == "fpn":
+        return FPN(bottom_up, out_channels, norm, levels)
     if norm:
         raise BackboneError(f"MODEL.FPN.NORM is {norm!r}; MODEL.FPN.TYPE {kind!r} has none, allowed: ''.")
-    return variants[kind](bottom_up, out_channels)
+    return variants[kind](bottom_up, out_channels, levels)
+
+
+def chosen_levels(kind: str, out_features: Sequence[str]) -> tuple[int, ...]:
+    """Numbers of the levels in MODEL.BACKBONE.OUT_FEATURES, in increasing order; all where it is empty.
+
+    Raises:
+        BackboneError: one is not among those of the pyramid MODEL.FPN.TYPE.
+    """
+    letter = "c" if kind == "none" else "p"
+    known = {f"{letter}{level}": level for level in LEVELS}
+    if unknown := [name for name in out_features if name not in known]:
+        raise BackboneError(
+            f"MODEL.BACKBONE.OUT_FEATURES has {unknown}; allowed with MODEL.FPN.TYPE {kind!r}: {', '.join(known)}."
+        )
+    return tuple(sorted({known[name] for name in out_features})) or LEVELS
 
 
 def _build_norm(norm: str, channels: int) -> nn.Module | None:

@@ -6,6 +6,7 @@ multiple of the window.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,8 @@ from torchvision import models
 from torchvision.models.swin_transformer import SwinTransformer
 
 from querypose.d2 import BACKBONE_REGISTRY, CfgNode, ShapeSpec
-from querypose.modeling.backbone.bottom_up import STRIDES, BackboneError, BottomUp
-from querypose.modeling.backbone.fpn import FeaturePyramid, build_feature_pyramid
+from querypose.modeling.backbone.bottom_up import LEVELS, STRIDES, BackboneError, BottomUp
+from querypose.modeling.backbone.fpn import FeaturePyramid, build_feature_pyramid, chosen_levels
 from querypose.modeling.backbone.pretrained import check_normalisation, explained_download, wants_pretrained
 
 
@@ -52,12 +53,15 @@ class SwinBackbone(BottomUp):
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         freeze_at: freeze so many stages: 1 the patch embedding, 2 also the first blocks, …, see `BottomUp.freeze`. The
             LayerNorms of the outputs, which no ImageNet weights have, are frozen only with everything else (5).
+        levels: which features it gives; blocks behind the last of them are not there.
     """
 
     features: nn.Sequential
 
-    def __init__(self, arch: SwinArch, *, drop_path_rate: float = 0.0, freeze_at: int = 0) -> None:
-        super().__init__([arch.embed_dim * 2**index for index in range(len(STRIDES))])
+    def __init__(
+        self, arch: SwinArch, *, drop_path_rate: float = 0.0, freeze_at: int = 0, levels: Sequence[int] = LEVELS
+    ) -> None:
+        super().__init__([arch.embed_dim * 2**index for index in range(len(STRIDES))], levels=levels)
         network = SwinTransformer(
             patch_size=[STRIDES[0]] * 2,
             embed_dim=arch.embed_dim,
@@ -67,15 +71,17 @@ class SwinBackbone(BottomUp):
             stochastic_depth_prob=drop_path_rate,
             num_classes=1,
         )
-        self.features = network.features
-        for index, channels in enumerate(self.channels):
-            self.add_module(f"norm{index}", nn.LayerNorm(channels))
-        self.freeze(STAGE_STARTS, freeze_at)
+        last_stage = self.levels[-1] - LEVELS[0]
+        self.features = network.features[: STAGE_ENDS[last_stage] + 1]
+        for level in self.levels:
+            self.add_module(f"norm{level - LEVELS[0]}", nn.LayerNorm(self.channels[level - LEVELS[0]]))
+        self.freeze([start if index <= last_stage else None for index, start in enumerate(STAGE_STARTS)], freeze_at)
 
     def load_imagenet(self, state_dict: dict[str, Tensor]) -> None:
         """Loads torchvision's classification weights; their last norm and head have no place here."""
-        features = {key: value for key, value in state_dict.items() if key.startswith("features.")}
-        norms = {key: value for key, value in self.state_dict().items() if not key.startswith("features.")}
+        own = self.state_dict()
+        features = {key: value for key, value in state_dict.items() if key.startswith("features.") and key in own}
+        norms = {key: value for key, value in own.items() if not key.startswith("features.")}
         self.load_state_dict({**features, **norms})
 
     def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
@@ -84,10 +90,10 @@ class SwinBackbone(BottomUp):
         x_BHWC = image_BCHW
         for index, module in enumerate(self.features):
             x_BHWC = module(x_BHWC)
-            if index in STAGE_ENDS:
-                stage = STAGE_ENDS.index(index)
+            stage = STAGE_ENDS.index(index) if index in STAGE_ENDS else None
+            if stage is not None and stage + LEVELS[0] in self.levels:
                 normalised_BHWC = self.get_submodule(f"norm{stage}")(x_BHWC)
-                features[f"c{stage + 2}"] = normalised_BHWC.permute(0, 3, 1, 2).contiguous()
+                features[f"c{stage + LEVELS[0]}"] = normalised_BHWC.permute(0, 3, 1, 2).contiguous()
         return features
 
 
@@ -115,11 +121,21 @@ def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyra
             f"{backbone.ARCH!r} (it has them of {having}). Set MODEL.BACKBONE.PRETRAINED False, and MODEL.WEIGHTS "
             "to a checkpoint."
         )
-    bottom_up = SwinBackbone(arch, drop_path_rate=backbone.DROP_PATH_RATE, freeze_at=backbone.FREEZE_AT)
+    if STRIDES[-1] != backbone.OUTPUT_STRIDE:
+        raise BackboneError(
+            f"MODEL.BACKBONE.OUTPUT_STRIDE is {backbone.OUTPUT_STRIDE}; a Swin Transformer allows {STRIDES[-1]}."
+        )
+    levels = chosen_levels(cfg.MODEL.FPN.TYPE, backbone.OUT_FEATURES)
+    bottom_up = SwinBackbone(
+        arch,
+        drop_path_rate=backbone.DROP_PATH_RATE,
+        freeze_at=backbone.FREEZE_AT,
+        levels=levels if cfg.MODEL.FPN.TYPE == "none" else LEVELS,
+    )
     if pretrained and arch.weights is not None:
         with explained_download(backbone.ARCH, f"{arch.weights.url} to the cache ({torch.hub.get_dir()}/checkpoints)"):
             state_dict = arch.weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
         bottom_up.load_imagenet(dict(state_dict))
         transform = arch.weights.transforms()
         check_normalisation(cfg, tuple(transform.mean), tuple(transform.std))
-    return build_feature_pyramid(cfg.MODEL.FPN.TYPE, bottom_up, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM)
+    return build_feature_pyramid(cfg.MODEL.FPN.TYPE, bottom_up, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM, levels)

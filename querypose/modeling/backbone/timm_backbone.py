@@ -14,8 +14,8 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from querypose.d2 import BACKBONE_REGISTRY, CfgNode, ShapeSpec
-from querypose.modeling.backbone.bottom_up import STRIDES, BackboneError, BottomUp
-from querypose.modeling.backbone.fpn import FeaturePyramid, build_feature_pyramid
+from querypose.modeling.backbone.bottom_up import LEVELS, STRIDES, BackboneError, BottomUp
+from querypose.modeling.backbone.fpn import FeaturePyramid, build_feature_pyramid, chosen_levels
 from querypose.modeling.backbone.frozen_batch_norm import freeze_batch_norms, reset_batch_norms
 from querypose.modeling.backbone.pretrained import (
     check_normalisation,
@@ -40,6 +40,8 @@ class TimmBackbone(BottomUp):
         frozen_batch_norm: every BatchNorm is a `FrozenBatchNorm2d`.
         freeze_at: freeze so many stages, see `BottomUp.freeze`.
         drop_path_rate: stochastic depth; 0 leaves the model without.
+        output_stride: of the last features; where it is less than 32, convolutions are dilated in place of striding.
+        levels: which features it gives; layers behind the last of them are not there.
 
     Raises:
         BackboneError: there is no such model, it has no features at these strides, or its weights cannot be had.
@@ -55,19 +57,29 @@ class TimmBackbone(BottomUp):
         frozen_batch_norm: bool = False,
         freeze_at: int = 0,
         drop_path_rate: float = 0.0,
+        output_stride: int = STRIDES[-1],
+        levels: Sequence[int] = LEVELS,
     ) -> None:
         _check_arch(arch)
         kwargs: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         if arch.startswith("hrnet"):
+            _check_levels_of_hrnet(arch, levels)
             kwargs["feature_location"] = ""
         with torch.device("meta"):
             info = cast(FeatureInfo, _create(arch, kwargs).feature_info)
         indices, resize = _choose_features(arch, [entry["reduction"] for entry in info.info])
-        super().__init__([info.channels(index) for index in indices], math.lcm(STRIDES[-1], *info.reduction(indices)))
+        strides = [min(stride, output_stride) for stride in STRIDES]
+        reductions = [reduction for reduction in info.reduction(indices) if resize or reduction <= output_stride]
+        super().__init__(
+            [info.channels(index) for index in indices], math.lcm(strides[-1], *reductions), strides, levels
+        )
         self.resize = resize
+        if output_stride != STRIDES[-1]:
+            kwargs["output_stride"] = output_stride
         weights = timm_pretrained_arguments(arch) if pretrained else {}
         with explained_download(arch, "the file to its cache"):
-            self.model = _create(arch, {**kwargs, **weights, "out_indices": indices})
+            out_indices = [indices[level - LEVELS[0]] for level in self.levels]
+            self.model = _create(arch, {**kwargs, **weights, "out_indices": out_indices})
         self.channels_last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
         self._check_any_size(arch)
         if frozen_batch_norm:
@@ -75,18 +87,20 @@ class TimmBackbone(BottomUp):
                 reset_batch_norms(self.model)
             freeze_batch_norms(self.model)
         if freeze_at:
-            self.freeze(_stage_starts(self, arch, info.module_name(indices)), freeze_at)
+            built = info.module_name(indices[: self.levels[-1] - LEVELS[0] + 1])
+            self.freeze(_stage_starts(self, arch, built), freeze_at)
 
     def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         """Features {"c2": (B, C, H/4, W/4), …, "c5": (B, C, H/32, W/32)} of normalised, padded images."""
         features = {}
-        for level, (x_BCHW, stride) in enumerate(zip(self.model(image_BCHW), STRIDES, strict=True), start=2):
+        for (name, shape), x_BCHW in zip(self.output_shape().items(), self.model(image_BCHW), strict=True):
             if self.channels_last:
                 x_BCHW = x_BCHW.permute(0, 3, 1, 2)
             if self.resize:
-                size = [math.ceil(side / stride) for side in image_BCHW.shape[-2:]]
+                assert shape.stride is not None
+                size = [math.ceil(side / shape.stride) for side in image_BCHW.shape[-2:]]
                 x_BCHW = F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=False)
-            features[f"c{level}"] = x_BCHW.contiguous()
+            features[name] = x_BCHW.contiguous()
         return features
 
     @torch.no_grad()
@@ -104,8 +118,9 @@ class TimmBackbone(BottomUp):
                 "build_swin_fpn_backbone."
             ) from error
         self.train()
-        for (name, x_BCHW), channels, stride in zip(features.items(), self.channels, STRIDES, strict=True):
-            expected = (1, channels, height // stride, width // stride)
+        for (name, shape), x_BCHW in zip(self.output_shape().items(), features.values(), strict=True):
+            assert shape.stride is not None
+            expected = (1, shape.channels, height // shape.stride, width // shape.stride)
             if x_BCHW.shape != expected:
                 raise BackboneError(
                     f"MODEL.BACKBONE.ARCH {arch!r} of timm gives {name} of shape {tuple(x_BCHW.shape)} for a "
@@ -124,17 +139,20 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyra
     if input_shape.channels != 3:
         raise BackboneError(f"The input has {input_shape.channels} channels (MODEL.PIXEL_MEAN); backbones take 3.")
     pretrained = wants_pretrained(cfg)
+    levels = chosen_levels(cfg.MODEL.FPN.TYPE, backbone.OUT_FEATURES)
     bottom_up = TimmBackbone(
         backbone.ARCH,
         pretrained=pretrained,
         frozen_batch_norm=backbone.NORM == "FrozenBN",
         freeze_at=backbone.FREEZE_AT,
         drop_path_rate=backbone.DROP_PATH_RATE,
+        output_stride=backbone.OUTPUT_STRIDE,
+        levels=levels if cfg.MODEL.FPN.TYPE == "none" else LEVELS,
     )
     weights = timm.get_pretrained_cfg(backbone.ARCH) if pretrained else None
     if weights is not None:
         check_normalisation(cfg, weights.mean, weights.std)
-    return build_feature_pyramid(cfg.MODEL.FPN.TYPE, bottom_up, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM)
+    return build_feature_pyramid(cfg.MODEL.FPN.TYPE, bottom_up, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM, levels)
 
 
 def _check_arch(arch: str) -> None:
@@ -161,11 +179,20 @@ def _create(arch: str, kwargs: dict[str, Any]) -> nn.Module:
             if index == len(FLEXIBLE_SIZE) - 1:
                 raise BackboneError(
                     f"MODEL.BACKBONE.ARCH {arch!r} of timm does not take {sorted(kwargs)}: {error}. "
-                    "Set MODEL.BACKBONE.DROP_PATH_RATE 0 for networks without stochastic depth."
+                    "Set MODEL.BACKBONE.DROP_PATH_RATE 0 for networks without stochastic depth, and OUTPUT_STRIDE 32 "
+                    "for those that cannot be dilated."
                 ) from error
         except (RuntimeError, AssertionError, AttributeError) as error:
             raise BackboneError(f"MODEL.BACKBONE.ARCH {arch!r} of timm has no features_only: {error}") from error
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _check_levels_of_hrnet(arch: str, levels: Sequence[int]) -> None:
+    if tuple(levels) != LEVELS:
+        raise BackboneError(
+            f"MODEL.BACKBONE.ARCH {arch!r} fuses all its branches into each; with MODEL.FPN.TYPE none "
+            "MODEL.BACKBONE.OUT_FEATURES would leave the fusions into the others untrained: use MODEL.FPN.TYPE hrfpn."
+        )
 
 
 def _choose_features(arch: str, reductions: Sequence[int]) -> tuple[list[int], bool]:
@@ -194,7 +221,7 @@ def _stage_starts(backbone: TimmBackbone, arch: str, feature_modules: Sequence[s
     siblings = [name for name in names if name.startswith(f"{parent}.") and name.count(".") == ends[0].count(".")]
     standing_alone = parent in ("model", "model.model", "model.body")
     starts: list[str | None] = [ends[0] if standing_alone else siblings[0]]
-    for end in ends[:-1]:
+    for end in ends[: len(LEVELS) - 1]:
         behind = [name for name in names[names.index(end) + 1 :] if not name.startswith(f"{end}.")]
         starts.append(behind[0] if behind else None)
     return starts

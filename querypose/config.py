@@ -89,6 +89,9 @@ _SIZES = Allowed(
         and all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in value)
     ),
 )
+_SHARES = _sequence_of(
+    "numbers in [0, 1], the smaller first", lambda value: _is_finite(value) and 0 <= value <= 1, length=2
+)
 _THREE_NUMBERS = _sequence_of("numbers, one per channel", _is_finite, length=3)
 _NAMES = _sequence_of("names", lambda value: isinstance(value, str))
 _MAPPINGS = _sequence_of("mappings", lambda value: isinstance(value, dict))
@@ -241,12 +244,21 @@ KEYS: tuple[Key, ...] = (
         _between(0, 1)),
     Key("DATALOADER.ASPECT_RATIO_GROUPING", True, "put landscape with landscape and portrait with portrait images"),
     Key("DATALOADER.FILTER_EMPTY_ANNOTATIONS", True, "do not train on images without any annotated person"),
+    Key("DATALOADER.MIN_VISIBLE_KEYPOINTS", 0,
+        "do not train on persons with fewer visible keypoints, before and after augmentation", _at_least(0)),
     Key("INPUT.FORMAT", "RGB", "channel order that the model sees", _one_of("RGB", "BGR")),
     Key("INPUT.MIN_SIZE_TRAIN", list(range(480, 801, 32)), "short side, drawn from these, in pixels", _SIZES),
     Key("INPUT.MAX_SIZE_TRAIN", 1333, "bound of the long side, in pixels", _at_least(1)),
     Key("INPUT.MIN_SIZE_TEST", 800, "short side, in pixels; 0 keeps the image's size", _at_least(0)),
     Key("INPUT.MAX_SIZE_TEST", 1333, "bound of the long side, in pixels", _at_least(1)),
     Key("INPUT.RANDOM_FLIP", "horizontal", "mirror half of the training images", _one_of("horizontal", "none")),
+    Key("INPUT.ROTATION.PROBABILITY", 0.0, "probability of turning a training image about its centre", _between(0, 1)),
+    Key("INPUT.ROTATION.MAX_DEGREES", 25.0, "greatest angle, either way", _between(0, 180)),
+    Key("INPUT.COARSE_DROPOUT.PROBABILITY", 0.0, "probability of painting cells of a training image black",
+        _between(0, 1)),
+    Key("INPUT.COARSE_DROPOUT.SHARE", [0.05, 0.2], "bounds of the share of cells", _SHARES),
+    Key("INPUT.COARSE_DROPOUT.GRID", [0.015, 0.03], "bounds of cells along a side, as a share of its pixels", _SHARES),
+    Key("INPUT.COARSE_DROPOUT.PER_CHANNEL", 0.5, "probability that channels lose different cells", _between(0, 1)),
     Key("INPUT.CROP.PROBABILITY", 0.5, "probability of resizing to CROP.MIN_SIZE and cropping first", _between(0, 1)),
     Key("INPUT.CROP.MIN_SIZE", [400, 500, 600], "short side before the crop, drawn from these, in pixels", _SIZES),
     Key("INPUT.CROP.SIZE", [384, 600], "bounds of height and width of the crop, in pixels",
@@ -424,8 +436,10 @@ def validate_config(cfg: CfgNode) -> None:
         raise ConfigError(f"SOLVER.STEPS is {cfg.SOLVER.STEPS}; allowed: iterations in increasing order.")
     if cfg.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
         raise ConfigError("DETERMINISTIC and CUDNN_BENCHMARK are True; allowed: one of them, as cuDNN's choice varies.")
-    if cfg.INPUT.CROP.SIZE[0] > cfg.INPUT.CROP.SIZE[1]:
-        raise ConfigError(f"INPUT.CROP.SIZE is {cfg.INPUT.CROP.SIZE}; allowed: [smallest, largest].")
+    for name in ("INPUT.CROP.SIZE", "INPUT.COARSE_DROPOUT.SHARE", "INPUT.COARSE_DROPOUT.GRID"):
+        smallest, largest = bounds = _lookup(cfg, name)
+        if smallest > largest:
+            raise ConfigError(f"{name} is {bounds}; allowed: [smallest, largest].")
     if cfg.SOLVER.IMS_PER_BATCH % cfg.SOLVER.ACCUMULATION_STEPS:
         raise ConfigError(
             f"SOLVER.ACCUMULATION_STEPS is {cfg.SOLVER.ACCUMULATION_STEPS}; allowed: a divisor of "

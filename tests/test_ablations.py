@@ -16,11 +16,16 @@ import yaml
 
 from querypose.config import load_config
 from querypose.d2 import META_ARCH_REGISTRY, build_model
-from querypose.modeling import QueryPose
+from querypose.modeling import POET, QueryPose
 from querypose.skeleton import SkeletonError
 from tests.test_configs import CONFIGS, ROWS, TABLES, leaves, load
 
 ABLATIONS = CONFIGS / "ablations"
+QUERY_POSE_ROWS = [name for name in ROWS if (CONFIGS / name).parent == ABLATIONS]
+POET_ROWS = [name for name in ROWS if (CONFIGS / name).parent == ABLATIONS / "poet"]
+# Of the rows of each model: the keys that they may set, and a small experiment that they can stand on.
+OWN_KEYS = {"QueryPose": "MODEL.QUERYPOSE.", "POET": "MODEL.POET."}
+LIGHT_BASES = {"QueryPose": "quickstart.yaml", "POET": "lsp/poet_r18.yaml"}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -28,12 +33,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_every_row_is_in_a_table_and_every_table_has_its_rows() -> None:
-    assert {table.parent for table in TABLES} == {ABLATIONS}
-    named = [f"ablations/{row['config']}" for table in TABLES for row in read(table)["rows"]]
-    assert sorted(named) == ROWS
+    assert {table.parent for table in TABLES} == {ABLATIONS, ABLATIONS / "poet"}
+    named = [table.parent / row["config"] for table in TABLES for row in read(table)["rows"]]
+    assert sorted(str(path.relative_to(CONFIGS)) for path in named) == ROWS
+    assert sorted({*QUERY_POSE_ROWS, *POET_ROWS}) == ROWS
 
 
-@pytest.mark.parametrize("table", [table.name for table in TABLES])
+@pytest.mark.parametrize("table", [str(table.relative_to(ABLATIONS)) for table in TABLES])
 def test_a_table_names_its_rows_and_the_figures_of_the_paper(table: str) -> None:
     content = read(ABLATIONS / table)
     assert set(content) == {"title", "rows"}
@@ -48,21 +54,23 @@ def test_a_table_names_its_rows_and_the_figures_of_the_paper(table: str) -> None
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_a_delta_that_can_stand_on_another_base(name: str) -> None:
     own = read(CONFIGS / name)
-    base = (ABLATIONS / own.pop("_BASE_")).resolve()
+    base = ((CONFIGS / name).parent / own.pop("_BASE_")).resolve()
     assert base.is_file()
     assert ABLATIONS not in base.parents  # so that the row itself holds all that it changes
     keys = [key for key, _ in leaves(own)]
     assert keys
-    assert all(key.startswith("MODEL.QUERYPOSE.") for key in keys)
+    prefix = OWN_KEYS[load_config(base).MODEL.META_ARCHITECTURE]
+    assert all(key.startswith(prefix) for key in keys)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_on_a_light_base_differs_from_it_in_what_it_says_alone(name: str, tmp_path: Path) -> None:
     own = read(CONFIGS / name)
-    own["_BASE_"] = str(CONFIGS / "quickstart.yaml")
+    light = CONFIGS / LIGHT_BASES[load(name).MODEL.META_ARCHITECTURE]
+    own["_BASE_"] = str(light)
     (tmp_path / "row.yaml").write_text(yaml.safe_dump(own))
     del own["_BASE_"]
-    row, base = dict(leaves(load_config(tmp_path / "row.yaml"))), dict(leaves(load_config(CONFIGS / "quickstart.yaml")))
+    row, base = dict(leaves(load_config(tmp_path / "row.yaml"))), dict(leaves(load_config(light)))
     assert {key for key in row if row[key] != base[key]} <= {key for key, _ in leaves(own)}
     assert parameter_shapes(tmp_path / "row.yaml")
 
@@ -182,7 +190,7 @@ def shapes_of_row(name: str) -> tuple[dict[str, torch.Size], dict[str, torch.Siz
     return parameter_shapes(CONFIGS / name), parameter_shapes(base)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", QUERY_POSE_ROWS)
 def test_a_row_has_as_many_parameters_more_or_less_as_its_change_makes(name: str) -> None:
     row, base = (sum(math.prod(shape) for shape in shapes.values()) for shapes in shapes_of_row(name))
     assert row - base == expected_parameters(**EXPECTED[Path(name).stem]) - expected_parameters()
@@ -214,13 +222,25 @@ SWAPPED = {
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", QUERY_POSE_ROWS)
 def test_swapping_one_piece_leaves_the_parameters_of_all_others_as_they_are(name: str) -> None:
     row, base = shapes_of_row(name)
     differing = {key for key in {*row, *base} if row.get(key) != base.get(key)}
     patterns = next(SWAPPED[prefix] for prefix in SWAPPED if Path(name).stem.startswith(prefix))
     assert not [key for key in differing if not re.match(rf"({'|'.join(patterns)})(\.|$)", key)]
     assert bool(differing) == bool(EXPECTED[Path(name).stem])
+
+
+@pytest.mark.parametrize("name", POET_ROWS)
+def test_a_row_of_poet_changes_weights_of_its_loss_alone(name: str) -> None:
+    own, cfg = dict(leaves(read(CONFIGS / name))), load(name)
+    assert {key for key in own if key != "_BASE_"} <= {
+        f"MODEL.POET.LOSS.{key}" for key in ("KEYPOINT_WEIGHT", "OFFSET_WEIGHT", "CENTER_WEIGHT", "CENTER_IN_OFFSETS")
+    }
+    assert max(cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TEST) == 512
+    with torch.device("meta"):
+        model = POET(cfg)
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == 41_272_888 - 257
 
 
 @pytest.mark.parametrize(("scheme", "num_parts"), [("", 6), ("fingers", 6), ("joint", 21)])

@@ -6,6 +6,8 @@ A refactor may not change them. Where a change of the model or of training is me
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,18 +27,30 @@ GOLDEN = {
         28.9984, 21.0715, 19.718, 18.3617, 19.4526, 18.2517, 17.3963, 17.0588, 17.1137, 17.3549,
         17.5249, 17.8272, 17.9408, 17.2997, 16.8657, 15.6271, 15.4182, 14.7015, 14.1733, 14.33,
     ],
+    "POET": [
+        45.4514, 41.4246, 40.711, 40.2988, 39.851, 39.4569, 39.1215, 38.8056, 38.3696, 37.8673,
+        37.3375, 36.7543, 36.3136, 35.9521, 35.5463, 35.1468, 34.6701, 34.1956, 33.8196, 33.4254,
+    ],
 }
 # fmt: on
-OVERRIDES: dict[str, list[str]] = {"light": [], "full": FULL_VERSION}
+OVERRIDES: dict[str, list[str]] = {
+    "light": [],
+    "full": FULL_VERSION,
+    "POET": ["MODEL.META_ARCHITECTURE", "POET", "MODEL.BACKBONE.OUT_FEATURES", "['p4']"],
+}
 
 
 class PlainPyramid(Backbone):
-    """Four strided convolutions: a pyramid whose start depends on torch alone, not on the version of timm."""
+    """Four strided convolutions: a pyramid whose start depends on torch alone, not on the version of timm.
+
+    Of its levels it gives the named ones.
+    """
 
     size_divisibility = 32
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, names: Sequence[str]) -> None:
         super().__init__()
+        self.names = names
         self.stem = nn.Conv2d(3, channels, kernel_size=4, stride=4)
         self.downs = nn.ModuleList(nn.Conv2d(channels, channels, kernel_size=2, stride=2) for _ in range(3))
         self._channels = channels
@@ -45,14 +59,15 @@ class PlainPyramid(Backbone):
         levels = [self.stem(x)]
         for down in self.downs:
             levels.append(down(levels[-1].relu()))
-        return {f"p{number}": level for number, level in enumerate(levels, start=2)}
+        named = {f"p{number}": level for number, level in enumerate(levels, start=2)}
+        return {name: named[name] for name in self.names}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        return {f"p{number}": ShapeSpec(channels=self._channels, stride=2**number) for number in range(2, 6)}
+        return {name: ShapeSpec(channels=self._channels, stride=2 ** int(name[1:])) for name in self.names}
 
 
 def _build_plain_pyramid(cfg: CfgNode, input_shape: ShapeSpec) -> PlainPyramid:
-    return PlainPyramid(cfg.MODEL.FPN.OUT_CHANNELS)
+    return PlainPyramid(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.BACKBONE.OUT_FEATURES or ["p2", "p3", "p4", "p5"])
 
 
 if "_build_plain_pyramid" not in BACKBONE_REGISTRY:

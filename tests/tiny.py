@@ -1,4 +1,4 @@
-"""A QueryPose small enough to run in a blink, and batches for it."""
+"""A model of each meta-architecture small enough to run in a blink, in all its versions, and batches for it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,23 @@ TINY_MODEL = [
     "MODEL.QUERYPOSE.KEYPOINT.CONV_DIM", "16",
     "MODEL.QUERYPOSE.KEYPOINT.PART_DIM", "16",
     "MODEL.QUERYPOSE.FLOW.DIM_HIDDEN", "8",
+    "MODEL.POET.NUM_QUERIES", "6",
+    "MODEL.POET.DIM", "16",
+    "MODEL.POET.NUM_HEADS", "2",
+    "MODEL.POET.DIM_FEEDFORWARD", "32",
+    "MODEL.POET.NUM_ENCODER_LAYERS", "2",
+    "MODEL.POET.NUM_DECODER_LAYERS", "2",
+    "MODEL.POET.DROPOUT", "0.0",
 ]  # fmt: skip
 FULL_VERSION = [
     "MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial",
     "MODEL.QUERYPOSE.KEYPOINT.DYNAMIC_INTERACTION", "True",
 ]  # fmt: skip
+
+
+POET = ["MODEL.META_ARCHITECTURE", "POET", "MODEL.FPN.TYPE", "none", "MODEL.BACKBONE.OUT_FEATURES", "['c5']"]
+ARCHITECTURES: dict[str, list[str]] = {"QueryPose": [], "POET": POET}
+"""Overrides that make each."""
 
 
 def keypoint_queries(query_type: str, interaction: str, iteration: str = "none") -> list[str]:
@@ -40,9 +52,48 @@ def keypoint_queries(query_type: str, interaction: str, iteration: str = "none")
     return [word for key, value in chosen.items() for word in (prefix + key, value)]
 
 
+QUERY_POSE_VERSIONS: dict[str, list[str]] = {
+    "light": [],
+    "full": FULL_VERSION,
+    "full on matched": [*FULL_VERSION, "MODEL.QUERYPOSE.TRAIN_QUERIES", "matched"],
+    "heat maps": ["MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT", "0.5"],
+    "part queries, dynamic": keypoint_queries("part", "dynamic_channel"),
+    "part queries, full, attention, selective": [
+        *FULL_VERSION,
+        *keypoint_queries("part", "self_attention", "selective"),
+    ],
+    "part queries, average": keypoint_queries("part", "average_pooling", "selective"),
+    "instance query": keypoint_queries("instance", "dynamic_spatial"),
+    "instance query, full": [*FULL_VERSION, *keypoint_queries("instance", "spatial_attention")],
+    "instance query, serial alone": [
+        *("MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial"),
+        *keypoint_queries("instance", "self_attention"),
+    ],
+    "no query": keypoint_queries("none", "average_pooling"),
+}
+POET_VERSIONS: dict[str, list[str]] = {
+    "POET": POET,
+    "POET of the authors' code": [*POET, "MODEL.POET.EMPTY_CLASS", "True", "MODEL.POET.LOSS.TERMS", "released"],
+    "POET, stride 16": [*POET, "MODEL.BACKBONE.OUTPUT_STRIDE", "16"],
+    "POET, centre in offsets": [*POET, "MODEL.POET.LOSS.CENTER_IN_OFFSETS", "True"],
+    "POET, last layer": [*POET, "MODEL.POET.LOSS.DEEP_SUPERVISION", "False"],
+    "POET on a pyramid's level": [
+        *("MODEL.META_ARCHITECTURE", "POET", "MODEL.BACKBONE.OUT_FEATURES", "['p4']"),
+    ],
+}
+VERSIONS = {**QUERY_POSE_VERSIONS, **POET_VERSIONS}
+"""Overrides of every version of every meta-architecture that is worth a test of its own."""
+
+
 def has_no_effect(parameter_name: str) -> bool:
-    """Whether a parameter's gradient is rounding errors alone: a softmax over cells ignores a bias common to them."""
-    return parameter_name.endswith("_embedding.attention.bias")
+    """Whether a parameter's gradient is rounding errors alone.
+
+    A softmax over cells ignores a bias common to them; and in the first layer of a decoder that starts from zeros all
+    queries see the same in each other, whatever they look at.
+    """
+    return parameter_name.endswith(
+        ("_embedding.attention.bias", "decoder_layers.0.self_attention.attention.in_proj_weight")
+    )
 
 
 def tiny_config(*overrides: str, dataset: str = "keypoints_coco_2017_val") -> CfgNode:

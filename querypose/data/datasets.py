@@ -67,7 +67,11 @@ def _builtins() -> list[_Builtin]:
         for name, folder, evaluator in (("lsp", "lsp", "coco"), ("lsp_multi", "lsp-multi", "crowdpose"))
         for split, images in (("train", "train"), ("val", "val"), ("tiny", "train"))
     ]
-    return [*coco, *crowdpose, *lsp]
+    macaque = [
+        _Builtin(f"macaque_{split}", f"macaque/{split}.json", "macaque/images", COCO_SKELETON)
+        for split in ("train", "val")
+    ]
+    return [*coco, *crowdpose, *lsp, *macaque]
 
 
 def datasets_root() -> Path:
@@ -192,13 +196,16 @@ def _check_custom(entry: Mapping[str, Any], skeletons: Mapping[str, Skeleton], t
     return str(entry["name"])
 
 
-def load_datasets(names: Sequence[str], *, require_persons: bool = False) -> list[dict[str, Any]]:
+def load_datasets(
+    names: Sequence[str], *, require_persons: bool = False, min_visible_keypoints: int = 0
+) -> list[dict[str, Any]]:
     """All images of some registered datasets, for the loader.
 
     Args:
         names: registered datasets.
         require_persons: leave out images without an annotated person (crowd regions do not count), as training does
             with DATALOADER.FILTER_EMPTY_ANNOTATIONS.
+        min_visible_keypoints: persons with fewer of them do not count either (DATALOADER.MIN_VISIBLE_KEYPOINTS).
 
     Raises:
         DatasetError: a dataset is unknown or has no annotations where persons are required, or no image is left.
@@ -216,10 +223,16 @@ def load_datasets(names: Sequence[str], *, require_persons: bool = False) -> lis
         records += of_dataset
     if not require_persons:
         return records
-    kept = [record for record in records if any(not person["iscrowd"] for person in record["annotations"])]
+
+    def counts(person: Mapping[str, Any]) -> bool:
+        num_visible = sum(visibility > 1 for visibility in person["keypoints"][2::3]) if min_visible_keypoints else 0
+        return not person["iscrowd"] and num_visible >= min_visible_keypoints
+
+    kept = [record for record in records if any(map(counts, record["annotations"]))]
     if not kept:
         raise DatasetError(
-            f"No image of {', '.join(names)} is left: none of {len(records)} has an annotated person. Check the json, "
+            f"No image of {', '.join(names)} is left: none of {len(records)} has an annotated person"
+            f"{f' with {min_visible_keypoints} visible keypoints' if min_visible_keypoints else ''}. Check the json, "
             "or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on empty images."
         )
     return kept

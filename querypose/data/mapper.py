@@ -13,11 +13,13 @@ from querypose.d2 import Boxes, BoxMode, CfgNode, Instances, Keypoints, configur
 from querypose.data.coco_json import DatasetError
 from querypose.data.image_checks import check_image_size
 from querypose.data.image_io import read_image
+from querypose.data.pixel_augmentation import CoarseDropout, PixelAugmentation
 from querypose.data.transforms import (
     GeometricTransform,
     RandomCrop,
     RandomFlip,
     RandomResize,
+    RandomRotation,
     RandomTransform,
     identity,
 )
@@ -48,6 +50,8 @@ class PoseMapper:
         channel_order: str,
         transforms: Sequence[RandomTransform],
         skeleton: Skeleton | None = None,
+        pixel_augmentations: Sequence[PixelAugmentation] = (),
+        min_visible_keypoints: int = 0,
     ) -> None:
         """Takes plain arguments; `PoseMapper(cfg, is_train)` reads them from a config.
 
@@ -56,6 +60,8 @@ class PoseMapper:
             channel_order: "RGB" or "BGR".
             transforms: drawn in this order, applied as one.
             skeleton: what the keypoints are; needed in training.
+            pixel_augmentations: applied in this order to what the transforms give.
+            min_visible_keypoints: persons with fewer of them in the augmented image are left out.
         """
         if is_train and skeleton is None:
             raise ValueError("PoseMapper needs a skeleton in training.")
@@ -63,6 +69,8 @@ class PoseMapper:
         self.channel_order = channel_order
         self.transforms = tuple(transforms)
         self.skeleton = skeleton
+        self.pixel_augmentations = tuple(pixel_augmentations)
+        self.min_visible_keypoints = min_visible_keypoints
         self._swap_reported = False
 
     @classmethod
@@ -71,17 +79,23 @@ class PoseMapper:
         if not is_train:
             resize = RandomResize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
             return {"is_train": False, "channel_order": cfg.INPUT.FORMAT, "transforms": [resize]}
-        low, high = cfg.INPUT.CROP.SIZE
-        transforms = [
-            RandomFlip(0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0),
-            RandomCrop(cfg.INPUT.CROP.PROBABILITY, tuple(cfg.INPUT.CROP.MIN_SIZE), (low, high)),
-            RandomResize(tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN),
-        ]
+        rotation, dropout, (low, high) = cfg.INPUT.ROTATION, cfg.INPUT.COARSE_DROPOUT, cfg.INPUT.CROP.SIZE
+        transforms: list[RandomTransform] = [RandomFlip(0.5 if cfg.INPUT.RANDOM_FLIP == "horizontal" else 0.0)]
+        if rotation.PROBABILITY:
+            transforms.append(RandomRotation(rotation.PROBABILITY, rotation.MAX_DEGREES))
+        transforms.append(RandomCrop(cfg.INPUT.CROP.PROBABILITY, tuple(cfg.INPUT.CROP.MIN_SIZE), (low, high)))
+        transforms.append(RandomResize(tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN))
+        pixel_augmentations = []
+        if dropout.PROBABILITY:
+            bounds = {"share": tuple(dropout.SHARE), "grid": tuple(dropout.GRID)}
+            pixel_augmentations.append(CoarseDropout(dropout.PROBABILITY, **bounds, per_channel=dropout.PER_CHANNEL))
         return {
             "is_train": True,
             "channel_order": cfg.INPUT.FORMAT,
             "transforms": transforms,
             "skeleton": skeleton_of_datasets(cfg.DATASETS.TRAIN),
+            "pixel_augmentations": pixel_augmentations,
+            "min_visible_keypoints": cfg.DATALOADER.MIN_VISIBLE_KEYPOINTS,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -101,18 +115,20 @@ class PoseMapper:
         """
         image = read_image(record["file_name"], self.channel_order)
         self._check_size(record, image.shape[0], image.shape[1])
-        transform = self._draw(image.shape[0], image.shape[1])
+        # Loaders seed numpy's global generator for every sample, so this is the one draw from it.
+        generator = np.random.default_rng(np.random.randint(2**32, dtype=np.uint64))  # noqa: NPY002
+        transform = self._draw(image.shape[0], image.shape[1], generator)
         pixels = transform.apply_image(image)
         sample = {key: value for key, value in record.items() if key != "annotations"}
         sample["height"], sample["width"] = image.shape[:2]
         sample["image"] = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        for augmentation in self.pixel_augmentations:
+            sample["image"] = augmentation.apply(sample["image"], generator)
         if self.is_train:
             sample["instances"] = self._instances(record, transform)
         return sample
 
-    def _draw(self, height: int, width: int) -> GeometricTransform:
-        # Loaders seed numpy's global generator for every sample, so this is the one draw from it.
-        generator = np.random.default_rng(np.random.randint(2**32, dtype=np.uint64))  # noqa: NPY002
+    def _draw(self, height: int, width: int, generator: np.random.Generator) -> GeometricTransform:
         transform = identity((height, width))
         for random_transform in self.transforms:
             transform = transform.then(random_transform.draw(transform.output_size, generator))
@@ -144,6 +160,7 @@ class PoseMapper:
             keypoints.reshape(-1, self.skeleton.num_keypoints, 3), self.skeleton.flip_indices
         )
         is_kept = (boxes[:, 2:] - boxes[:, :2] > _EMPTY_BOX).all(axis=1)
+        is_kept &= (keypoints[..., 2] > 1).sum(axis=1) >= self.min_visible_keypoints
         instances = Instances((height, width))
         instances.gt_boxes = Boxes(torch.from_numpy(boxes[is_kept]).float())
         instances.gt_classes = torch.zeros(int(is_kept.sum()), dtype=torch.int64)

@@ -55,7 +55,8 @@ class PosePredictor:
             image: (H, W, 3) RGB, 0..255.
 
         Returns:
-            `pred_boxes`, `scores`, `pred_classes`, `pred_keypoints` (N, K, 3) in the frame of `image`, on the CPU.
+            `scores`, `pred_classes`, `pred_keypoints` (N, K, 3) and, if the model predicts them, `pred_boxes` and
+            `pred_visibilities` (N, K), in the frame of `image`, on the CPU.
         """
         height, width = image.shape[:2]
         # A resize to one size draws nothing.

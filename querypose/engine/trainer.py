@@ -228,7 +228,11 @@ class PoseTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
         """Endless batches of DATASETS.TRAIN, augmented, without the images that cannot be read."""
-        records = load_datasets(cfg.DATASETS.TRAIN, require_persons=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        records = load_datasets(
+            cfg.DATASETS.TRAIN,
+            require_persons=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_visible_keypoints=cfg.DATALOADER.MIN_VISIBLE_KEYPOINTS,
+        )
         mapper = SkipBadImages(PoseMapper(cfg, is_train=True), len(records), cfg.DATALOADER.MAX_BAD_IMAGES)
         return TrainingBatches(
             records,

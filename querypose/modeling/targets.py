@@ -67,12 +67,17 @@ class PersonTargets:
 
 
 def mean_persons_per_process(targets: PersonTargets) -> Tensor:
-    """Persons of the batch averaged over the processes, at least 1: the normaliser of every loss."""
-    num_persons = targets.boxes_BG4.new_tensor(float(targets.num_persons))
+    """Persons of the batch averaged over the processes, at least 1: the normaliser of losses of persons."""
+    return mean_over_processes(targets.boxes_BG4.new_tensor(float(targets.num_persons))).clamp(min=1)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """A figure averaged over the processes: with it as normaliser, the mean of their gradients is the whole batch's."""
     if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(num_persons)
-        num_persons = num_persons / comm.get_world_size()
-    return num_persons.clamp(min=1)
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+        value = value / comm.get_world_size()
+    return value
 
 
 @dataclass(frozen=True)

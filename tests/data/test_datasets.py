@@ -153,6 +153,10 @@ def test_images_without_persons_are_left_out_on_request(datasets_root: Path) -> 
     assert [record["image_id"] for record in load_datasets(["toy"])] == [2, 7]
     assert [record["image_id"] for record in load_datasets(["toy"], require_persons=True)] == [7]
     assert len(load_datasets(["toy", "toy"], require_persons=True)) == 2
+    # Its person has one visible keypoint.
+    assert len(load_datasets(["toy"], require_persons=True, min_visible_keypoints=1)) == 1
+    with pytest.raises(DatasetError, match="an annotated person with 2 visible keypoints"):
+        load_datasets(["toy"], require_persons=True, min_visible_keypoints=2)
 
 
 def test_datasets_on_which_nothing_can_be_trained(datasets_root: Path) -> None:

@@ -28,7 +28,8 @@ from querypose.data import (
     register_builtin_datasets,
     register_pose_dataset,
 )
-from querypose.data.transforms import RandomCrop, RandomFlip, RandomResize, RandomTransform
+from querypose.data.pixel_augmentation import CoarseDropout
+from querypose.data.transforms import RandomCrop, RandomFlip, RandomResize, RandomRotation, RandomTransform
 from querypose.skeleton import COCO_SKELETON
 from tests.data.toy_dataset import TOY_SKELETON, toy_document, write_dataset
 
@@ -56,7 +57,12 @@ def _mapper(*transforms: RandomTransform, channel_order: str = "RGB") -> PoseMap
     return PoseMapper(is_train=True, channel_order=channel_order, transforms=transforms, skeleton=TOY_SKELETON)
 
 
-AUGMENTATIONS = (RandomFlip(), RandomCrop(0.7, (100, 150), (60, 120)), RandomResize((90, 160, 240), 400))
+AUGMENTATIONS = (
+    RandomFlip(),
+    RandomRotation(0.5, 25.0),
+    RandomCrop(0.7, (100, 150), (60, 120)),
+    RandomResize((90, 160, 240), 400),
+)
 KEYPOINTS = np.array([[60.5, 30.5, 2], [90.5, 50.5, 1], [40.5, 80.5, 2]])
 
 
@@ -254,6 +260,44 @@ def test_default_crop_is_the_paper_s(toy_dataset: str) -> None:
     assert transforms == (
         RandomFlip(0.5), RandomCrop(0.5, (400, 500, 600), (384, 600)), RandomResize(tuple(range(480, 801, 32)), 1333)
     )  # fmt: skip
+
+
+def test_rotation_and_dropout_come_with_their_keys_alone(toy_dataset: str) -> None:
+    cfg = _config(toy_dataset)
+    cfg.INPUT.ROTATION.PROBABILITY = 0.4
+    cfg.INPUT.COARSE_DROPOUT.PROBABILITY = 0.3
+    mapper = PoseMapper(cfg, is_train=True)
+    assert mapper.transforms[1] == RandomRotation(0.4, 25.0)
+    assert len(mapper.transforms) == 4
+    assert mapper.pixel_augmentations == (CoarseDropout(0.3, (0.05, 0.2), (0.015, 0.03), 0.5),)
+    assert PoseMapper(cfg, is_train=False).pixel_augmentations == ()
+
+
+def test_dropout_paints_the_image_and_leaves_the_annotations(tmp_path: Path) -> None:
+    record, seen = _record(tmp_path, KEYPOINTS), []
+    for augmentations in ((), (CoarseDropout(1.0, share=(1.0, 1.0)),)):
+        mapper = PoseMapper(
+            is_train=True,
+            channel_order="RGB",
+            transforms=AUGMENTATIONS,
+            skeleton=TOY_SKELETON,
+            pixel_augmentations=augmentations,
+        )
+        seed_all_rng(3)
+        seen.append([mapper(record) for _ in range(5)])
+    for plain, painted in zip(*seen, strict=True):
+        assert plain["image"].any()
+        assert not painted["image"].any()
+        assert torch.equal(plain["instances"].gt_keypoints.tensor, painted["instances"].gt_keypoints.tensor)
+
+
+@pytest.mark.parametrize(("minimum", "kept"), [(0, 1), (2, 1), (3, 0)])
+def test_persons_with_too_few_visible_keypoints_are_left_out(tmp_path: Path, minimum: int, kept: int) -> None:
+    """One of the three is hidden."""
+    mapper = PoseMapper(
+        is_train=True, channel_order="RGB", transforms=(), skeleton=TOY_SKELETON, min_visible_keypoints=minimum
+    )
+    assert len(mapper(_record(tmp_path, KEYPOINTS))["instances"]) == kept
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

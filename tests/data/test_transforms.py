@@ -10,24 +10,17 @@ from querypose.data.transforms import (
     RandomCrop,
     RandomFlip,
     RandomResize,
+    RandomRotation,
     crop,
     horizontal_flip,
     identity,
     resize,
+    rotate,
     shortest_edge_size,
 )
 from tests.data.toy_dataset import TOY_SKELETON
 
 SIZE = (60, 80)
-
-
-def _rotation(size: tuple[int, int], degrees: float) -> GeometricTransform:
-    """Rotates about the centre of the image; what a later augmentation may add."""
-    height, width = size
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    linear = np.array([[c, -s], [s, c]])
-    centre = np.array([width / 2, height / 2])
-    return GeometricTransform(np.hstack([linear, (centre - linear @ centre)[:, None]]), size, size)
 
 
 def _transforms() -> dict[str, GeometricTransform]:
@@ -39,8 +32,8 @@ def _transforms() -> dict[str, GeometricTransform]:
         "crop": crop(SIZE, 13, 7, 50, 41),
         "flip, crop, enlarge": horizontal_flip(SIZE).then(crop(SIZE, 13, 7, 50, 41)).then(resize((41, 50), (97, 120))),
         "enlarge, crop to a fraction of a pixel": resize(SIZE, (150, 200)).then(crop((150, 200), 33, 21, 101, 97)),
-        "rotation": _rotation(SIZE, 25),
-        "flip, rotation, enlarge": horizontal_flip(SIZE).then(_rotation(SIZE, -40)).then(resize(SIZE, (121, 163))),
+        "rotation": rotate(SIZE, 25),
+        "flip, rotation, enlarge": horizontal_flip(SIZE).then(rotate(SIZE, -40)).then(resize(SIZE, (121, 163))),
     }
 
 
@@ -126,14 +119,14 @@ def test_read_only_image_is_taken() -> None:
 def test_shrinking_antialiases() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    for transform in (resize((64, 64), (8, 8)), _rotation((64, 64), 30).then(resize((64, 64), (8, 8)))):
+    for transform in (resize((64, 64), (8, 8)), rotate((64, 64), 30).then(resize((64, 64), (8, 8)))):
         inner = transform.apply_image(stripes)[2:-2, 2:-2]
         assert np.abs(inner.astype(int) - 128).max() < 20
 
 
 def test_general_warp_agrees_with_the_fast_path() -> None:
     image = _blob(SIZE, np.array([33.0, 20.0]), sigma=6)
-    turned = _rotation(SIZE, 180).apply_image(image)
+    turned = rotate(SIZE, 180).apply_image(image)
     assert np.abs(turned.astype(int) - image[::-1, ::-1]).max() <= 1
 
 
@@ -142,8 +135,20 @@ def test_boxes_follow() -> None:
     np.testing.assert_allclose(horizontal_flip(SIZE).apply_boxes(boxes), [[50, 20, 70, 50]])
     np.testing.assert_allclose(crop(SIZE, 15, 5, 40, 40).apply_boxes(boxes), [[-5, 15, 15, 45]])
     np.testing.assert_allclose(resize(SIZE, (120, 240)).apply_boxes(boxes), [[30, 40, 90, 100]])
-    np.testing.assert_allclose(_rotation(SIZE, 90).apply_boxes(np.array([[30, 20, 50, 40]])), [[30, 20, 50, 40]])
+    np.testing.assert_allclose(rotate(SIZE, 90).apply_boxes(np.array([[30, 20, 50, 40]])), [[30, 20, 50, 40]])
     assert identity(SIZE).apply_boxes(np.zeros((0, 4))).shape == (0, 4)
+
+
+def test_rotation_is_clockwise_about_the_centre_and_within_its_bounds() -> None:
+    np.testing.assert_allclose(rotate(SIZE, 90).apply_coords(np.array([[40, 30], [50, 30]])), [[40, 30], [40, 40]])
+    generator = np.random.default_rng(0)
+    drawn = [RandomRotation(0.5, 25.0).draw(SIZE, generator) for _ in range(400)]
+    angles = np.degrees([np.arctan2(transform.matrix[1, 0], transform.matrix[0, 0]) for transform in drawn])
+    assert 160 < np.count_nonzero(angles) < 240
+    turned = angles[angles != 0]
+    assert -25 <= turned.min() < -20
+    assert 20 < turned.max() <= 25
+    assert all(transform.output_size == SIZE and not transform.mirrors for transform in drawn)
 
 
 def test_keypoints_outside_or_not_labelled_become_zero() -> None:

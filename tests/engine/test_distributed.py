@@ -18,7 +18,7 @@ from querypose.engine import TrainStep, build_optimizer
 from querypose.engine.model_preparation import prepare_model
 from querypose.engine.trainer import distribute, share_buffers
 from tests.engine.toy_pose import toy_batch, toy_model
-from tests.tiny import random_batch, tiny_config
+from tests.tiny import ARCHITECTURES, random_batch, tiny_config
 
 ITERATIONS = 3
 
@@ -27,24 +27,26 @@ class Case(NamedTuple):
     name: str
     persons: tuple[int, ...]
     num_micro_batches: int = 1
-    query_pose: bool = False
+    architecture: str = ""  # the toy
     images_of_first: int = 2  # of the first process; the second has the rest
     recomputed: tuple[str, ...] = ()
 
     @property
     def tolerance(self) -> float:
-        return 2e-5 if self.query_pose else 1e-9  # QueryPose computes its losses in float32
+        return 2e-5 if self.architecture else 1e-9  # the real ones compute in float32
 
     def model(self, seed: int) -> nn.Module:
-        if not self.query_pose:
+        if not self.architecture:
             return toy_model(seed)
         torch.manual_seed(seed)
         return prepare_model(
-            build_model(tiny_config()), channels_last=bool(self.recomputed), recomputed=self.recomputed
+            build_model(tiny_config(*ARCHITECTURES[self.architecture])),
+            channels_last=bool(self.recomputed),
+            recomputed=self.recomputed,
         )
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        if self.query_pose:
+        if self.architecture:
             # AdamW's first update is the gradient's sign, which in float32 rounding decides where a gradient is zero.
             return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         return build_optimizer(
@@ -57,7 +59,7 @@ class Case(NamedTuple):
         )
 
     def batch(self) -> list[dict[str, Any]]:
-        if not self.query_pose:
+        if not self.architecture:
             return toy_batch(self.persons)
         torch.manual_seed(0)
         return random_batch(list(self.persons), num_keypoints=17)
@@ -70,15 +72,24 @@ CASES = (
     Case("nobody", (0, 0, 0, 0)),
     Case("accumulated", (3, 1, 0, 2), num_micro_batches=2),
     Case("accumulated, one process without persons", (0, 0, 4, 0), num_micro_batches=2),
-    Case("QueryPose", (1, 2, 2, 1), query_pose=True),
-    Case("QueryPose, one process without persons", (0, 0, 3, 1), query_pose=True),
+    Case("QueryPose", (1, 2, 2, 1), architecture="QueryPose"),
+    Case("QueryPose, one process without persons", (0, 0, 3, 1), architecture="QueryPose"),
     Case("other numbers of images", (1, 2, 2, 1), images_of_first=3),
-    Case("QueryPose, other numbers of images, one process without persons", (0, 3, 1, 0), 1, True, images_of_first=3),
-    Case("QueryPose, accumulated", (3, 0, 0, 1), num_micro_batches=2, query_pose=True),
+    Case(
+        "QueryPose, other numbers of images, one process without persons",
+        (0, 3, 1, 0),
+        1,
+        "QueryPose",
+        images_of_first=3,
+    ),
+    Case("QueryPose, accumulated", (3, 0, 0, 1), num_micro_batches=2, architecture="QueryPose"),
+    Case("POET", (1, 2, 2, 1), architecture="POET"),
+    Case("POET, other numbers of images, one process without persons", (0, 3, 1, 0), 1, "POET", images_of_first=3),
+    Case("POET, recomputed", (3, 0, 1, 1), architecture="POET", recomputed=("backbone", "encoder", "decoder")),
     Case(
         "QueryPose, recomputed",
         (3, 0, 1, 1),
-        query_pose=True,
+        architecture="QueryPose",
         recomputed=("backbone", "box_decoder", "keypoint_decoder"),
     ),
 )
@@ -135,7 +146,7 @@ def test_two_processes_equal_one(outcomes: list[dict[str, Any]], case: Case) -> 
     figures = train(model, case.batch(), case.optimizer(model), num_micro_batches=1)
     for outcome in outcomes:
         torch.testing.assert_close(outcome[case.name]["weights"], model.state_dict(), rtol=0, atol=case.tolerance)
-    assert outcomes[0][case.name]["figures"] == pytest.approx(figures, rel=1e-4 if case.query_pose else 1e-6)
+    assert outcomes[0][case.name]["figures"] == pytest.approx(figures, rel=1e-4 if case.architecture else 1e-6)
     changed = any((model.state_dict()[name] != value).any() for name, value in start.items())
     assert changed == any(case.persons)
 

@@ -14,9 +14,9 @@ from querypose.config import ConfigError
 from querypose.d2 import Instances, build_model
 from querypose.engine.inference import InferenceModel
 from tests.engine.toy_pose import ToyPose
-from tests.tiny import FULL_VERSION, random_batch, tiny_config
+from tests.tiny import FULL_VERSION, POET, random_batch, tiny_config
 
-VERSIONS = {"light": [], "full": FULL_VERSION}
+VERSIONS = {"light": [], "full": FULL_VERSION, "POET": POET}
 SIZES = [(64, 96), (96, 64), (128, 96), (60, 100)]
 
 
@@ -43,13 +43,19 @@ def _predict(model: nn.Module, images: list[dict[str, Any]]) -> list[Instances]:
     return [output["instances"] for output in model(images)]
 
 
+def _places(poses: Instances) -> torch.Tensor:
+    """Where each pose is: the corner of its box, or the first keypoint of a model without boxes."""
+    corners = poses.pred_boxes.tensor[:, :2] if poses.has("pred_boxes") else poses.pred_keypoints[:, 0, :2]
+    return corners.sum(1)
+
+
 def _assert_near(
     found: list[Instances], expected: list[Instances], pixels: float, score: float, mean_pixels: float | None = None
 ) -> None:
     """Scores within `score`, keypoints within `pixels`, and on average within `mean_pixels`."""
     for one, other in zip(found, expected, strict=True):
-        # By the place of the box: nearly equal scores may change places.
-        order, other_order = (poses.pred_boxes.tensor[:, :2].sum(1).argsort() for poses in (one, other))
+        # By their place: nearly equal scores may change places.
+        order, other_order = (_places(poses).argsort() for poses in (one, other))
         assert len(one) == len(other) > 0
         torch.testing.assert_close(one.scores[order], other.scores[other_order], atol=score, rtol=0)
         xy, other_xy = one.pred_keypoints[order][..., :2], other.pred_keypoints[other_order][..., :2]
@@ -75,9 +81,10 @@ def test_bfloat16_results_are_near(version: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
-def test_compiled_results_are_near_and_sizes_compile_once() -> None:
+@pytest.mark.parametrize("version", ["light", "POET"])
+def test_compiled_results_are_near_and_sizes_compile_once(version: str) -> None:
     torch.compiler.reset()
-    model = _model()
+    model = _model(*VERSIONS[version])
     ready, expected_model = InferenceModel(model, compiled=True), InferenceModel(model)
     for size in SIZES:
         images = _images(size)
@@ -89,8 +96,9 @@ def test_compiled_results_are_near_and_sizes_compile_once() -> None:
     torch.compiler.reset()
 
 
-def test_the_model_goes_on_training_as_if_nothing_had_been() -> None:
-    model = _model()
+@pytest.mark.parametrize("version", ["light", "POET"])
+def test_the_model_goes_on_training_as_if_nothing_had_been(version: str) -> None:
+    model = _model(*VERSIONS[version])
     before = copy.deepcopy(model.state_dict())
     ready = InferenceModel(model, precision=torch.bfloat16)
     _predict(ready, _images((64, 96)))

@@ -16,22 +16,21 @@ from querypose.engine import PoseTrainer
 from querypose.engine.model_preparation import compile_in_place, prepare_model
 from querypose.modeling import QueryPose
 from tests.engine.toy_pose import toy_model
-from tests.tiny import FULL_VERSION, random_batch, tiny_config
+from tests.tiny import FULL_VERSION, POET, random_batch, tiny_config
 
 COMPONENTS = ["backbone", "box_decoder", "keypoint_decoder"]
+POET_COMPONENTS = ["backbone", "encoder", "decoder"]
+VERSIONS = {"light": [], "full": FULL_VERSION, "POET": POET}
 
 
-def models(*overrides: str, **switches: Any) -> tuple[QueryPose, QueryPose]:
+def models(*overrides: str, **switches: Any) -> tuple[Any, Any]:
     """One as it is built, and one prepared, in float64."""
     torch.manual_seed(0)
     plain = build_model(tiny_config(*overrides)).double()
-    prepared = prepare_model(copy.deepcopy(plain), **switches)
-    assert isinstance(plain, QueryPose)
-    assert isinstance(prepared, QueryPose)
-    return plain, prepared
+    return plain, prepare_model(copy.deepcopy(plain), **switches)
 
 
-def losses_and_gradients(model: QueryPose, persons: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def losses_and_gradients(model: nn.Module, persons: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     torch.manual_seed(1)
     batch = random_batch(list(persons), 17)
     model.zero_grad()
@@ -41,12 +40,12 @@ def losses_and_gradients(model: QueryPose, persons: Sequence[int]) -> tuple[dict
     return {name: loss.detach() for name, loss in losses.items()}, gradients
 
 
-@pytest.mark.parametrize("overrides", [[], FULL_VERSION], ids=["light", "full"])
-@pytest.mark.parametrize("switches", [{"channels_last": True}, {"recomputed": COMPONENTS}], ids=lambda s: next(iter(s)))
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("switch", ["channels_last", "recomputed"])
 @pytest.mark.parametrize("persons", [(2, 1), (0, 0)])
-def test_losses_gradients_and_statistics_stay(
-    overrides: list[str], switches: dict[str, Any], persons: tuple[int, int]
-) -> None:
+def test_losses_gradients_and_statistics_stay(version: str, switch: str, persons: tuple[int, int]) -> None:
+    overrides, components = VERSIONS[version], POET_COMPONENTS if version == "POET" else COMPONENTS
+    switches: dict[str, Any] = {"channels_last": True} if switch == "channels_last" else {"recomputed": components}
     plain, prepared = models(*overrides, **switches)
     for expected, found in zip(
         losses_and_gradients(plain, persons), losses_and_gradients(prepared, persons), strict=True
@@ -137,6 +136,18 @@ class TestCompilation:
                 ):
                     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
         assert list(prepared.state_dict()) == list(plain.state_dict())
+
+    def test_layers_of_poet_take_any_number_of_cells(self) -> None:
+        plain, prepared = models(*POET)
+        for component in prepared.components.values():
+            for module in component.modules:
+                compile_in_place(module, component.varying_dims, backend="aot_eager")
+        outcomes = []
+        for model in (plain, prepared):
+            torch.manual_seed(1)
+            padded = random_batch([2], 17, (96, 128)) + random_batch([1], 17, (64, 96))
+            outcomes.append([model(batch) for batch in (random_batch([1, 2], 17, (64, 96)), padded)])
+        torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-7, atol=1e-7)
 
     def test_another_size_of_image_needs_no_other_translation(self) -> None:
         plain, prepared = models()

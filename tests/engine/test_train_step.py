@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from querypose.d2 import EventStorage, build_model
 from querypose.engine import TrainStep, build_optimizer
 from tests.engine.toy_pose import ToyPose, toy_batch, toy_model
-from tests.tiny import random_batch, tiny_config
+from tests.tiny import ARCHITECTURES, random_batch, tiny_config
 
 
 def make_step(model: nn.Module, batch: Sequence[dict[str, Any]], lr: float = 0.01, **settings: Any) -> TrainStep:
@@ -118,8 +118,9 @@ def test_float16_scales_the_loss_and_reports_it_unscaled() -> None:
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_query_pose_trains_in_either_precision(precision: torch.dtype | None) -> None:
-    model = build_model(tiny_config())
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_real_models_train_in_either_precision(architecture: str, precision: torch.dtype | None) -> None:
+    model = build_model(tiny_config(*ARCHITECTURES[architecture]))
     before = copy.deepcopy(model.state_dict())
     figures = run(make_step(model, random_batch([2, 0, 1], 17), precision=precision, clip_norm=1.0), 2).latest()
     assert math.isfinite(figures["total_loss"][0])
@@ -127,7 +128,11 @@ def test_query_pose_trains_in_either_precision(precision: torch.dtype | None) ->
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert all(parameter.grad is not None for parameter in model.parameters())
     changed = [name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])]
-    assert "decoder.keypoint_stages.0.regressor.mean_weight" in changed
+    outputs = {
+        "QueryPose": "decoder.keypoint_stages.0.regressor.mean_weight",
+        "POET": "pose_transformer.pose_head.4.bias",
+    }
+    assert outputs[architecture] in changed
 
 
 class InfiniteGradient(torch.autograd.Function):

@@ -1,8 +1,7 @@
-"""The whole model: invariants, edges, gradients, any skeleton."""
+"""What QueryPose does that no other model does; `test_meta_architectures.py` has what all must do."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import math
@@ -19,27 +18,8 @@ from querypose.modeling.pose_decoder import PosePrediction
 from querypose.modeling.query_pose import postprocess
 from querypose.modeling.query_selection import QuerySelection
 from querypose.modeling.targets import Matches, PersonTargets
-from tests.tiny import FULL_VERSION, has_no_effect, keypoint_queries, random_batch, tiny_config
+from tests.tiny import FULL_VERSION, QUERY_POSE_VERSIONS, keypoint_queries, random_batch, tiny_config
 
-VERSIONS = {
-    "light": [],
-    "full": FULL_VERSION,
-    "full on matched": [*FULL_VERSION, "MODEL.QUERYPOSE.TRAIN_QUERIES", "matched"],
-    "heat maps": ["MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT", "0.5"],
-    "part queries, dynamic": keypoint_queries("part", "dynamic_channel"),
-    "part queries, full, attention, selective": [
-        *FULL_VERSION,
-        *keypoint_queries("part", "self_attention", "selective"),
-    ],
-    "part queries, average": keypoint_queries("part", "average_pooling", "selective"),
-    "instance query": keypoint_queries("instance", "dynamic_spatial"),
-    "instance query, full": [*FULL_VERSION, *keypoint_queries("instance", "spatial_attention")],
-    "instance query, serial alone": [
-        *("MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial"),
-        *keypoint_queries("instance", "self_attention"),
-    ],
-    "no query": keypoint_queries("none", "average_pooling"),
-}
 COCO = 17
 
 
@@ -53,59 +33,6 @@ def _total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_every_parameter_gets_a_gradient(version: str) -> None:
-    model = _model(*VERSIONS[version])
-    for parameter in model.parameters():
-        if not parameter.any():  # timm starts the last norm of a residual branch at zero, which hides the branch
-            torch.nn.init.normal_(parameter)
-    # Boxes of all sizes, so that every level of the pyramid is read, which stay about where they begin.
-    model.decoder.proposal_boxes.data[:, 2:] = torch.linspace(0.1, 1.0, 6)[:, None]
-    for stage in model.decoder.box_stages:
-        stage.get_parameter("box_deltas.weight").data.mul_(0.01)
-    losses = model(random_batch([3, 2], COCO, (512, 512)))
-    assert all(loss.isfinite() for loss in losses.values())
-    _total(losses).backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    reached = {name for name, gradient in gradients.items() if gradient is not None}
-    moved = {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
-    assert reached == {*gradients}
-    assert not [name for name in reached - moved if not has_no_effect(name)]
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("persons", [[0, 0], [0, 3], [9, 1]])
-def test_no_person_and_more_persons_than_queries(version: str, persons: list[int]) -> None:
-    model = _model(*VERSIONS[version])
-    losses = model(random_batch(persons, COCO))
-    _total(losses).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-    assert all(buffer.isfinite().all() for buffer in model.buffers())
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_batch_gives_what_single_images_give(version: str) -> None:
-    model = _model(*VERSIONS[version]).eval()
-    images = random_batch([1, 1, 1], COCO)
-    with torch.no_grad():
-        together = model(images)
-        alone = [model([image])[0] for image in images]
-    for one, other in zip(together, alone, strict=True):
-        one, other = one["instances"], other["instances"]
-        torch.testing.assert_close(one.pred_keypoints, other.pred_keypoints, atol=1e-3, rtol=1e-4)
-        torch.testing.assert_close(one.scores, other.scores)
-
-
-def test_the_content_of_batch_mates_changes_nothing() -> None:
-    model = _model().eval()
-    small, *mates = random_batch([1], COCO, (40, 50)) + random_batch([1, 1], COCO, (64, 96))
-    with torch.no_grad():
-        first, second = (model([small, mate])[0]["instances"] for mate in mates)
-    torch.testing.assert_close(first.pred_keypoints, second.pred_keypoints)
-
-
 def test_padding_is_not_read_as_image() -> None:
     model = _model().eval()
     seen: dict[str, list[torch.Tensor]] = {}
@@ -117,16 +44,6 @@ def test_padding_is_not_read_as_image() -> None:
     assert not finest[0, :, :, math.ceil(50 / 4) :].any()
     assert finest[0, :, : 40 // 4, : 50 // 4].any()
     assert finest[1].abs().sum(0).all()
-
-
-def test_training_depends_on_the_order_of_persons_in_no_way() -> None:
-    model = _model()
-    batch = random_batch([3, 2], COCO)
-    reordered = copy.deepcopy(batch)
-    reordered[0]["instances"] = batch[0]["instances"][torch.tensor([2, 0, 1])]
-    first, second = model(batch), copy.deepcopy(model)(reordered)
-    for name in first:
-        torch.testing.assert_close(first[name], second[name])
 
 
 def test_part_queries_follow_the_person_where_the_matches_change() -> None:
@@ -202,10 +119,10 @@ def test_which_queries_are_learned_depends_on_who_reads_them(query_type: str) ->
     assert ("decoder.part_queries" in dict(model.named_parameters())) == (query_type == "part")
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", QUERY_POSE_VERSIONS)
 def test_the_same_seed_gives_every_version_the_same_backbone_and_box_decoder(version: str) -> None:
     parameters = []
-    for overrides in ([], VERSIONS[version]):
+    for overrides in ([], QUERY_POSE_VERSIONS[version]):
         torch.manual_seed(3)
         parameters.append(dict(_model(*overrides).named_parameters()))
     shared = [name for name in parameters[0] if name.startswith(("backbone.", "decoder.box_stages."))]
@@ -214,7 +131,7 @@ def test_the_same_seed_gives_every_version_the_same_backbone_and_box_decoder(ver
 
 
 def test_serially_the_next_box_stage_gets_the_enhanced_instance_query() -> None:
-    model = _model(*VERSIONS["instance query, serial alone"]).eval()
+    model = _model(*QUERY_POSE_VERSIONS["instance query, serial alone"]).eval()
     left: list[torch.Tensor] = []
     taken: list[torch.Tensor] = []
     for box_stage, keypoint_stage in zip(model.decoder.box_stages, model.decoder.keypoint_stages, strict=True):
@@ -223,15 +140,6 @@ def test_serially_the_next_box_stage_gets_the_enhanced_instance_query() -> None:
     with torch.no_grad():
         model(random_batch([1], COCO))
     torch.testing.assert_close(taken[1], left[0].view_as(taken[1]))
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_more_persons_than_queries_in_bfloat16(version: str) -> None:
-    model = _model(*VERSIONS[version])
-    with torch.autocast("cpu", torch.bfloat16):
-        losses = model(random_batch([9, 1], COCO))
-    assert {loss.dtype for loss in losses.values()} == {torch.float32}
-    assert _total(losses).isfinite()
 
 
 def test_under_autocast_all_but_geometry_flow_and_outputs_is_bfloat16() -> None:
@@ -255,33 +163,6 @@ def test_under_autocast_all_but_geometry_flow_and_outputs_is_bfloat16() -> None:
     }
     assert in_float32 == {"decoder.box_pooler", "decoder.keypoint_pooler"} | outputs | flow
     assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in model.parameters())
-
-
-def test_bfloat16_keeps_geometry_and_losses_in_float32() -> None:
-    model, batch = _model(), random_batch([2], COCO)
-    reference = copy.deepcopy(model)(batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        losses = model(batch)
-    assert all(loss.dtype == torch.float32 for loss in losses.values())
-    torch.testing.assert_close(_total(losses), _total(reference), atol=0, rtol=0.1)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        instances = model.eval()(batch)[0]["instances"]
-    assert instances.pred_boxes.tensor.dtype == torch.float32
-    assert instances.pred_keypoints.dtype == torch.float32
-
-
-def test_inference_is_sorted_bounded_and_inside_the_output_frame() -> None:
-    model = _model("TEST.DETECTIONS_PER_IMAGE", "4").eval()
-    image = random_batch([1], COCO)[0] | {"height": 128, "width": 192}
-    with torch.no_grad():
-        instances = model([image])[0]["instances"]
-    assert instances.image_size == (128, 192)
-    assert len(instances) <= 4
-    assert (instances.scores.diff() <= 0).all()
-    boxes = instances.pred_boxes.tensor
-    assert (boxes >= 0).all()
-    assert (boxes[:, 2] <= 192).all()
-    assert (boxes[:, 3] <= 128).all()
 
 
 def test_postprocess_in_closed_form() -> None:

@@ -14,7 +14,7 @@ from querypose.modeling.assignment import assign_queries
 from querypose.modeling.losses import name_stage_losses
 from querypose.modeling.poet.pose_terms import PaperTerms
 from querypose.modeling.poet.pose_vector import PoseTargets, PoseVector
-from querypose.modeling.targets import Matches, PersonTargets, mean_persons_per_process
+from querypose.modeling.targets import Matches, PersonTargets, mean_over_processes, mean_persons_per_process
 
 # Classes as indices into the logits, counted from the last: there may be an empty one before them.
 NO_OBJECT, PERSON, EMPTY = -1, -2, -3
@@ -50,7 +50,7 @@ class PoseCriterion(nn.Module):
     """Matches queries and persons at every layer, and weighs what the pairs cost.
 
     The pose terms are divided by the number of persons in the batch, averaged over the processes and at least 1; the
-    class term is a mean over all queries of the batch, weighted by class.
+    class term is a mean over all queries of the batch, on all processes, weighted by class.
 
     Args:
         terms: computes the terms of eq. 3.
@@ -121,7 +121,7 @@ class PoseCriterion(nn.Module):
         weight_SBQ = torch.where(class_SBQ == num_classes + NO_OBJECT, self.no_object_weight, 1.0)
         entropy_SBQ = F.cross_entropy(outputs.logits_SBQC.flatten(0, 2), class_SBQ.flatten(), reduction="none")
         entropy_SBQ = entropy_SBQ.view_as(weight_SBQ) * weight_SBQ
-        return {"loss_cls": entropy_SBQ.sum((1, 2)) / weight_SBQ.sum((1, 2)), **losses_S}
+        return {"loss_cls": entropy_SBQ.sum((1, 2)) / mean_over_processes(weight_SBQ.sum((1, 2))), **losses_S}
 
     @staticmethod
     def _classes(outputs: QueryOutputs, has_pose: Tensor) -> Tensor:

@@ -1,0 +1,51 @@
+"""Augmentations that change what an image shows and leave every coordinate alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SMALLEST_GRID = 3
+
+
+class PixelAugmentation(Protocol):
+    """What changes the pixels of an image, none of them its place."""
+
+    def apply(self, image_CHW: Tensor, generator: np.random.Generator) -> Tensor:
+        """A changed image of the same size; everything random comes from `generator`."""
+        ...
+
+
+@dataclass(frozen=True)
+class CoarseDropout:
+    """With a probability paints rectangles of a grid black (DeVries and Taylor, 2017, as image libraries have it).
+
+    Keypoints that are painted over stay what they were: the model has to tell them from the rest.
+
+    Attributes:
+        probability: of doing anything.
+        share: bounds of the share of cells that go, drawn evenly.
+        grid: bounds of the grid's resolution, drawn evenly: cells along a side, as a share of its pixels; 3 at least.
+        per_channel: probability that the channels lose different cells.
+    """
+
+    probability: float
+    share: tuple[float, float] = (0.05, 0.2)
+    grid: tuple[float, float] = (0.015, 0.03)
+    per_channel: float = 0.5
+
+    def apply(self, image_CHW: Tensor, generator: np.random.Generator) -> Tensor:
+        """Drop or leave."""
+        if generator.random() >= self.probability:
+            return image_CHW
+        channels, height, width = image_CHW.shape
+        share, resolution = generator.uniform(*self.share), generator.uniform(*self.grid)
+        rows, columns = (max(_SMALLEST_GRID, int(side * resolution)) for side in (height, width))
+        num_masks = channels if generator.random() < self.per_channel else 1
+        kept = torch.from_numpy(generator.random((num_masks, rows, columns)) >= share)
+        row_H, column_W = torch.arange(height) * rows // height, torch.arange(width) * columns // width
+        return image_CHW * kept[:, row_H][:, :, column_W]

@@ -1,0 +1,192 @@
+"""What every meta-architecture must do: gradients, edges, invariants, any skeleton, any precision, any backbone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from querypose.d2 import META_ARCH_REGISTRY, build_model
+from querypose.modeling.components import HasComponents
+from tests.tiny import ARCHITECTURES, VERSIONS, has_no_effect, random_batch, tiny_config
+
+COCO = 17
+
+
+def _model(*overrides: str, dataset: str = "keypoints_coco_2017_val") -> nn.Module:
+    return build_model(tiny_config(*overrides, dataset=dataset))
+
+
+def _total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+def test_every_registered_meta_architecture_is_tested() -> None:
+    registered = {name for name, kind in META_ARCH_REGISTRY if kind.__module__.startswith("querypose.")}
+    assert registered == {*ARCHITECTURES}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_parameter_gets_a_gradient(version: str) -> None:
+    model = _model(*VERSIONS[version])
+    for name, parameter in model.named_parameters():
+        if not parameter.any():  # timm starts the last norm of a residual branch at zero, which hides the branch
+            nn.init.normal_(parameter)
+        if name.endswith("proposal_boxes"):
+            # Boxes of all sizes, so that every level of the pyramid is read, which stay about where they begin.
+            parameter.data[:, 2:] = torch.linspace(0.1, 1.0, 6)[:, None]
+        if name.endswith("box_deltas.weight"):
+            parameter.data.mul_(0.01)
+    losses = model(random_batch([3, 2], COCO, (512, 512)))
+    assert all(loss.isfinite() for loss in losses.values())
+    _total(losses).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    reached = {name for name, gradient in gradients.items() if gradient is not None}
+    moved = {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
+    assert reached == {*gradients}
+    assert not [name for name in reached - moved if not has_no_effect(name)]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("persons", [[0, 0], [0, 3], [9, 1]])
+def test_no_person_and_more_persons_than_queries(version: str, persons: list[int]) -> None:
+    model = _model(*VERSIONS[version])
+    losses = model(random_batch(persons, COCO))
+    _total(losses).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("visibility", [0.0, 1.0])
+def test_persons_without_a_visible_keypoint(version: str, visibility: float) -> None:
+    model, batch = _model(*VERSIONS[version]), random_batch([2, 1], COCO)
+    keypoints = batch[0]["instances"].gt_keypoints.tensor
+    keypoints[..., 2] = visibility
+    keypoints[0, :, :2] = 1e9 if visibility == 0 else 3.0
+    losses = model(batch)
+    _total(losses).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_batch_gives_what_single_images_give(version: str) -> None:
+    model = _model(*VERSIONS[version]).eval()
+    images = random_batch([1, 1, 1], COCO)
+    with torch.no_grad():
+        together = model(images)
+        alone = [model([image])[0] for image in images]
+    for one, other in zip(together, alone, strict=True):
+        one, other = one["instances"], other["instances"]
+        assert len(one) == len(other)
+        torch.testing.assert_close(one.pred_keypoints, other.pred_keypoints, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_content_of_batch_mates_changes_nothing(architecture: str) -> None:
+    model = _model(*ARCHITECTURES[architecture]).eval()
+    small, *mates = random_batch([1], COCO, (40, 50)) + random_batch([1, 1], COCO, (64, 96))
+    with torch.no_grad():
+        first, second = (model([small, mate])[0]["instances"] for mate in mates)
+    torch.testing.assert_close(first.pred_keypoints, second.pred_keypoints)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_training_depends_on_the_order_of_persons_in_no_way(architecture: str) -> None:
+    model = _model(*ARCHITECTURES[architecture])
+    batch = random_batch([3, 2], COCO)
+    reordered = copy.deepcopy(batch)
+    reordered[0]["instances"] = batch[0]["instances"][torch.tensor([2, 0, 1])]
+    first, second = model(batch), copy.deepcopy(model)(reordered)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("dataset", "num_keypoints"), [("keypoints_coco_2017_val", 17), ("crowdpose_val", 14)])
+def test_builtin_skeletons_train_and_predict(architecture: str, dataset: str, num_keypoints: int) -> None:
+    model = _model(*ARCHITECTURES[architecture], dataset=dataset)
+    assert _total(model(random_batch([1], num_keypoints))).isfinite()
+    with torch.no_grad():
+        instances = model.eval()(random_batch([1], num_keypoints))[0]["instances"]
+    assert instances.pred_keypoints.shape[1:] == (num_keypoints, 3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_annotations_of_another_skeleton_are_refused(architecture: str) -> None:
+    with pytest.raises(ValueError, match="The model has 17 keypoints, the annotations of image 0 of the batch 14"):
+        _model(*ARCHITECTURES[architecture])(random_batch([1], 14))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_more_persons_than_queries_in_bfloat16(version: str) -> None:
+    model = _model(*VERSIONS[version])
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(random_batch([9, 1], COCO))
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert _total(losses).isfinite()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16_keeps_geometry_and_losses_in_float32(architecture: str) -> None:
+    model, batch = _model(*ARCHITECTURES[architecture]), random_batch([2], COCO)
+    reference = copy.deepcopy(model)(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(batch)
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    torch.testing.assert_close(_total(losses), _total(reference), atol=0, rtol=0.1)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        instances = model.eval()(batch)[0]["instances"]
+    for name in ("pred_boxes", "pred_keypoints", "pred_visibilities", "scores"):
+        if instances.has(name):
+            field = instances.get(name)
+            assert getattr(field, "tensor", field).dtype == torch.float32
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_inference_is_sorted_bounded_and_in_the_output_frame(version: str) -> None:
+    model = _model("TEST.DETECTIONS_PER_IMAGE", "4", *VERSIONS[version]).eval()
+    image = random_batch([1], COCO)[0]
+    with torch.no_grad():
+        (small,), (large,) = (model([image | size]) for size in ({}, {"height": 128, "width": 288}))
+    instances = large["instances"]
+    assert instances.image_size == (128, 288)
+    assert len(instances) <= 4
+    assert (instances.scores.diff() <= 0).all()
+    scale = torch.tensor([3.0, 2.0, 1.0])
+    torch.testing.assert_close(instances.pred_keypoints, small["instances"].pred_keypoints * scale)
+    if instances.has("pred_boxes"):
+        boxes = instances.pred_boxes.tensor
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2] <= 288).all()
+        assert (boxes[:, 3] <= 128).all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_poses_below_the_threshold_are_left_out(architecture: str) -> None:
+    images = random_batch([1], COCO)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        every = _model(*ARCHITECTURES[architecture]).eval()(images)[0]["instances"]
+        torch.manual_seed(0)
+        bar = str(every.scores[len(every) // 2].item())
+        model = _model("TEST.SCORE_THRESHOLD", bar, *ARCHITECTURES[architecture]).eval()
+        best = model(images)[0]["instances"]
+    assert len(every) > 1
+    assert len(best) == int((every.scores > float(bar)).sum())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_its_components_hold_what_it_consists_of(architecture: str) -> None:
+    model = _model(*ARCHITECTURES[architecture])
+    assert isinstance(model, HasComponents)
+    modules = {*model.modules()}
+    for component in model.components.values():
+        assert component.modules
+        assert modules.issuperset(component.modules)

@@ -33,7 +33,7 @@ from querypose.engine.predictor import PosePredictor
 from querypose.engine.setup import available_cores
 from querypose.evaluation import dataset_category_ids, instances_to_results, write_json
 from querypose.skeleton import Skeleton, skeleton_of_datasets
-from querypose.visualization import draw_poses
+from querypose.visualization import draw_poses, drawn_visibilities
 from querypose.visualization.media import (
     MediaError,
     VideoReader,
@@ -64,7 +64,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--confidence-threshold", type=float, default=0.3, metavar="T",
         help="draw poses of at least this score (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--boxes", action="store_true", help="draw the boxes too")
+    parser.add_argument("--boxes", action="store_true", help="draw the boxes too, of a model that predicts them")
     parser.add_argument(
         "--results-json", type=Path, metavar="FILE",
         help="write all poses, whatever their score, as COCO results. image_id is the number at the end of the file's "
@@ -111,6 +111,7 @@ class Demo:
             self.skeleton,
             keypoint_scores=keypoints_NK3[:, :, 2],
             scores=shown.scores.numpy(),
+            visibilities=drawn_visibilities(shown.pred_visibilities) if shown.has("pred_visibilities") else None,
             boxes=shown.pred_boxes.tensor.numpy() if self.with_boxes and shown.has("pred_boxes") else None,
         )
 

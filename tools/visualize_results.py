@@ -24,7 +24,7 @@ from querypose.data import load_datasets, read_image, register_custom_datasets
 from querypose.engine import report_user_errors
 from querypose.evaluation import read_json
 from querypose.skeleton import Skeleton, skeleton_of_datasets
-from querypose.visualization import draw_poses, image_grid, plot_metrics
+from querypose.visualization import draw_poses, drawn_visibilities, image_grid, plot_metrics
 from querypose.visualization.media import save_image
 
 # A results file holds COCO's coordinates, in which the centre of the first pixel is 0; drawings want 0.5 there.
@@ -55,12 +55,14 @@ def draw_results(
     shown = [result for result in results if result["score"] >= threshold]
     keypoints_NK3 = np.array([result["keypoints"] for result in shown], dtype=np.float64)
     keypoints_NK3 = keypoints_NK3.reshape(-1, skeleton.num_keypoints, 3)
+    has_visibilities = bool(shown) and all("visibilities" in result for result in shown)
     return draw_poses(
         image,
         keypoints_NK3[:, :, :2] + _PIXEL_CENTER,
         skeleton,
         keypoint_scores=keypoints_NK3[:, :, 2],
         scores=[result["score"] for result in shown],
+        visibilities=drawn_visibilities([result["visibilities"] for result in shown]) if has_visibilities else None,
     )
 
 

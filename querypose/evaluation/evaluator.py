@@ -104,7 +104,8 @@ class PoseEvaluator(DatasetEvaluator):
         Args:
             inputs: the model's; of each the `image_id` is read.
             outputs: `{"instances": Instances}` each, with `scores` (N), `pred_classes` (N), `pred_keypoints` (N, K, 3)
-                and `pred_boxes` in the frame of the original image, where pixel centres are at +0.5.
+                and `pred_boxes` in the frame of the original image, where pixel centres are at +0.5, and
+                `pred_visibilities` (N, K); models that predict no boxes or no visibilities leave them out.
 
         Raises:
             EvaluationError: a prediction is NaN or infinite, or has another number of keypoints; names the image.
@@ -197,14 +198,15 @@ def instances_to_results(
     which the evaluation pays no regard. Coordinates are rounded to 1e-4 pixel, about what float32 resolves.
 
     Args:
-        instances: see `PoseEvaluator.process`; `pred_boxes` may be absent.
+        instances: see `PoseEvaluator.process`.
         image_id: as in the annotation file.
         category_ids: `category_id` of class 0, 1, …
         skeleton: of the K keypoints that are expected.
 
     Returns:
         a dict for each, as `read_detections` takes it; `keypoints` are a float64 array (3K), a row of one for them all,
-        which takes a quarter of the memory of Python's numbers. `write_json` writes it as a list.
+        which takes a quarter of the memory of Python's numbers. `write_json` writes it as a list. `visibilities` (K) in
+        [0, 1] stand beside them where the model predicts them.
 
     Raises:
         EvaluationError: a prediction is NaN or infinite, or has another number of keypoints.
@@ -224,6 +226,8 @@ def instances_to_results(
         boxes_N4 = np.asarray(instances.pred_boxes.tensor.detach().double().cpu().numpy())
         boxes_N4 = np.concatenate([boxes_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]], axis=1)
         fields["boxes"] = boxes_N4
+    if instances.has("pred_visibilities"):
+        fields["visibilities"] = np.asarray(instances.pred_visibilities.detach().double().cpu().numpy())
     for name, values in fields.items():
         if bad := int((~np.isfinite(values)).any(axis=1).sum()):
             raise EvaluationError(
@@ -239,6 +243,9 @@ def instances_to_results(
     if "boxes" in fields:
         for result, box in zip(results, np.round(fields["boxes"], 4).tolist(), strict=True):
             result["bbox"] = box
+    if "visibilities" in fields:
+        for result, visibilities in zip(results, np.round(fields["visibilities"], 4), strict=True):
+            result["visibilities"] = visibilities
     return results
 
 

@@ -25,6 +25,9 @@ _WIDTH_BOUNDS = (0.0033, 0.0095)
 _WIDTH_OF_EXTENT = 0.025
 _OPACITY_OF_HIDDEN = 0.55
 _OPACITY_OF_UNSURE = 0.25
+# Predicted visibilities: at least this is drawn at all, and at least this as visible.
+_MIN_VISIBILITY = 0.05
+_VISIBLE_FROM = 0.5
 _HALO: Color = (16, 18, 24)
 # Hues of the persons; each is far from the ones before it.
 _HUES = (0.55, 0.09, 0.37, 0.88, 0.15, 0.70, 0.99, 0.47, 0.28, 0.78)
@@ -45,6 +48,12 @@ def person_color(index: int) -> Color:
     saturation = (0.85, 0.60)[rounds % 2]
     red, green, blue = colorsys.hsv_to_rgb((_HUES[position] + 0.035 * rounds) % 1.0, saturation, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def drawn_visibilities(predicted_NK: ArrayLike) -> NDArray[np.float64]:
+    """Predicted visibilities (N, K) in [0, 1] as `draw_poses` takes them: 2 from 0.5 on, 1 below, 0 below 0.05."""
+    predicted = np.asarray(predicted_NK, dtype=np.float64)
+    return np.select([predicted >= _VISIBLE_FROM, predicted >= _MIN_VISIBILITY], [2.0, 1.0], default=0.0)
 
 
 def draw_poses(

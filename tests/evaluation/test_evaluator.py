@@ -19,6 +19,7 @@ from querypose.evaluation import (
     evaluate_oks,
     inference_folder,
     instances_to_results,
+    write_json,
 )
 from querypose.skeleton import COCO_SKELETON, CROWDPOSE_SKELETON
 from tests.evaluation.generated import generate
@@ -159,11 +160,24 @@ def test_instances_without_boxes() -> None:
     assert "bbox" not in result
 
 
+def test_predicted_visibilities_stand_beside_the_keypoints(tmp_path: Path) -> None:
+    instances = make_instances(np.zeros((2, 17, 3)), np.ones(2))
+    instances.pred_visibilities = torch.linspace(0, 1, 34).view(2, 17)
+    results = instances_to_results(instances, 1, [1], COCO_SKELETON)
+    write_json(tmp_path / "results.json", results)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert [len(result["visibilities"]) for result in written] == [17, 17]
+    assert written[1]["visibilities"][-1] == 1.0
+    assert written[0]["visibilities"][1] == round(1 / 33, 4)
+    assert [len(result["keypoints"]) for result in written] == [51, 51]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("field", ["pred_keypoints", "scores", "pred_boxes"])
+@pytest.mark.parametrize("field", ["pred_keypoints", "scores", "pred_boxes", "pred_visibilities"])
 def test_predictions_that_are_not_finite_are_refused_by_image(tmp_path: Path, field: str, value: float) -> None:
     make_dataset(tmp_path)
     instances = make_instances(np.zeros((2, 17, 3)), np.ones(2))
+    instances.pred_visibilities = torch.ones(2, 17)
     tensor = getattr(instances, field)
     (tensor.tensor if field == "pred_boxes" else tensor).view(-1)[3 if field != "scores" else 0] = value
     evaluator = build_pose_evaluator(make_cfg(tmp_path), NAME)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from querypose.skeleton import COCO_SKELETON, CROWDPOSE_SKELETON, Skeleton
-from querypose.visualization import draw_poses, image_grid, person_color
+from querypose.visualization import draw_poses, drawn_visibilities, image_grid, person_color
 
 TWO = Skeleton("two", ("a", "b"), (), (0.1, 0.1), edges=((0, 1),))
 
@@ -80,6 +80,10 @@ def test_visibilities() -> None:
         strengths.append(np.abs(drawn.astype(int) - image)[50:70, 10:30].sum())
         assert changed(drawn, image)[60, 80] == (visibility > 0)
     assert strengths[0] == 0 < strengths[1] < strengths[2]
+
+
+def test_predicted_visibilities_are_drawn_as_annotated_ones() -> None:
+    assert drawn_visibilities([[0.0, 0.04, 0.06, 0.49, 0.5, 1.0]]).tolist() == [[0, 0, 1, 1, 2, 2]]
 
 
 def test_unsure_keypoints_are_pale_and_below_the_threshold_left_out() -> None:

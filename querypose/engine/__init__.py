@@ -6,7 +6,6 @@ from querypose.engine.dataset_check import require_sound_datasets, validate_data
 from querypose.engine.ema import ExponentialMovingAverage, load_evaluation_weights
 from querypose.engine.errors import LostProcessError, NonFiniteError, report_user_errors
 from querypose.engine.launch import add_timeout_argument, launch
-from querypose.engine.launch import launch
 from querypose.engine.model_preparation import prepare_model
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.setup import setup

@@ -39,6 +39,7 @@ class InferenceModel(nn.Module):
             ConfigError: it is to be compiled and names no components.
         """
         super().__init__()
+        self.training = False
         self.model = copy.deepcopy(model).eval()
         for module in self.model.modules():
             # Put over a module's own, as by a compilation for training, it would run the original's weights.
@@ -64,6 +65,10 @@ class InferenceModel(nn.Module):
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         """What TEST.PRECISION and TEST.COMPILE say."""
         return {"model": model, "precision": PRECISIONS[cfg.TEST.PRECISION], "compiled": cfg.TEST.COMPILE}
+
+    def train(self, mode: bool = True) -> InferenceModel:
+        """Stays in evaluation mode, for which the normalisations were folded."""
+        return self
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What the model gives."""

@@ -75,6 +75,14 @@ class SetCriterion(nn.Module):
             suffix = "" if index == len(supervised) - 1 else f"_{index}"
             for name, loss_S in losses_S.items():
                 losses[name + suffix] = self.weights[name] * loss_S[index]
+        if not self.deep_supervision:
+            # By nothing: every parameter takes part, so that no process waits for a gradient that never comes.
+            unsupervised = [
+                output
+                for stage in stages[:-1]
+                for output in (stage.logits_BQ, stage.boxes_BQ4, stage.mean_RKD, stage.sigma_RKD)
+            ]
+            losses["loss_cls"] = losses["loss_cls"] + 0.0 * sum(output.sum() for output in unsupervised)
         return losses
 
     def unweighted_losses(

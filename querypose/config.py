@@ -105,6 +105,8 @@ KEYS: tuple[Key, ...] = (
     Key("DETERMINISTIC", False,
         "bit-identical runs on a GPU too: deterministic algorithms alone; an operation that has none is an error"),
     Key("CUDNN_BENCHMARK", False, "let cuDNN time its algorithms; faster where input sizes repeat"),
+    Key("KEEP_FREED_MEMORY", True,
+        "on a CPU: keep the memory of freed tensors for the next ones; faster, at the risk of a higher peak"),
     Key("LOG_PERIOD", 20, "iterations between two progress lines and two rows of metrics.json", _at_least(1)),
     # ---- model --------------------------------------------------------------------------------------------------
     Key("MODEL.META_ARCHITECTURE", "QueryPose", "class in META_ARCH_REGISTRY"),

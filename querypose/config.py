@@ -9,7 +9,6 @@ A key that detectron2 has too keeps detectron2's name and meaning; the default m
 from __future__ import annotations
 
 import difflib
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -109,6 +108,8 @@ KEYS: tuple[Key, ...] = (
     Key("DETERMINISTIC", False,
         "bit-identical runs on a GPU too: deterministic algorithms alone; an operation that has none is an error"),
     Key("CUDNN_BENCHMARK", False, "let cuDNN time its algorithms; faster where input sizes repeat"),
+    Key("KEEP_FREED_MEMORY", True,
+        "on a CPU: keep the memory of freed tensors for the next ones; faster, at the risk of a higher peak"),
     Key("LOG_PERIOD", 20, "iterations between two progress lines and two rows of metrics.json", _at_least(1)),
     # ---- model --------------------------------------------------------------------------------------------------
     Key("MODEL.META_ARCHITECTURE", "QueryPose", "class in META_ARCH_REGISTRY"),
@@ -382,8 +383,11 @@ def _merge_overrides(cfg: CfgNode, overrides: list[str]) -> None:
         if not _has_key(cfg, name):
             raise ConfigError(f"command line {overrides}: {_unknown_key(cfg, name)}")
     floats = {key.name for key in KEYS if isinstance(key.default, float)}
-    pairs = itertools.pairwise(["", *overrides])
-    values = [f"{text}.0" if name in floats and _INTEGER.fullmatch(str(text)) else text for name, text in pairs]
+    names = ["" if index % 2 == 0 else overrides[index - 1] for index in range(len(overrides))]
+    values = [
+        f"{text}.0" if name in floats and _INTEGER.fullmatch(str(text)) else text
+        for name, text in zip(names, overrides, strict=True)
+    ]
     try:
         cfg.merge_from_list(values)
     except RecursionError as error:

@@ -35,7 +35,7 @@ from querypose.data import register_custom_datasets, register_pose_dataset
 from querypose.engine import PoseTrainer
 from querypose.engine.predictor import PosePredictor
 from querypose.engine.progress import peak_memory
-from querypose.engine.setup import share_cores
+from querypose.engine.setup import prepare_process
 from querypose.evaluation import evaluate_oks, read_ground_truth
 from querypose.skeleton import Skeleton, skeleton_of_datasets
 
@@ -299,8 +299,8 @@ SUBJECTS: Mapping[str, Callable[[Workload], Subject]] = {
 
 
 def _prepared(cfg: CfgNode) -> CfgNode:
-    """The config of a run in this process, whose threads and seeds are set; pretrained weights are not fetched."""
-    share_cores()
+    """The config of a run in this process, now prepared and seeded; pretrained weights are not fetched."""
+    prepare_process(cfg)
     seed_all_rng(0)
     cfg.MODEL.BACKBONE.PRETRAINED = False
     return cfg
@@ -314,6 +314,7 @@ def _trainer_on(batches: Sequence[Batch], cfg: CfgNode) -> PoseTrainer:
         def build_train_loader(cls, cfg: CfgNode) -> Iterator[Batch]:
             return itertools.cycle(batches)
 
+    cfg.DATASETS.CHECK = "off"  # none is read
     return TrainerOnBatches(cfg)
 
 

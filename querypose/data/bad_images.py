@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +14,8 @@ from querypose.data.mapper import ImageSizeError
 
 _logger = logging.getLogger(__name__)
 
-# Slots of the table of bad images for each image of the dataset: two bad images rarely share one.
-_SLOTS_PER_IMAGE = 16
+# Slots of the table of bad images for each image of the dataset: it stays half empty, so a search in it ends soon.
+_SLOTS_PER_IMAGE = 2
 # That many unusable images one after the other are no accident, but a folder that is not there.
 _MAX_IN_A_ROW = 20
 
@@ -28,7 +28,7 @@ class SkipBadImages:
     """A mapper that gives None for an image that cannot be read or has another size than its json says.
 
     Data loaders take another image for None. Bad images are counted over all loader processes of a training process:
-    they share a table with a byte for each image. An image that is met again is not counted again.
+    they share a table of the bad images' names, as hashes. An image that is met again is not counted again.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class SkipBadImages:
         self._mapper = mapper
         self._num_images = num_images
         self._max_bad_share = max_bad_share
-        self._is_bad = torch.zeros(_SLOTS_PER_IMAGE * num_images, dtype=torch.uint8).share_memory_()
+        self._bad_images = torch.zeros(_SLOTS_PER_IMAGE * num_images, dtype=torch.int64).share_memory_()
         self._num_in_a_row = 0
 
     @property
     def num_bad(self) -> int:
         """Bad images that this process and its loader processes have met."""
-        return int(self._is_bad.sum())
+        return int(self._bad_images.count_nonzero())
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
         """The mapper's sample; None for a bad image.
@@ -67,9 +67,7 @@ class SkipBadImages:
         return sample
 
     def _count(self, record: dict[str, Any], error: Exception) -> None:
-        slot = zlib.crc32(str(record["file_name"]).encode()) % len(self._is_bad)
-        is_new = not self._is_bad[slot]
-        self._is_bad[slot] = 1
+        is_new = self._note(str(record["file_name"]))
         self._num_in_a_row += 1
         num_bad = self.num_bad
         if num_bad > self._max_bad_share * self._num_images or self._num_in_a_row >= _MAX_IN_A_ROW:
@@ -83,3 +81,14 @@ class SkipBadImages:
                 "%s Skipped: another image takes its place. (%d of %d training images are bad so far.)",
                 error, num_bad, self._num_images,
             )  # fmt: skip
+
+    def _note(self, file_name: str) -> bool:
+        """Writes a name into the table; True if it was not there. Two names that share a slot use the next free one."""
+        digest = hashlib.blake2b(file_name.encode(errors="surrogateescape"), digest_size=8).digest()
+        name_hash = int.from_bytes(digest, "little", signed=True) or 1
+        slot = name_hash % len(self._bad_images)
+        while self._bad_images[slot] not in (0, name_hash):
+            slot = (slot + 1) % len(self._bad_images)
+        is_new = self._bad_images[slot] == 0
+        self._bad_images[slot] = name_hash
+        return bool(is_new)

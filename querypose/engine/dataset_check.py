@@ -54,12 +54,12 @@ def require_sound_datasets(cfg: CfgNode) -> None:
 
     Raises:
         DatasetError: there are errors; lists them by kind. Raised in every process.
-        SkeletonError: a name is not that of a pose dataset.
+        SkeletonError: a name is not that of a pose dataset, or they are of several skeletons.
     """
     if cfg.DATASETS.CHECK == "off":
         return
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        skeleton_of_datasets([name])  # in every process, so that none waits for one that failed
+    if names := [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
+        skeleton_of_datasets(names)  # in every process, so that none waits for one that failed
     message = comm.all_gather(_errors_and_warnings(cfg) if comm.is_main_process() else "")[0]
     if message:
         raise DatasetError(message)

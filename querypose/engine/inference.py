@@ -20,26 +20,30 @@ PROBE_SIZE = (64, 96)
 
 
 class InferenceModel(nn.Module):
-    """A copy of a model for inference alone; the model itself goes on training unharmed.
+    """A model for inference alone: a copy, so that the model itself goes on training unharmed, or the model taken over.
 
-    In the copy batch normalisation is folded into the convolutions, weights lie in memory as convolutions read them
+    In it batch normalisation is folded into the convolutions, weights lie in memory as convolutions read them
     fastest (channels_last), and, where asked for, the forward pass runs in lower precision or compiled.
     """
 
     @configurable
-    def __init__(self, model: nn.Module, *, precision: torch.dtype | None = None, compiled: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, precision: torch.dtype | None = None, compiled: bool = False, in_place: bool = False
+    ) -> None:
         """Takes plain arguments; `InferenceModel(cfg, model)` those of TEST.
 
         Args:
             model: of any meta-architecture; takes [{"image", "height", "width"}].
             precision: what the forward pass computes in, by autocast; None is float32.
             compiled: compile the model's components, for inputs of any size.
+            in_place: change the model itself, where nobody else needs it; spares the memory of the copy.
 
         Raises:
             ConfigError: it is to be compiled and names no components.
         """
         super().__init__()
-        self.model = copy.deepcopy(model).eval()
+        self.training = False
+        self.model = (model if in_place else copy.deepcopy(model)).eval()
         for module in self.model.modules():
             # Put over a module's own, as by a compilation for training, it would run the original's weights.
             module.__dict__.pop("forward", None)
@@ -61,9 +65,14 @@ class InferenceModel(nn.Module):
                     module.compile(dynamic=True)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, model: nn.Module, *, in_place: bool = False) -> dict[str, Any]:
         """What TEST.PRECISION and TEST.COMPILE say."""
-        return {"model": model, "precision": PRECISIONS[cfg.TEST.PRECISION], "compiled": cfg.TEST.COMPILE}
+        precision = PRECISIONS[cfg.TEST.PRECISION]
+        return {"model": model, "precision": precision, "compiled": cfg.TEST.COMPILE, "in_place": in_place}
+
+    def train(self, mode: bool = True) -> InferenceModel:
+        """Stays in evaluation mode, for which the normalisations were folded."""
+        return self
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What the model gives."""

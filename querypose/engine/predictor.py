@@ -42,7 +42,7 @@ class PosePredictor:
         model = build_model(cfg)
         load_evaluation_weights(model, cfg.MODEL.WEIGHTS, use_average=cfg.SOLVER.EMA.ENABLED)
         return {
-            "model": InferenceModel(cfg, model),
+            "model": InferenceModel(cfg, model, in_place=True),
             "resize": RandomResize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST),
             "channel_order": cfg.INPUT.FORMAT,
         }

@@ -15,6 +15,7 @@ from querypose import d2
 from querypose.config import ConfigError, load_config
 from querypose.d2 import CfgNode, comm, default_setup, setup_logger
 from querypose.data import register_custom_datasets
+from querypose.engine.host_memory import keep_freed_memory
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -44,8 +45,15 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
-    share_cores()
+    prepare_process(cfg)
     return cfg
+
+
+def prepare_process(cfg: CfgNode) -> None:
+    """Gives this process its share of the cores; on a CPU also the memory policy of KEEP_FREED_MEMORY."""
+    share_cores()
+    if cfg.KEEP_FREED_MEMORY and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        keep_freed_memory()
 
 
 def use_deterministic_algorithms() -> None:

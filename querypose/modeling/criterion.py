@@ -74,7 +74,16 @@ class SetCriterion(nn.Module):
         supervised = stages if self.deep_supervision else stages[-1:]
         num_persons = mean_persons_per_process(targets)
         with full_precision(targets.boxes_BG4):
-            return name_stage_losses(self.unweighted_losses(supervised, targets, num_persons), self.weights)
+            losses = name_stage_losses(self.unweighted_losses(supervised, targets, num_persons), self.weights)
+        if not self.deep_supervision:
+            # By nothing: every parameter takes part, so that no process waits for a gradient that never comes.
+            unsupervised = [
+                output
+                for stage in stages[:-1]
+                for output in (stage.logits_BQ, stage.boxes_BQ4, stage.mean_RKD, stage.sigma_RKD)
+            ]
+            losses["loss_cls"] = losses["loss_cls"] + 0.0 * sum(output.sum() for output in unsupervised)
+        return losses
 
     def unweighted_losses(
         self, stages: Sequence[StagePrediction], targets: PersonTargets, num_persons: Tensor

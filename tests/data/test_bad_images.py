@@ -105,6 +105,13 @@ def test_each_bad_image_is_one_warning_with_its_name_and_the_count(
     assert "(3 of 24 training images are bad so far.)" in messages[2]
 
 
+def test_every_one_of_many_bad_images_is_counted(records: list[dict[str, Any]]) -> None:
+    many = [{**records[0], "file_name": f"gone{index}.jpg"} if index % 2 else records[0] for index in range(600)]
+    mapper = _mapper(many, 0.5)
+    assert sum(mapper(record) is None for record in many * 2) == 600
+    assert mapper.num_bad == 300
+
+
 @pytest.mark.parametrize(("share", "is_allowed"), [(3 / 24, True), (2.9 / 24, False), (0.0, False)])
 def test_more_than_the_share_is_an_error(records: list[dict[str, Any]], share: float, is_allowed: bool) -> None:
     mapper = _mapper(records, share)

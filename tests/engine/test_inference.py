@@ -128,6 +128,15 @@ def test_a_forward_put_over_a_module_stays_with_the_model() -> None:
     assert not calls
 
 
+@pytest.mark.parametrize("arch", ["resnet18", "regnetx_002"])
+def test_a_backbone_with_frozen_stages_is_evaluated_too(arch: str) -> None:
+    model, images = _model("MODEL.BACKBONE.ARCH", arch, "MODEL.BACKBONE.FREEZE_AT", "2"), _images(*SIZES)
+    ready = InferenceModel(model)
+    assert not ready.eval().train().model.training  # as an evaluation loop does
+    assert model.training
+    _assert_near(_predict(ready, images), _predict(model.eval(), images), pixels=1e-2, score=1e-5)
+
+
 def test_config_decides_precision_and_compilation() -> None:
     ready = InferenceModel(tiny_config("TEST.PRECISION", "bfloat16"), _model())
     assert ready.precision == torch.bfloat16

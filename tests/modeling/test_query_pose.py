@@ -112,6 +112,16 @@ def test_every_iteration_of_the_part_queries_trains(iteration: str) -> None:
     assert ("decoder.part_queries" in dict(model.named_parameters())) == (iteration != "none")
 
 
+def test_without_deep_supervision_every_parameter_takes_part_and_earlier_heads_do_not_learn() -> None:
+    model = _model("MODEL.QUERYPOSE.LOSS.DEEP_SUPERVISION", "False")
+    _total(model(random_batch([2, 1], COCO))).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert not [name for name, gradient in gradients.items() if gradient is None]
+    first, *_, last = (gradients[name] for name in gradients if name.endswith("cls_logit.weight"))
+    assert not torch.as_tensor(first).any()
+    assert torch.as_tensor(last).any()
+
+
 @pytest.mark.parametrize("query_type", ["part", "instance", "none"])
 def test_which_queries_are_learned_depends_on_who_reads_them(query_type: str) -> None:
     interaction = "average_pooling" if query_type == "none" else "self_attention"

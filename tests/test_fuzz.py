@@ -117,6 +117,8 @@ DOCUMENT = toy_document()
 @given(path=st.sampled_from(places(DOCUMENT)), value=VALUES)
 @example(path=("images", 0, "id"), value=2**65)
 @example(path=("annotations", 0, "bbox", 2), value=10**400)
+@example(path=("annotations", 0, "bbox"), value=[1, 2, 3, "4"])
+@example(path=("annotations", 0, "bbox"), value=[[1], [2], [3], [4]])
 @example(path=("annotations", 0, "image_id"), value=[])
 @example(path=("annotations", 0, "category_id"), value={})
 def test_whatever_stands_anywhere_in_an_annotation_file(tmp_path: Path, path: tuple[Any, ...], value: Any) -> None:

@@ -10,6 +10,7 @@ evaluator takes it off again when it writes results. Boxes are continuous in the
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -292,10 +293,7 @@ def _with_numbers(
             f"{name!r} of annotation {annotation['id']} (image {annotation['image_id']}) is {found}",
             f"it must be {length} numbers: {meaning}",
         )  # fmt: skip
-    try:
-        is_sound = np.isfinite(_array(of_length, name, length)).all(axis=1)
-    except (TypeError, ValueError, OverflowError):  # one of them holds a text, a list, …
-        is_sound = np.array([_are_finite_numbers(annotation[name]) for annotation in of_length])
+    is_sound = _rows_of_finite_numbers([annotation[name] for annotation in of_length])
     for index in np.flatnonzero(~is_sound).tolist():
         annotation = of_length[index]
         file.error(
@@ -308,6 +306,15 @@ def _with_numbers(
 
 def _array(annotations: Sequence[Mapping[str, Any]], name: str, length: int) -> np.ndarray:
     return np.array([annotation[name] for annotation in annotations], dtype=np.float64).reshape(-1, length)
+
+
+def _rows_of_finite_numbers(rows: list[list[Any]]) -> np.ndarray:
+    """Which rows hold finite numbers and nothing else."""
+    with contextlib.suppress(ValueError):  # one of them holds a list
+        array = np.array(rows)
+        if array.ndim == 2 and array.dtype.kind in "biuf":
+            return np.asarray(np.isfinite(array).all(axis=1))
+    return np.array([_are_finite_numbers(row) for row in rows], dtype=bool)
 
 
 def _are_finite_numbers(values: list[Any]) -> bool:

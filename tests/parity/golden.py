@@ -17,10 +17,10 @@ from querypose.checkpoint.querypose_official import convert_querypose_official
 from querypose.config import get_cfg
 from querypose.d2 import Backbone, ShapeSpec
 from querypose.layers import RealNVP
-from querypose.modeling.criterion import SetCriterion
-from querypose.modeling.matcher import HungarianMatcher
-from querypose.modeling.pose_decoder import PoseDecoder, StagePrediction
-from querypose.modeling.query_pose import build_pose_decoder
+from querypose.modeling.query_pose.criterion import SetCriterion
+from querypose.modeling.query_pose.matcher import HungarianMatcher
+from querypose.modeling.query_pose.meta_arch import build_pose_decoder
+from querypose.modeling.query_pose.pose_decoder import PoseDecoder, StagePrediction
 from querypose.modeling.targets import PersonTargets
 from querypose.skeleton import COCO_SKELETON
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from querypose.modeling.query_pose import PosePrediction, postprocess
-from querypose.modeling.query_selection import QuerySelection
+from querypose.modeling.query_pose.meta_arch import PosePrediction, postprocess
+from querypose.modeling.query_pose.query_selection import QuerySelection
 from tests.parity.golden import LEVELS, Fixture, TinyPose, TrainingRun, float32_errors, relative_error, train
 
 # Golden values are float64, rounded to float32: 6e-8.

@@ -7,7 +7,7 @@ import torch
 
 from querypose.checkpoint import convert_querypose_official
 from querypose.layers import RealNVP
-from querypose.modeling.losses import residual_log_likelihood, residual_log_likelihood_loss
+from querypose.modeling.query_pose.losses import residual_log_likelihood, residual_log_likelihood_loss
 from tests.parity.golden import PARTS, Fixture, OfficialView, relative_error
 
 PRECISIONS = [pytest.param(torch.float64, 1e-6, id="float64"), pytest.param(torch.float32, 1e-5, id="float32")]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from querypose.modeling.pose_decoder import StagePrediction
+from querypose.modeling.query_pose.pose_decoder import StagePrediction
 from querypose.modeling.targets import PersonTargets
 from tests.parity.golden import Fixture, OfficialView, TinyPose, relative_error
 from tests.parity.published_decoder import Matching, PublishedDecoder, StageOutput

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from querypose.config import get_cfg
 from querypose.layers import RealNVP
-from querypose.modeling.criterion import SetCriterion
-from querypose.modeling.query_pose import build_pose_decoder
+from querypose.modeling.query_pose.criterion import SetCriterion
+from querypose.modeling.query_pose.meta_arch import build_pose_decoder
 from querypose.skeleton import COCO_SKELETON
 from tests.parity.golden import OfficialView, Pyramid
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from querypose.layers import full_precision
 from querypose.modeling.assignment import assign_queries
-from querypose.modeling.losses import name_stage_losses
+from querypose.modeling.deep_supervision import name_stage_losses
 from querypose.modeling.poet.pose_terms import PaperTerms
 from querypose.modeling.poet.pose_vector import PoseTargets, PoseVector
 from querypose.modeling.targets import Matches, PersonTargets, mean_over_processes, mean_persons_per_process

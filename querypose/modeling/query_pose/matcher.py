@@ -7,7 +7,7 @@ from torch import Tensor
 
 from querypose.layers import at_least_float32, full_precision
 from querypose.modeling.assignment import assign_queries
-from querypose.modeling.costs import box_giou_cost, box_l1_cost, focal_cost
+from querypose.modeling.query_pose.costs import box_giou_cost, box_l1_cost, focal_cost
 from querypose.modeling.targets import Matches, PersonTargets
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from querypose.config import ConfigError, load_config
-from querypose.modeling.part_embedding import (
+from querypose.modeling.query_pose.part_embedding import (
     INTERACTIONS,
     AttentionEmbedding,
     AveragePoolingEmbedding,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from querypose.layers import DynamicInteraction, RegionBatchNorm2d
-from querypose.modeling.initialization import zero_bias
+from querypose.modeling.query_pose.initialization import zero_bias
 
 
 class SpatialPartEmbedding(nn.Module):

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from querypose.layers import RealNVP
-from querypose.modeling.criterion import SetCriterion, keypoint_targets
-from querypose.modeling.losses import (
+from querypose.modeling.query_pose.criterion import SetCriterion, keypoint_targets
+from querypose.modeling.query_pose.losses import (
     box_giou_loss,
     box_l1_loss,
     focal_loss,
     residual_log_likelihood,
     residual_log_likelihood_loss,
 )
-from querypose.modeling.matcher import HungarianMatcher
-from querypose.modeling.pose_decoder import StagePrediction
+from querypose.modeling.query_pose.matcher import HungarianMatcher
+from querypose.modeling.query_pose.pose_decoder import StagePrediction
 from querypose.modeling.targets import PersonTargets
 from tests.tiny import random_persons
 

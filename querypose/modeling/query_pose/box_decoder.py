@@ -12,7 +12,7 @@ from querypose.layers import (
     at_least_float32,
     full_precision,
 )
-from querypose.modeling.initialization import prior_bias, xavier_uniform_matrices
+from querypose.modeling.query_pose.initialization import prior_bias, xavier_uniform_matrices
 
 
 class BoxStage(nn.Module):

@@ -22,24 +22,24 @@ from querypose.d2 import (
     configurable,
 )
 from querypose.layers import RealNVP, RegionPooler, pooling_layout
-from querypose.modeling.box_decoder import BoxStage
 from querypose.modeling.components import Component
-from querypose.modeling.criterion import SetCriterion
-from querypose.modeling.heatmap import AuxiliaryHeatmap
 from querypose.modeling.images import normalize_and_pad, output_sizes, zero_padding
-from querypose.modeling.initialization import PROPOSAL_LAYOUTS
-from querypose.modeling.keypoint_decoder import (
+from querypose.modeling.poses import QueryPoses
+from querypose.modeling.query_pose.box_decoder import BoxStage
+from querypose.modeling.query_pose.criterion import SetCriterion
+from querypose.modeling.query_pose.heatmap import AuxiliaryHeatmap
+from querypose.modeling.query_pose.initialization import PROPOSAL_LAYOUTS
+from querypose.modeling.query_pose.keypoint_decoder import (
     DirectStage,
     InstanceQueryStage,
     InstanceRefinement,
     KeypointStage,
     PartQueryStage,
 )
-from querypose.modeling.matcher import HungarianMatcher
-from querypose.modeling.part_embedding import region_interaction
-from querypose.modeling.pose_decoder import PoseDecoder, PosePrediction
-from querypose.modeling.poses import QueryPoses
-from querypose.modeling.query_selection import QuerySelection, class_scores, keypoint_scores, pose_scores
+from querypose.modeling.query_pose.matcher import HungarianMatcher
+from querypose.modeling.query_pose.part_embedding import region_interaction
+from querypose.modeling.query_pose.pose_decoder import PoseDecoder, PosePrediction
+from querypose.modeling.query_pose.query_selection import QuerySelection, class_scores, keypoint_scores, pose_scores
 from querypose.modeling.targets import PersonTargets
 from querypose.skeleton import Skeleton, skeleton_of_datasets
 

@@ -12,11 +12,11 @@ import torch
 from querypose.d2 import build_model
 from querypose.layers import RegionPooler, box_cxcywh_to_xyxy
 from querypose.modeling import QueryPose
-from querypose.modeling.initialization import grid_boxes
-from querypose.modeling.matcher import HungarianMatcher
-from querypose.modeling.pose_decoder import PosePrediction
-from querypose.modeling.query_pose import postprocess
-from querypose.modeling.query_selection import QuerySelection
+from querypose.modeling.query_pose.initialization import grid_boxes
+from querypose.modeling.query_pose.matcher import HungarianMatcher
+from querypose.modeling.query_pose.meta_arch import postprocess
+from querypose.modeling.query_pose.pose_decoder import PosePrediction
+from querypose.modeling.query_pose.query_selection import QuerySelection
 from querypose.modeling.targets import Matches, PersonTargets
 from tests.tiny import FULL_VERSION, QUERY_POSE_VERSIONS, keypoint_queries, random_batch, tiny_config
 

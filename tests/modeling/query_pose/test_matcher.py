@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from querypose.modeling.costs import box_giou_cost, box_l1_cost, focal_cost
-from querypose.modeling.matcher import HungarianMatcher
+from querypose.modeling.query_pose.costs import box_giou_cost, box_l1_cost, focal_cost
+from querypose.modeling.query_pose.matcher import HungarianMatcher
 from querypose.modeling.targets import PersonTargets
 from tests.tiny import random_persons
 

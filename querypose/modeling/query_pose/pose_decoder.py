@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from querypose.layers import RegionPooler, box_cxcywh_to_xyxy
-from querypose.modeling.box_decoder import BoxStage
-from querypose.modeling.keypoint_decoder import KeypointStage
-from querypose.modeling.query_selection import QuerySelection, best_rows, class_scores
+from querypose.modeling.query_pose.box_decoder import BoxStage
+from querypose.modeling.query_pose.keypoint_decoder import KeypointStage
+from querypose.modeling.query_pose.query_selection import QuerySelection, best_rows, class_scores
 from querypose.modeling.targets import Matches, PersonTargets
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from querypose.modeling.keypoint_decoder import KeypointRegressor
-from querypose.modeling.part_embedding import SpatialPartEmbedding
-from querypose.modeling.part_update import PART_UPDATES, SelectiveUpdate
+from querypose.modeling.query_pose.keypoint_decoder import KeypointRegressor
+from querypose.modeling.query_pose.part_embedding import SpatialPartEmbedding
+from querypose.modeling.query_pose.part_update import PART_UPDATES, SelectiveUpdate
 from querypose.skeleton import BUILTIN_SKELETONS
 
 

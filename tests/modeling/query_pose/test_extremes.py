@@ -10,11 +10,11 @@ from torch import Tensor
 
 from querypose.config import ConfigError, load_config
 from querypose.layers import RealNVP, generalized_box_iou
-from querypose.modeling.costs import focal_cost
-from querypose.modeling.criterion import SetCriterion
-from querypose.modeling.keypoint_decoder import KeypointRegressor
-from querypose.modeling.losses import SMALLEST_SIGMA, focal_loss, residual_log_likelihood_loss
-from querypose.modeling.pose_decoder import StagePrediction
+from querypose.modeling.query_pose.costs import focal_cost
+from querypose.modeling.query_pose.criterion import SetCriterion
+from querypose.modeling.query_pose.keypoint_decoder import KeypointRegressor
+from querypose.modeling.query_pose.losses import SMALLEST_SIGMA, focal_loss, residual_log_likelihood_loss
+from querypose.modeling.query_pose.pose_decoder import StagePrediction
 from querypose.modeling.targets import Matches, PersonTargets
 
 HALF = [torch.float32, torch.float16, torch.bfloat16]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from querypose.d2 import Instances, build_model
 from querypose.modeling import QueryPose
-from querypose.modeling.query_selection import QUERIES_PER_ROUND, QuerySelection, best_rows, pose_scores
+from querypose.modeling.query_pose.query_selection import QUERIES_PER_ROUND, QuerySelection, best_rows, pose_scores
 from tests.tiny import FULL_VERSION, random_batch, tiny_config
 
 NUM_QUERIES, NUM_POSES = 60, 4

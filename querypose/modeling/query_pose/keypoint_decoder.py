@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from querypose.layers import DynamicInteraction, FeedForward, SelfAttention, at_least_float32, full_precision
-from querypose.modeling.initialization import xavier_uniform_blocks, xavier_uniform_matrices, zero_bias
-from querypose.modeling.part_embedding import RegionInteraction
-from querypose.modeling.part_update import PART_UPDATES
+from querypose.modeling.query_pose.initialization import xavier_uniform_blocks, xavier_uniform_matrices, zero_bias
+from querypose.modeling.query_pose.part_embedding import RegionInteraction
+from querypose.modeling.query_pose.part_update import PART_UPDATES
 
 
 class InstanceRefinement(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from querypose.layers import at_least_float32, full_precision
-from querypose.modeling.initialization import prior_bias
-from querypose.modeling.losses import heatmap_focal_loss
+from querypose.modeling.query_pose.initialization import prior_bias
+from querypose.modeling.query_pose.losses import heatmap_focal_loss
 from querypose.modeling.targets import PersonTargets, mean_persons_per_process
 
 # A box moved in by a bump's radius on all sides overlaps with itself by this much (CornerNet).

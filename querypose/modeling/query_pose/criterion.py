@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from querypose.layers import RealNVP, at_least_float32, full_precision
-from querypose.modeling.losses import (
+from querypose.modeling.deep_supervision import name_stage_losses
+from querypose.modeling.query_pose.losses import (
     box_giou_loss,
     box_l1_loss,
     focal_loss,
-    name_stage_losses,
     residual_log_likelihood_loss,
 )
-from querypose.modeling.pose_decoder import StagePrediction
+from querypose.modeling.query_pose.pose_decoder import StagePrediction
 from querypose.modeling.targets import PersonTargets, mean_persons_per_process
 
 

@@ -1,4 +1,4 @@
-"""Loss terms as sums, which the criterion divides; and how the losses of several stages are named.
+"""Loss terms as sums, which the criterion divides.
 
 All take a leading dimension of stages too, over which they do not sum: as many calls as there are terms serve all
 stages.
@@ -7,7 +7,6 @@ stages.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -19,24 +18,6 @@ from querypose.layers import RealNVP, generalized_box_iou
 # A standardised residual of one box's size is then at most 1e6, whose density under any trained flow is finite. Trained
 # models stay three orders of magnitude above.
 SMALLEST_SIGMA = 1e-6
-
-
-def name_stage_losses(losses_S: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
-    """The weighted losses of every stage under names of their own (deep supervision).
-
-    Args:
-        losses_S: by name, one number a stage.
-        weights: by name.
-
-    Returns:
-        scalars: those of the last stage by their name, those of an earlier one with suffix `_{stage}`.
-    """
-    named = {}
-    for name, loss_S in losses_S.items():
-        *earlier, last = (weights[name] * loss_S).unbind()
-        named[name] = last
-        named.update({f"{name}_{stage}": loss for stage, loss in enumerate(earlier)})
-    return named
 
 
 def focal_loss(logits_BQ: Tensor, is_person_BQ: Tensor, alpha: float, gamma: float) -> Tensor:

@@ -1,0 +1,10 @@
+"""QueryPose (NeurIPS 2022): part-level queries of every person, refreshed stage by stage.
+
+The files follow the paper: `box_decoder`, `keypoint_decoder` and `pose_decoder` (Sec. 3.1), `part_embedding` (SPEGM,
+Sec. 3.2), `part_update` (SIM, Sec. 3.3), `matcher`, `losses` and `criterion` (Sec. 3.4), `meta_arch`;
+`query_selection` says which queries inference has to decode.
+"""
+
+from querypose.modeling.query_pose.meta_arch import QueryPose
+
+__all__ = ["QueryPose"]

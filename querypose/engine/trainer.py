@@ -280,7 +280,7 @@ class PoseTrainer(DefaultTrainer):
             output_dir=cfg.OUTPUT_DIR,
             resume=resume,
         )
-        results = cls.test(cfg, model)
+        results = cls.test(cfg, InferenceModel(cfg, model, in_place=True))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
@@ -292,15 +292,18 @@ class PoseTrainer(DefaultTrainer):
         model: nn.Module,
         evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """Evaluates a copy of `model`, made ready for inference as TEST says, on every dataset of DATASETS.TEST.
+        """Evaluates a model on every dataset of DATASETS.TEST: a copy of it, made ready for inference as TEST says.
+
+        An `InferenceModel` is ready, and evaluated itself.
 
         Args and result are those of the engine's DefaultTrainer.
 
         Raises:
             LoaderError: a process of the data loader died.
         """
+        ready = model if isinstance(model, InferenceModel) else InferenceModel(cfg, model)
         with explain_loader_failures():
-            results: dict[str, Any] = super().test(cfg, InferenceModel(cfg, model), evaluators)
+            results: dict[str, Any] = super().test(cfg, ready, evaluators)
         return results
 
     def _evaluate(self) -> dict[str, Any]:

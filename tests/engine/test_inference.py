@@ -71,6 +71,14 @@ def test_the_results_are_those_of_the_model(version: str) -> None:
     assert not [module for module in ready.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
+def test_in_place_there_is_one_model_alone() -> None:
+    model, images = _model().eval(), _images(*SIZES)
+    expected = _predict(InferenceModel(model), images)
+    ready = InferenceModel(model, in_place=True)
+    assert ready.model is model
+    _assert_near(_predict(ready, images), expected, pixels=0.0, score=0.0)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_bfloat16_results_are_near(version: str) -> None:
     model, images = _model(*VERSIONS[version]), _images(*SIZES)

@@ -14,6 +14,7 @@ from querypose.config import ConfigError
 from querypose.d2 import CfgNode, comm
 from querypose.data import DatasetError, register_custom_datasets
 from querypose.engine import PoseTrainer
+from querypose.engine.inference import InferenceModel
 from querypose.engine.trainer import synchronize_batch_norm
 from tests.engine.toy_pose import ToyPose, toy_cfg, write_toy_config
 
@@ -151,7 +152,8 @@ def test_averaged_weights_are_saved_beside_the_trained_and_evaluated(
     evaluated: list[torch.Tensor] = []
 
     def test(cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        evaluated.append(model.state_dict()["flow.weight"].clone())
+        itself = model.model if isinstance(model, InferenceModel) else model
+        evaluated.append(itself.state_dict()["flow.weight"].clone())
         return {"keypoints": {"AP": 0.0}}
 
     monkeypatch.setattr(PoseTrainer, "test", staticmethod(test))

@@ -13,7 +13,7 @@ RUN = $(VENV)/bin/python
 .PHONY: help install quickstart test lint clean
 
 help:
-	@echo "make quickstart   install, train on drawn people, evaluate, draw: about a quarter of an hour on four CPU cores"
+	@echo "make quickstart   install, train on drawn people, evaluate, draw: about twelve minutes on four CPU cores"
 	@echo "make test         install, lint, check types, run the tests"
 	@echo "make lint         ruff and mypy alone"
 	@echo "make clean        remove the virtual environment and output/"

@@ -9,10 +9,18 @@ import torch
 from torch import nn
 
 from querypose.d2 import META_ARCH_REGISTRY, build_model
+from querypose.modeling.backbone import SWIN_ARCHS, SwinArch
 from querypose.modeling.components import HasComponents
 from tests.tiny import ARCHITECTURES, VERSIONS, has_no_effect, random_batch, tiny_config
 
 COCO = 17
+# Attention over windows, every branch fused into each, tokens of one size, a layout with channels last.
+BACKBONES: dict[str, list[str]] = {
+    "swin": ["MODEL.BACKBONE.NAME", "build_swin_fpn_backbone", "MODEL.BACKBONE.ARCH", "swin_t"],
+    "hrnet": ["MODEL.BACKBONE.ARCH", "hrnet_w18_small", "MODEL.FPN.TYPE", "hrfpn"],
+    "vit": ["MODEL.BACKBONE.ARCH", "test_vit"],
+    "convnext": ["MODEL.BACKBONE.ARCH", "test_convnext"],
+}
 
 
 def _model(*overrides: str, dataset: str = "keypoints_coco_2017_val") -> nn.Module:
@@ -116,6 +124,23 @@ def test_builtin_skeletons_train_and_predict(architecture: str, dataset: str, nu
     with torch.no_grad():
         instances = model.eval()(random_batch([1], num_keypoints))[0]["instances"]
     assert instances.pred_keypoints.shape[1:] == (num_keypoints, 3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_backbones_of_every_kind_train_and_predict(
+    architecture: str, backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SWIN_ARCHS, "swin_t", SwinArch(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4)))
+    overrides = [*ARCHITECTURES[architecture], *BACKBONES[backbone]]
+    if architecture == "POET" and "hrfpn" in overrides:
+        overrides += ["MODEL.BACKBONE.OUT_FEATURES", "['p5']"]
+    model, batch = _model(*overrides), random_batch([1, 2], COCO)
+    _total(model(batch)).backward()
+    moved = {name for name, parameter in model.backbone.named_parameters() if parameter.grad is not None}
+    assert moved == {name for name, _ in model.backbone.named_parameters()}
+    with torch.no_grad():
+        assert all(len(output["instances"]) > 0 for output in model.eval()(batch))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -137,8 +137,10 @@ def test_backbones_of_every_kind_train_and_predict(
         overrides += ["MODEL.BACKBONE.OUT_FEATURES", "['p5']"]
     model, batch = _model(*overrides), random_batch([1, 2], COCO)
     _total(model(batch)).backward()
-    moved = {name for name, parameter in model.backbone.named_parameters() if parameter.grad is not None}
-    assert moved == {name for name, _ in model.backbone.named_parameters()}
+    moved = {
+        name for name, parameter in model.get_submodule("backbone").named_parameters() if parameter.grad is not None
+    }
+    assert moved == {name for name, _ in model.get_submodule("backbone").named_parameters()}
     with torch.no_grad():
         assert all(len(output["instances"]) > 0 for output in model.eval()(batch))
 

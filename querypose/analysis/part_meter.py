@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -25,7 +26,8 @@ def part_name(module_name: str, depth: int) -> str:
     return ".".join([name for name in names if name][:depth]) or REST
 
 
-class Span(NamedTuple, Generic[Reading]):
+@dataclass(frozen=True)
+class Span(Generic[Reading]):
     """A stretch of the forward pass in which one part was running, between two readings of what is measured."""
 
     part: str

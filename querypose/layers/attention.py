@@ -5,40 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with residual and post-normalisation.
-
-    Args:
-        dim: width C of the queries; a multiple of `num_heads`.
-        num_heads: attention heads.
-        dropout: of the attention weights and of what is added.
-    """
-
-    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(
-        self, query_BQC: Tensor, position_BQC: Tensor | None = None, is_padding_BQ: Tensor | None = None
-    ) -> Tensor:
-        """Lets the Q queries of each of B sets look at each other; (B, Q, C) in and out.
-
-        Args:
-            query_BQC: the queries.
-            position_BQC: added where queries look and are looked at, not to what they see.
-            is_padding_BQ: True where a query is not looked at.
-        """
-        looking_BQC = _at(query_BQC, position_BQC)
-        attended_BQC, _ = self.attention(
-            looking_BQC, looking_BQC, query_BQC, key_padding_mask=is_padding_BQ, need_weights=False
-        )
-        return self.norm(query_BQC + self.dropout(attended_BQC))
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention of queries to tokens, with residual and post-normalisation.
+class _Attention(nn.Module):
+    """Multi-head attention with residual and post-normalisation.
 
     Args:
         dim: width C of queries and tokens; a multiple of `num_heads`.
@@ -51,6 +19,41 @@ class CrossAttention(nn.Module):
         self.attention = nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
+
+    def _attend(
+        self,
+        query_BQC: Tensor,
+        looking_BQC: Tensor,
+        seen_BTC: Tensor,
+        content_BTC: Tensor,
+        is_padding_BT: Tensor | None,
+    ) -> Tensor:
+        """The queries with what they see: `looking` meets `seen`, and `content` is taken in."""
+        attended_BQC, _ = self.attention(
+            looking_BQC, seen_BTC, content_BTC, key_padding_mask=is_padding_BT, need_weights=False
+        )
+        return self.norm(query_BQC + self.dropout(attended_BQC))
+
+
+class SelfAttention(_Attention):
+    """Attention of queries to each other, with residual and post-normalisation."""
+
+    def forward(
+        self, query_BQC: Tensor, position_BQC: Tensor | None = None, is_padding_BQ: Tensor | None = None
+    ) -> Tensor:
+        """Lets the Q queries of each of B sets look at each other; (B, Q, C) in and out.
+
+        Args:
+            query_BQC: the queries.
+            position_BQC: added where queries look and are looked at, not to what they see.
+            is_padding_BQ: True where a query is not looked at.
+        """
+        looking_BQC = _at(query_BQC, position_BQC)
+        return self._attend(query_BQC, looking_BQC, looking_BQC, query_BQC, is_padding_BQ)
+
+
+class CrossAttention(_Attention):
+    """Attention of queries to tokens, with residual and post-normalisation."""
 
     def forward(
         self,
@@ -69,14 +72,8 @@ class CrossAttention(nn.Module):
             token_position_BTC: added to the tokens where they are looked at, not to what is seen.
             is_padding_BT: True where a token is not looked at.
         """
-        attended_BQC, _ = self.attention(
-            _at(query_BQC, query_position_BQC),
-            _at(token_BTC, token_position_BTC),
-            token_BTC,
-            key_padding_mask=is_padding_BT,
-            need_weights=False,
-        )
-        return self.norm(query_BQC + self.dropout(attended_BQC))
+        looking_BQC, seen_BTC = _at(query_BQC, query_position_BQC), _at(token_BTC, token_position_BTC)
+        return self._attend(query_BQC, looking_BQC, seen_BTC, token_BTC, is_padding_BT)
 
 
 def _at(content_BTC: Tensor, position_BTC: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -109,6 +110,7 @@ def count_flops(model: nn.Module, image_size: tuple[int, int], depth: int) -> di
     counter = FlopCounterMode(display=False)
     with (
         torch.no_grad(), ZeroProducts(), counter, PartMeter(model, depth, counter.get_total_flops) as meter,
+        sdpa_kernel(SDPBackend.MATH),  # as matrix products: not every torch counts the fused attention of a CPU
     ):  # fmt: skip
         model([{"image": image, "height": height, "width": width}])
     flops: Counter[str] = Counter()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from querypose.modeling.targets import Matches, PersonTargets
+from querypose.modeling.targets import PersonTargets
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,3 @@ class PoseTargets:
         center_BGD = keypoints_BGKD.sum(-2) / visible_BGK1.sum(-2).clamp(min=1)
         offset_BGKD = keypoints_BGKD - center_BGD[..., None, :]
         return cls(PoseVector(center_BGD, offset_BGKD, visible_BGK1[..., 0]), targets.counts)
-
-    def of_matches(self, matches: Matches) -> tuple[PoseVector, Tensor]:
-        """Vectors (R) of the matched persons, and whether each has a pose (R)."""
-        index = matches.image_R, matches.person_R
-        return self.poses_BG[index], self.has_pose_BG[index]

@@ -16,7 +16,6 @@ from querypose.d2 import (
     META_ARCH_REGISTRY,
     Backbone,
     CfgNode,
-    ImageList,
     Instances,
     build_backbone,
     configurable,
@@ -155,7 +154,7 @@ class QueryPose(nn.Module):
             (the pose score of Sec. 3.4), `pred_classes`, `pred_keypoints` (N, K, 3) as x, y in the output frame and a
             score, best pose first.
         """
-        images = self.preprocess_images(batched_inputs)
+        images = normalize_and_pad(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone.size_divisibility)
         features = self.backbone(images.tensor)
         features = {name: pooling_layout(feature) for name, feature in features.items()}
         if self.mask_padding:
@@ -177,10 +176,6 @@ class QueryPose(nn.Module):
         sizes_wanted = output_sizes(batched_inputs, images)
         poses = postprocess(prediction, images.image_sizes, sizes_wanted, self.selection)
         return [{"instances": instances} for instances in poses]
-
-    def preprocess_images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
-        """Normalises, then pads with zeros at the right and the bottom to a common size that the backbone divides."""
-        return normalize_and_pad(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone.size_divisibility)
 
 
 def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> PoseDecoder:

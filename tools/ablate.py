@@ -3,7 +3,7 @@
 
     python tools/ablate.py configs/ablations/table2a.yaml --dry-run
     python tools/ablate.py configs/ablations/table2a.yaml --base configs/quickstart.yaml --max-iter 2000 --jobs 2
-    python tools/ablate.py configs/ablations/table2d.yaml --cluster slurm --partition gpu --gpus-per-node 8 --seeds 1,2,3
+    python tools/ablate.py configs/ablations/table2d.yaml --cluster slurm --partition gpu --gpus-per-node 8
     python tools/ablate.py configs/quickstart.yaml my/other.yaml --output output/compared
 
 A row is a training by tools/train_net.py, which submitit starts: on this machine, or as a job of SLURM. The same
@@ -71,8 +71,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     where.add_argument("--cluster", choices=("local", "slurm"), default="local", help="default: %(default)s")
     where.add_argument(
         "--jobs", type=positive, metavar="N",
-        help="rows at a time (default: on SLURM all; locally as many as there are GPUs for, without a GPU one). Rows on "
-        "one machine share its cores",
+        help="rows at a time (default: on SLURM all; locally as many as there are GPUs for, without a GPU one); they "
+        "share the cores of a machine",
     )  # fmt: skip
     where.add_argument(
         "--gpus-per-node", type=int, metavar="N",

@@ -9,71 +9,24 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import submitit
 from submitit.core.utils import UncompletedJobError
 
 from querypose.analysis.ablation_runs import AblationRun
+from querypose.analysis.training_job import Training
 from querypose.config import ConfigError
 from querypose.engine.recovery.stop_signal import STOPPED_EXIT_CODE
 from querypose.engine.setup import available_cores
 
 _LOG_LINES_SHOWN = 5
-_SECONDS_TO_SAVE = 80  # SLURM gives 90 from its signal to the end of the job
 _MAX_REQUEUES = 1000
-
-
-class Training(submitit.helpers.Checkpointable):  # type: ignore[misc]  # submitit has no types
-    """A job: trains a run in a process of its own, which goes on from its last checkpoint if there is one.
-
-    When the job's time is up, or the cluster takes its machine back, the training saves and ends, and the job is put
-    back into the queue.
-
-    Args:
-        run: what is trained.
-        command: of the training.
-        environment: variables that it gets besides those of the job.
-    """
-
-    def __init__(self, run: AblationRun, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.run = run
-        self.command = list(command)
-        self.environment = dict(environment)
-
-    def __call__(self) -> int:
-        """Trains; gives the exit code of the training."""
-        # The signal at which submitit calls `checkpoint` reaches the training too, which must outlive it to save.
-        former = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        self.process = subprocess.Popen(self.command, env={**os.environ, **self.environment})
-        signal.signal(signal.SIGUSR2, former)
-        signal.signal(signal.SIGTERM, self._hand_on)
-        try:
-            # Not `wait`, which would hold a lock that `checkpoint`, called by a signal in this very thread, needs.
-            while (exit_code := self.process.poll()) is None:
-                time.sleep(0.1)
-        finally:
-            self.process.terminate()
-        if exit_code == 0:
-            self.run.finish()
-        return exit_code
-
-    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Ends the training, which saves; gives the job that goes on."""
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(_SECONDS_TO_SAVE)
-        return submitit.helpers.DelayedSubmission(Training(self.run, self.command, self.environment))
-
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
-        self.process.terminate()
 
 
 @dataclass(frozen=True)
@@ -97,7 +50,7 @@ class Cluster:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def executors(self, folder: Path) -> list[Any]:
-        """submitit's executors: on SLURM one that takes all jobs, here one for each training at a time.
+        """The executors of submitit: on SLURM one that takes all jobs, here one for each training at a time.
 
         Raises:
             ConfigError: this is not a machine of a SLURM cluster, there is no such parameter, or a training is to
@@ -123,9 +76,7 @@ class Cluster:
             raise ConfigError(f"--jobs is {jobs}, but the GPUs are enough for {len(groups)} trainings at a time.")
         executors = [submitit.LocalExecutor(folder) for _ in range(jobs)]
         for index, executor in enumerate(executors):
-            executor.update_parameters(
-                **common, timeout_min=60 * 24 * 365, visible_gpus=groups[index] if share else ()
-            )
+            executor.update_parameters(**common, timeout_min=60 * 24 * 365, visible_gpus=groups[index] if share else ())
         return executors
 
     def environment(self, num_executors: int) -> dict[str, str]:
@@ -213,32 +164,31 @@ class AblationJobs:
                     free.append(executor)
                     self._end(run, job)
         except BaseException:
-            self._stop([job for _, job, _ in active])
+            self._stop(active)
             raise
 
     def _submit_all(self, runs: Sequence[AblationRun], executor: Any) -> list[tuple[AblationRun, Any, Any]]:
-        """One array of jobs on SLURM, of the runs that no job of an earlier command trains or is to train."""
-        active = []
+        """One array of jobs on SLURM, of the runs that no job of an earlier command trains, has or is to train."""
+        active, new = [], []
         for run in runs:
             job = self._earlier_job(run)
-            if job is not None and not job.done():
-                self.report(f"{run.label} is on the cluster already, as job {job.job_id}.")
+            if job is None or (job.done() and _exit_code(job) != 0):
+                new.append(run)
+            else:
+                self.report(f"{run.label} is job {job.job_id} of the cluster already.")
                 active.append((run, job, executor))
-        followed = [run.label for run, _, _ in active]
-        new = [run for run in runs if run.label not in followed]
-        with executor.batch():
-            jobs = [executor.submit(self._training(run)) for run in new]
-        for run, job in zip(new, jobs, strict=True):
-            self._note_start(run, job)
-            active.append((run, job, executor))
+        if new:
+            with executor.batch():
+                jobs = [executor.submit(self._training(run)) for run in new]
+            for run, job in zip(new, jobs, strict=True):
+                self._note_start(run, job)
+                active.append((run, job, executor))
         return active
 
     def _training(self, run: AblationRun) -> Training:
         run.folder.mkdir(parents=True, exist_ok=True)
         run.file(".yaml").write_text(run.cfg.dump(), encoding="utf-8")
-        return Training(
-            run, [*self.command, "--config-file", str(run.file(".yaml")), "--resume"], self.environment
-        )
+        return Training([*self.command, "--config-file", str(run.file(".yaml")), "--resume"], self.environment)
 
     def _note_start(self, run: AblationRun, job: Any) -> None:
         run.file(".job").write_text(f"{self.cluster.name} {job.job_id}", encoding="utf-8")
@@ -247,10 +197,9 @@ class AblationJobs:
 
     def _end(self, run: AblationRun, job: Any) -> None:
         run.file(".job").unlink()
-        try:
-            exit_code = job.result()
-        except UncompletedJobError:
-            exit_code = None
+        exit_code = _exit_code(job)
+        if exit_code == 0:
+            run.finish()
         if run.is_finished:
             result = run.result()
             ap = f"AP {result.metrics['AP']:.1f}" if "AP" in result.metrics else "not evaluated"
@@ -259,9 +208,7 @@ class AblationJobs:
             return
         self.failed.append(run)
         if exit_code in (0, STOPPED_EXIT_CODE):
-            self.report(
-                f"{run.label} was stopped after {run.progress().iteration} iterations; the same command goes on with it."
-            )
+            self.report(f"{run.label} was stopped after {run.progress().iteration} iterations; it goes on next time.")
             return
         how = "without a result: it was killed" if exit_code is None else f"with exit code {exit_code}"
         printed = (job.stdout() or "").splitlines()
@@ -287,20 +234,30 @@ class AblationJobs:
         except ProcessLookupError:
             return None
         raise ConfigError(
-            f"Row {run.label} is being trained already, by process {job_id} of an earlier command on this machine. Wait "
-            f"for it, or end it with `kill {job_id}` (it saves). If that process is another program, delete {file}."
+            f"Row {run.label} is being trained already, by process {job_id} of an earlier command. Wait for it, or "
+            f"end it with `kill {job_id}` (it saves). If that process is another program, delete {file}."
         )
 
-    def _stop(self, jobs: Sequence[Any]) -> None:
+    def _stop(self, active: Sequence[tuple[AblationRun, Any, Any]]) -> None:
         if self.cluster.name == "slurm":
             self.report("The jobs go on; the same command watches them again, `scancel` ends them.")
             return
         self.report("The trainings save and end.")
-        for job in jobs:
+        for _, job, _ in active:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(job.job_id), signal.SIGTERM)  # the id of a job of this machine is that of its process
-        while not all(job.done() for job in jobs):
-            time.sleep(self.poll_period)
+        for run, job, _ in active:
+            while not job.done():
+                time.sleep(self.poll_period)
+            run.file(".job").unlink(missing_ok=True)
+
+
+def _exit_code(job: Any) -> int | None:
+    """Of the training of a job that has ended; None where it was killed before it could say."""
+    try:
+        return int(job.result())
+    except UncompletedJobError:
+        return None
 
 
 @contextlib.contextmanager

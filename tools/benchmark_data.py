@@ -230,7 +230,7 @@ def only_id(record: dict[str, Any]) -> int:
 
 
 def generated_record(index: int, generator: np.random.Generator, num_persons: int) -> dict[str, Any]:
-    """A record such as `load_pose_json` gives."""
+    """A record such as `PoseAnnotations.record` gives."""
     K = COCO_SKELETON.num_keypoints
     return {
         "file_name": f"coco/train2017/{index:012d}.jpg",

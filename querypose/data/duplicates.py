@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from querypose.data.coco_json import DatasetError
 from querypose.data.image_io import READ_ERRORS, ImageReadError, explain_read_error, read_image
 from querypose.data.parallel import map_in_threads
+from querypose.data.problems import DatasetError
 
 _IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
 _DIGEST_BYTES = 16

@@ -1,5 +1,6 @@
 """Datasets, augmentation and the mapper; importing it registers the built-in dataset names."""
 
+from querypose.data import config as config
 from querypose.data.bad_images import SkipBadImages, TooManyBadImagesError
 from querypose.data.coco import PoseAnnotations, read_annotations
 from querypose.data.datasets import (

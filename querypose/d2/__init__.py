@@ -40,6 +40,7 @@ __all__ = [  # noqa: F405
     "ENGINE_VERSION",
     "FOR_USERS",
     "BACKBONE_REGISTRY",
+    "LR_SCHEDULES",
     "META_ARCH_REGISTRY",
     "Backbone",
     "BoxMode",

@@ -47,7 +47,6 @@ from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_e
 from querypose.engine.inference import InferenceModel
 from querypose.engine.model_preparation import prepare_model
 from querypose.engine.optimizer import build_optimizer
-from querypose.engine.precision import PRECISIONS
 from querypose.engine.progress import ProgressLine
 from querypose.engine.recovery import (
     KeepBest,
@@ -59,6 +58,7 @@ from querypose.engine.recovery import (
 )
 from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
+from querypose.layers.precision import PRECISIONS
 
 
 class PoseTrainer(DefaultTrainer):
@@ -327,13 +327,10 @@ def distribute(model: nn.Module) -> nn.Module:
         return model
     device = next(model.parameters()).device
     # Newer versions of torch warn of the old name.
+    arguments: dict[str, Any] = {"gradient_as_bucket_view": True}
     has_new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    return DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        **{"forward_sync_buffers" if has_new_name else "broadcast_buffers": False},
-    )
+    arguments["forward_sync_buffers" if has_new_name else "broadcast_buffers"] = False
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None, **arguments)
 
 
 @torch.no_grad()

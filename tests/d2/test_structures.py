@@ -30,8 +30,8 @@ def test_box_mode_round_trip(kind: type) -> None:
 
 def test_a_list_is_converted_in_float32_on_both_engines() -> None:
     converted = BoxMode.convert([0.1, 0.2, 0.3, 0.4], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
-    corners = np.float32([0.1, 0.2]) + np.float32([0.3, 0.4])
-    assert converted == [*np.float32([0.1, 0.2]).tolist(), *corners.tolist()]
+    low, size = torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.4])
+    assert converted == [*low.tolist(), *(low + size).tolist()]
 
 
 def test_box_mode_values_are_those_that_dataset_dicts_hold() -> None:

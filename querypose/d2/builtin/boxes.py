@@ -31,7 +31,8 @@ class BoxMode(IntEnum):
             if len(box) != 4:
                 raise ValueError(f"A box has four numbers, not {len(box)}: {box}.")
             # In float32, as detectron2 does it: a run that goes on with the other engine trains on the same boxes.
-            return type(box)(BoxMode.convert(torch.tensor(box), from_mode, to_mode).tolist())
+            converted = BoxMode.convert(torch.tensor(box), from_mode, to_mode).tolist()
+            return tuple(converted) if isinstance(box, tuple) else converted
         if box.shape[-1] != 4:
             raise ValueError(f"Boxes are N x 4, not {tuple(box.shape)}.")
         copy = box.copy() if isinstance(box, np.ndarray) else box.clone()

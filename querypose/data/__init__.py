@@ -1,6 +1,7 @@
-"""Datasets, augmentation and the mapper; importing it registers the built-in dataset names."""
+"""Datasets, pipelines, loading; importing it registers the built-in dataset names."""
 
-from querypose.data.bad_images import SkipBadImages, TooManyBadImagesError
+from querypose.data.bad_images import TooManyBadImagesError
+from querypose.data.augmentations import AUGMENTATION_REGISTRY
 from querypose.data.coco_json import DatasetError, load_pose_json
 from querypose.data.datasets import (
     datasets_root,
@@ -9,22 +10,23 @@ from querypose.data.datasets import (
     register_custom_datasets,
     register_pose_dataset,
 )
-from querypose.data.image_io import ImageReadError, read_image
+from querypose.data.image_io import ImageReadError, ImageSizeError, read_image
 from querypose.data.loader_failures import LoaderError, explain_loader_failures
-from querypose.data.mapper import ImageSizeError, PoseMapper
-from querypose.data.training_order import TrainingBatches
-from querypose.data.worker_signals import ShieldedMapper
+from querypose.data.loading import build_test_loader, build_train_loader
+from querypose.data.pipelines import PIPELINE_REGISTRY, Pipeline, build_pipeline
 
 __all__ = [
+    "AUGMENTATION_REGISTRY",
     "DatasetError",
     "ImageReadError",
     "ImageSizeError",
     "LoaderError",
-    "PoseMapper",
-    "ShieldedMapper",
-    "SkipBadImages",
+    "PIPELINE_REGISTRY",
+    "Pipeline",
     "TooManyBadImagesError",
-    "TrainingBatches",
+    "build_pipeline",
+    "build_test_loader",
+    "build_train_loader",
     "datasets_root",
     "explain_loader_failures",
     "load_datasets",

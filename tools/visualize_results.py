@@ -24,7 +24,8 @@ from querypose.data import load_datasets, read_image, register_custom_datasets
 from querypose.engine import report_user_errors
 from querypose.evaluation import read_json
 from querypose.skeleton import Skeleton, skeleton_of_datasets
-from querypose.visualization import draw_poses, drawn_visibilities, image_grid, plot_metrics
+from querypose.visualization import draw_poses, drawn_visibilities, image_grid
+from querypose.visualization.charts import plot_metrics
 from querypose.visualization.media import save_image
 
 # A results file holds COCO's coordinates, in which the centre of the first pixel is 0; drawings want 0.5 there.

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from querypose.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 from querypose.data.coco_json import DatasetError, load_pose_json, read_pose_file
-from querypose.data.synthetic import SPLITS as SYNTHETIC_SPLITS
-from querypose.data.synthetic import make_synthetic_split
 from querypose.skeleton import BUILTIN_SKELETONS, COCO_SKELETON, CROWDPOSE_SKELETON, Skeleton
 
 __all__ = [
@@ -30,6 +28,7 @@ __all__ = [
 ]
 
 EVALUATORS = ("coco", "crowdpose")
+SYNTHETIC_SPLITS = ("train", "val")
 _CUSTOM_FIELDS = {"name", "json", "images", "skeleton"}
 _OPTIONAL_CUSTOM_FIELDS = {"evaluator"}
 
@@ -90,8 +89,15 @@ def register_builtin_datasets(root: str | Path | None = None) -> None:
         folder = root / "synthetic" / split
         register_pose_dataset(
             f"synthetic_{split}", folder / "annotations.json", folder / "images", COCO_SKELETON,
-            prepare=partial(make_synthetic_split, split, folder),
+            prepare=partial(_draw_synthetic, split, folder),
         )  # fmt: skip
+
+
+def _draw_synthetic(split: str, folder: Path) -> None:
+    # Imported here: who never uses these people does not load the code that draws them.
+    from querypose.data.synthetic import make_synthetic_split
+
+    make_synthetic_split(split, folder)
 
 
 def register_pose_dataset(

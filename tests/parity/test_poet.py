@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,9 +36,8 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 @pytest.fixture(params=TOLERANCES, ids=str)
-def open_fixture(request: pytest.FixtureRequest, shared_fixtures: Path) -> Callable[[str], PoetFixture]:
-    folder = shared_fixtures / "poet"
-    return lambda name: PoetFixture(folder / f"{name}.npz", request.param)
+def open_fixture(request: pytest.FixtureRequest) -> Callable[[str], PoetFixture]:
+    return lambda name: PoetFixture(name, request.param)
 
 
 def test_position_encoding(open_fixture: Callable[[str], PoetFixture]) -> None:
@@ -87,7 +85,9 @@ def test_losses_and_gradients_of_the_whole_head(open_fixture: Callable[[str], Po
     assert_near(total, fixture[f"{weights}/loss_total"], forward)
     total.backward()
 
-    assert_near(features.grad, fixture[f"{weights}/grad/features"], backward)  # type: ignore[arg-type]  # was asked for
+    # Every eighth of 2048 channels: they are combinations of the 256 of the projection.
+    assert features.grad is not None
+    assert_near(features.grad[:, ::8], fixture[f"{weights}/grad/features"], backward)
     checked = gradients_by_their_names(model, fixture)
     names = [name for name in fixture.keys(f"{weights}/grad/") if name != "features"]
     assert len(names) > 10

@@ -30,7 +30,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6) | st.integers(), inner, max_size=3),
     max_leaves=6,
 )
-NAMES = [key.name for key in KEYS]
+NAMES = list(KEYS)
 SECTIONS = sorted({name.rpartition(".")[0] for name in NAMES} - {""})
 _fuzz = settings(
     deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -61,7 +61,7 @@ def test_whatever_a_key_holds_the_config_loads_or_is_refused(tmp_path: Path, nam
     cfg = refused_or_loaded(yaml.safe_dump(nested(name, value)), tmp_path)
     if cfg is None:
         return
-    for key in KEYS:  # what is loaded keeps the types that the code relies on
+    for key in KEYS.values():  # what is loaded keeps the types that the code relies on
         node: Any = cfg
         for part in key.name.split("."):
             node = node[part]

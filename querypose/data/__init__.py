@@ -1,7 +1,8 @@
 """Datasets, pipelines, loading; importing it registers the built-in dataset names."""
 
-from querypose.data.bad_images import TooManyBadImagesError
+from querypose.data import config as config
 from querypose.data.augmentations import AUGMENTATION_REGISTRY
+from querypose.data.bad_images import TooManyBadImagesError
 from querypose.data.coco_json import DatasetError, load_pose_json
 from querypose.data.datasets import (
     datasets_root,

@@ -6,7 +6,7 @@ The mapper refuses (or corrects) an image by `check_image_size` when it reads it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -17,6 +17,9 @@ from querypose.data.problems import Problem
 
 # How closely the validator looks at images: not at all, at the header of each file, at every pixel.
 ImageDepth = Literal["none", "header", "pixels"]
+
+CHECKS: Mapping[str, ImageDepth | None] = {"off": None, "annotations": "none", "files": "header"}
+"""By the names of DATASETS.CHECK: how closely a training looks at images before it starts; None skips all checks."""
 
 
 def check_image_size(record: dict[str, Any], height: int, width: int) -> Problem | None:

@@ -208,7 +208,7 @@ def scale(size: ImageSize, factor: float) -> GeometricTransform:
 def box_to_canvas(
     size: ImageSize, box_xyxy: Sequence[float], canvas_size: ImageSize, padding: float
 ) -> GeometricTransform:
-    """Puts a box into the middle of a canvas, its aspect kept: the greatest that fits once it is `padding` times larger.
+    """Puts a box, made `padding` times larger, into the middle of a canvas: as large as fits, its aspect kept.
 
     Args:
         size: of the image.
@@ -219,9 +219,7 @@ def box_to_canvas(
     x0, y0, x1, y1 = box_xyxy
     factor = min(canvas_size[0] / (y1 - y0), canvas_size[1] / (x1 - x0)) / padding
     center, middle = np.array([x0 + x1, y0 + y1]) / 2, np.array(canvas_size[::-1]) / 2
-    return GeometricTransform(
-        np.column_stack([np.eye(2) * factor, middle - factor * center]), size, canvas_size
-    )
+    return GeometricTransform(np.column_stack([np.eye(2) * factor, middle - factor * center]), size, canvas_size)
 
 
 def shortest_edge_size(size: ImageSize, short_side: int, max_size: int | None = None) -> ImageSize:

@@ -1,6 +1,7 @@
 """Meta-architectures and their parts; importing the package fills the registries."""
 
 from querypose.modeling import backbone as backbone
+from querypose.modeling import config as config
 from querypose.modeling.components import Component, HasComponents
 from querypose.modeling.poet import POET
 from querypose.modeling.query_pose import QueryPose

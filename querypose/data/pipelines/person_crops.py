@@ -19,20 +19,21 @@ from querypose.data.transforms import GeometricTransform, ImageSize, box_to_canv
 class PersonCrops(Pipeline):
     """A record is a person: `person_box` (corners), and `box_score` where the box was detected.
 
-    The box, padded, is laid into the middle of a canvas of one size; what lies outside the image is black. Augmentations
-    move that canvas: to turn, shift or scale it is to turn, shift or scale the box.
+    The padded box fills a canvas of one size; what lies outside the image is black. Augmentations move that canvas:
+    to turn, shift or scale it is to turn, shift or scale the box.
     """
 
     def __init__(
         self, *, size: ImageSize, padding: float, detections: Mapping[str, str] | None = None, **options: Any
     ) -> None:
-        """Takes the arguments of `Pipeline`, and:
+        """Sets up the crops.
 
         Args:
             size: height and width of a sample.
             padding: factor on both sides of a box.
             detections: COCO results files with the boxes to evaluate on, by dataset; the boxes of other datasets, and
                 those to train on, are the annotated ones.
+            options: see `Pipeline`.
         """
         super().__init__(**options)
         self.size = size
@@ -82,8 +83,7 @@ def _annotated_persons(images: Sequence[Record]) -> list[Record]:
         {**image, "annotations": [annotation], "sample_id": (image["image_id"], annotation["id"]), "person_box": box}
         for image in images
         for annotation in image.get("annotations", ())
-        if not annotation.get("iscrowd", 0)
-        and _has_area(box := box_xyxy(annotation)[0].tolist())
+        if not annotation.get("iscrowd", 0) and _has_area(box := box_xyxy(annotation)[0].tolist())
     ]
 
 

@@ -18,10 +18,11 @@ class WholeImage(Pipeline):
     """A record is an image; its frame begins as the whole of it."""
 
     def __init__(self, *, require_persons: bool = False, **options: Any) -> None:
-        """Takes the arguments of `Pipeline`, and:
+        """Sets up which images count.
 
         Args:
             require_persons: leave out images without an annotated person.
+            options: see `Pipeline`.
         """
         super().__init__(**options)
         self.require_persons = require_persons

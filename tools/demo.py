@@ -69,8 +69,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--results-json", type=Path, metavar="FILE",
         help="write all poses, whatever their score, as COCO results, while they are found. image_id is the number at "
-        "the end of the file's name (000000000785.jpg: 785) if every image has one and all differ, else the position of "
-        "the image from 1; of a video the number of the frame from 1. file_name is there as well",
+        "the end of the file's name (000000000785.jpg: 785) if every image has one and all differ, else the position "
+        "of the image from 1; of a video the number of the frame from 1. file_name is there as well",
     )  # fmt: skip
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import weakref
@@ -27,7 +28,6 @@ from querypose.d2 import (
     TensorboardXWriter,
     TrainerBase,
     comm,
-    create_ddp_model,
     hooks,
     setup_logger,
     verify_results,
@@ -139,7 +139,8 @@ class PoseTrainer(DefaultTrainer):
 
     def run_step(self) -> None:
         """One iteration; the last one reports its figures even where LOG_PERIOD does not."""
-        super().run_step()
+        self._trainer.iter = self.iter
+        self._trainer.run_step(self.after_backward)
         if self.iter == self.max_iter - 1:
             self._trainer.write_figures()
 
@@ -293,7 +294,14 @@ def distribute(model: nn.Module) -> nn.Module:
     Each process keeps its own BatchNorm statistics, of which the first one's are saved. Every trainable parameter must
     take part in every loss, with a zero gradient if need be, as no search for unused ones slows the step down.
     """
-    return create_ddp_model(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    if comm.get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    # Newer versions of torch warn of the old name.
+    arguments: dict[str, Any] = {"gradient_as_bucket_view": True}
+    has_new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    arguments["forward_sync_buffers" if has_new_name else "broadcast_buffers"] = False
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None, **arguments)
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from querypose.d2 import CfgNode, MetadataCatalog
-from querypose.data.coco_json import DatasetError
 from querypose.data.datasets import load_datasets
 from querypose.data.pipelines.pipeline import PIPELINE_REGISTRY, Pipeline, Record, box_xyxy
+from querypose.data.problems import DatasetError
 from querypose.data.transforms import GeometricTransform, ImageSize, box_to_canvas
 
 

@@ -20,9 +20,9 @@ from querypose.data.augmentations import (
     RandomRotation,
     augment,
 )
-from querypose.data.coco_json import DatasetError
 from querypose.data.image_checks import check_image_size
 from querypose.data.image_io import ImageSizeError, read_image
+from querypose.data.problems import DatasetError
 from querypose.data.transforms import GeometricTransform, ImageSize
 from querypose.skeleton import Skeleton, skeleton_of_datasets
 

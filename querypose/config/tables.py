@@ -78,11 +78,6 @@ def add_row_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--row", metavar="NAME", help="the row to take where --config-file is a table of ablations")
 
 
-def is_table(content: Any) -> bool:
-    """Whether the content of a YAML file is meant as a table, not as a config."""
-    return isinstance(content, Mapping) and "rows" in content
-
-
 def read_table(file: str | Path) -> Table | None:
     """Reads a table file; None where the file is something else, such as a config.
 
@@ -94,7 +89,7 @@ def read_table(file: str | Path) -> Table | None:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         return None  # whoever reads it as a config says what is wrong
-    if not is_table(content):
+    if not isinstance(content, Mapping) or "rows" not in content:
         return None
     _check_keys(f"{path}:", content, required={"title", "base", "rows"}, optional=set())
     base = path.parent / str(content["base"])

@@ -155,7 +155,8 @@ def test_what_another_framework_says_of_limbs_stays(datasets_root: Path) -> None
 
 def test_a_stream_is_not_read_to_its_end(datasets_root: Path) -> None:
     MetadataCatalog.get("stream")
-    DatasetCatalog.register("stream", lambda: itertools.repeat({"file_name": "a.jpg"}))
+    stream: Any = itertools.repeat({"file_name": "a.jpg"})
+    DatasetCatalog.register("stream", lambda: stream)
     with pytest.raises(DatasetError, match="'stream' gives a repeat, not a list of dicts"):
         load_datasets(["stream"])
 

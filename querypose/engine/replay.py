@@ -127,7 +127,9 @@ def format_replay(result: Replay) -> str:
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
     count = f"{len(names)} of {len(result.replayed_norms)}"
     lines.append(f"parameters whose gradient is not finite: {count} {shown}".rstrip())
-    lines.append("Reproduced." if result.is_reproduced else "NOT reproduced: now other losses or gradients are not finite.")
+    lines.append(
+        "Reproduced." if result.is_reproduced else "NOT reproduced: now other losses or gradients are not finite."
+    )
     return "\n".join(lines)
 
 

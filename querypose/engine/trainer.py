@@ -27,20 +27,12 @@ from querypose.d2 import (
     PathManager,
     TensorboardXWriter,
     TrainerBase,
-    build_detection_test_loader,
     comm,
     hooks,
     setup_logger,
     verify_results,
 )
-from querypose.data import (
-    PoseMapper,
-    ShieldedMapper,
-    SkipBadImages,
-    TrainingBatches,
-    explain_loader_failures,
-    load_datasets,
-)
+from querypose.data import build_test_loader, build_train_loader, explain_loader_failures
 from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.dataset_check import require_sound_datasets
 from querypose.engine.dumps import DumpWriter
@@ -224,34 +216,13 @@ class PoseTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
-        """Endless batches of DATASETS.TRAIN, augmented, without the images that cannot be read."""
-        records = load_datasets(
-            cfg.DATASETS.TRAIN,
-            require_persons=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_visible_keypoints=cfg.DATALOADER.MIN_VISIBLE_KEYPOINTS,
-        )
-        mapper = SkipBadImages(PoseMapper(cfg, is_train=True), len(records), cfg.DATALOADER.MAX_BAD_IMAGES)
-        return TrainingBatches(
-            records,
-            ShieldedMapper(mapper),
-            batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            seed=cfg.SEED,
-            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+        """Endless batches of DATASETS.TRAIN."""
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """Every image of a dataset once, TEST.IMS_PER_BATCH at a time; one that cannot be read is an error.
-
-        Left out it would count as an image where nothing was found, and the metrics would be wrong.
-        """
-        return build_detection_test_loader(
-            load_datasets([dataset_name]),
-            mapper=ShieldedMapper(PoseMapper(cfg, is_train=False)),
-            batch_size=cfg.TEST.IMS_PER_BATCH,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+        """Every sample of a dataset once."""
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from querypose import d2
 from querypose.config import get_cfg
@@ -149,9 +150,8 @@ class ToyTrainer(d2.DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return d2.build_detection_test_loader(
-            d2.DatasetCatalog.get(dataset_name), mapper=mapper, batch_size=5, num_workers=0
-        )
+        entries = [mapper(entry) for entry in d2.DatasetCatalog.get(dataset_name)]
+        return DataLoader(entries, batch_size=5, collate_fn=list)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> ToyEvaluator:

@@ -123,7 +123,7 @@ class ToyTrainer(d2.DefaultTrainer):
         torch.manual_seed(cfg.SEED)
         model = ToyModel()
         optimizer = torch.optim.SGD(model.parameters(), lr=cfg.SOLVER.BASE_LR, momentum=0.5)
-        entries = [mapper(entry) for entry in load()]
+        entries: Any = [mapper(entry) for entry in load()]
         self._trainer = ToyStep(model, [entries[begin : begin + 4] for begin in range(0, NUM_ENTRIES, 4)], optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = d2.DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -150,7 +150,7 @@ class ToyTrainer(d2.DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        entries = [mapper(entry) for entry in d2.DatasetCatalog.get(dataset_name)]
+        entries: Any = [mapper(entry) for entry in d2.DatasetCatalog.get(dataset_name)]
         return DataLoader(entries, batch_size=5, collate_fn=list)
 
     @classmethod

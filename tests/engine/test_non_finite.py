@@ -333,5 +333,5 @@ def test_a_run_skips_and_its_dumps_replay_by_the_tool(tmp_path: Path, capsys: py
     with pytest.raises(SystemExit) as stopped:
         tool.main([str(tmp_path / "output")])
     assert stopped.value.code == 2
-    with pytest.raises(NonFiniteError, match=r"iteration 0; .*python tools/replay\.py .*dumps/iteration_0000000"):
+    with pytest.raises(NonFiniteError, match=r"iteration 0 .*python tools/replay\.py .*dumps/iteration_0000000"):
         trained(config_file, {"OUTPUT_DIR": str(tmp_path / "second")})

@@ -161,7 +161,7 @@ def test_another_number_of_processes_or_images_is_said(unbroken: Path, tmp_path:
     folder = _stopped_copy(unbroken, tmp_path, after=9)
     assert train(folder, "--resume", processes=2, SOLVER__IMS_PER_BATCH=8) == [0, 0], log_of(folder)
     log = (folder / "output" / "log.txt").read_text()
-    assert "the run had 1 processes and has 2" in log
+    assert "it had 1 processes and now has 2" in log
     assert "SOLVER.IMS_PER_BATCH was 4 and is 8" in log
     assert "data position (image 40)" in log
 

@@ -10,6 +10,7 @@ A key that detectron2 has too keeps detectron2's name and meaning; the default m
 
 from querypose.config import run as run
 from querypose.config import solver as solver
+from querypose.config.imports import add_import_argument, import_modules
 from querypose.config.keys import (
     KEYS,
     Allowed,
@@ -35,12 +36,14 @@ __all__ = [
     "ConfigError",
     "Key",
     "above",
+    "add_import_argument",
     "add_keys",
     "add_querypose_config",
     "at_least",
     "between",
     "build_part",
     "get_cfg",
+    "import_modules",
     "is_finite",
     "list_of_names",
     "load_config",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from querypose.d2 import CfgNode, Registry
@@ -123,6 +123,15 @@ def lookup(cfg: CfgNode, name: str) -> Any:
             raise KeyError(name)
         node = node[part]
     return node
+
+
+def leaf_names(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys in a config."""
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaf_names(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def one_of(*values: Any) -> Allowed:

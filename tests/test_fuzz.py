@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from querypose.config import KEYS, ConfigError, load_config
 from querypose.d2 import CfgNode, CheckpointError, read_checkpoint
-from querypose.data.coco_json import DatasetError, load_pose_json
+from querypose.data import DatasetError
 from querypose.evaluation import EvaluationError, evaluate_oks, read_ground_truth
-from tests.data.toy_dataset import TOY_SKELETON, toy_annotation, toy_document, write_dataset
+from tests.data.toy_dataset import TOY_SKELETON, read_records, toy_annotation, toy_document, write_dataset
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=8),
@@ -125,7 +125,7 @@ def test_whatever_stands_anywhere_in_an_annotation_file(tmp_path: Path, path: tu
     document = replaced(DOCUMENT, path, value)
     json_file, images = write_dataset(tmp_path, document)
     try:
-        load_pose_json(json_file, images, TOY_SKELETON)
+        read_records(json_file, images, TOY_SKELETON)
     except DatasetError as refusal:
         assert "toy.json" in str(refusal)  # noqa: PT017  # most files load
     try:
@@ -141,7 +141,7 @@ def test_an_annotation_file_with_noise_in_it(tmp_path: Path, start: int, noise: 
     content = json_file.read_bytes()
     json_file.write_bytes(content[:start] + noise + content[start + len(noise) :])
     try:
-        load_pose_json(json_file, images, TOY_SKELETON)
+        read_records(json_file, images, TOY_SKELETON)
     except DatasetError as refusal:
         assert "toy.json" in str(refusal)  # noqa: PT017
 

@@ -70,7 +70,7 @@ def draw_results(
 def draw_annotations(
     image: NDArray[np.uint8], annotations: Sequence[dict[str, Any]], skeleton: Skeleton
 ) -> NDArray[np.uint8]:
-    """The image with the annotated poses, in the coordinates of `load_pose_json`."""
+    """The image with the annotated poses, in the coordinates of a record."""
     keypoints_NK3 = np.array([annotation["keypoints"] for annotation in annotations], dtype=np.float64)
     keypoints_NK3 = keypoints_NK3.reshape(-1, skeleton.num_keypoints, 3)
     return draw_poses(image, keypoints_NK3[:, :, :2], skeleton, visibilities=keypoints_NK3[:, :, 2])

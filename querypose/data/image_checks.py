@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from querypose.data.annotation_file import SIZE_TOLERANCE
+from querypose.data.coco import SIZE_TOLERANCE
 from querypose.data.image_io import ImageReadError, read_image, read_image_size
 from querypose.data.parallel import map_in_threads
 from querypose.data.problems import Problem
@@ -26,7 +26,7 @@ def check_image_size(record: dict[str, Any], height: int, width: int) -> Problem
     """Compares the size of an image with that of its record; swapped height and width are a warning alone.
 
     Args:
-        record: a dict as `load_pose_json` gives.
+        record: a dict as `PoseAnnotations.record` gives.
         height: of the upright image.
         width: of the upright image.
     """
@@ -65,7 +65,7 @@ def check_images(
     """Looks at the image of every record.
 
     Args:
-        records: dicts as `load_pose_json` gives.
+        records: dicts as `PoseAnnotations.record` gives.
         depth: "header" finds files that are missing, no image or of another size; "pixels" also truncated ones.
         description: begins the progress bar.
         num_threads: see `map_in_threads`.
@@ -93,14 +93,6 @@ def _check_image(record: dict[str, Any], depth: ImageDepth) -> tuple[Problem | N
         else:
             height, width = read_image_size(path)
     except ImageReadError as error:
-        return unreadable_image(record, error), None
+        id = f"image {record.get('image_id')}"
+        return Problem("error", "unreadable image", path, id, error.what, error.remedy), None
     return check_image_size(record, height, width), digest
-
-
-def unreadable_image(record: dict[str, Any], error: ImageReadError) -> Problem:
-    """An image that cannot be read, as a problem."""
-    what, _, remedy = str(error).removesuffix(".").partition("; ")
-    return Problem(
-        "error", "unreadable image", str(record["file_name"]), f"image {record.get('image_id')}", what,
-        remedy or "make it readable",
-    )  # fmt: skip

@@ -1,6 +1,6 @@
 """Reading of image files of any usual kind into 8-bit RGB or BGR.
 
-Pillow decodes; what it leaves to its users is done here: EXIF rotation, 16-bit grey, transparency, and errors that
+Pillow decodes; what it leaves to its users is done here: EXIF rotation, 16-bit gray, transparency, and errors that
 name the file and what to do about it.
 """
 
@@ -31,13 +31,28 @@ READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.er
 
 
 class ImageReadError(RuntimeError):
-    """An image file that cannot be read: names the file, what is wrong with it and the remedy."""
+    """An image file that cannot be read: names the file, what is wrong with it and the remedy.
+
+    A loader process hands an error on with its message alone, which then is `what`.
+    """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what, remedy)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}." if self.remedy else self.what
+
+
+class ImageSizeError(ValueError):
+    """An image whose size is not what its json says: names file, id, both sizes and the remedy."""
 
 
 def read_image(path: str | Path, channel_order: str = "RGB") -> np.ndarray:
     """Reads an image file, upright and with 8 bits a channel.
 
-    Grey, palette, CMYK and 16-bit files become three 8-bit channels (16 bits are divided by 257); what is transparent
+    Gray, palette, CMYK and 16-bit files become three 8-bit channels (16 bits are divided by 257); what is transparent
     is laid on white; of an animation the first frame counts.
 
     Args:
@@ -103,13 +118,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def explain_read_error(path: str | Path, error: Exception) -> ImageReadError:
     """One of `READ_ERRORS`, in terms of the file and what to do about it."""
     if isinstance(error, FileNotFoundError):
-        return ImageReadError(f"There is no image {str(path)!r}; check the image folder, or remove it from the json.")
+        return ImageReadError(f"There is no image {str(path)!r}", "check the image folder, or remove it from the json")
     if isinstance(error, IsADirectoryError | PermissionError):
-        return ImageReadError(f"Image {str(path)!r} cannot be opened: {error.strerror}.")
+        return ImageReadError(f"Image {str(path)!r} cannot be opened: {error.strerror}", "make it a readable file")
     if isinstance(error, UnidentifiedImageError):
         is_empty = Path(path).stat().st_size == 0
         what = "is an empty file" if is_empty else "is not an image of a known format"
-        return ImageReadError(f"{str(path)!r} {what}; download it again, or convert it to JPEG or PNG.")
+        return ImageReadError(f"{str(path)!r} {what}", "download it again, or convert it to JPEG or PNG")
     return ImageReadError(
-        f"Image {str(path)!r} cannot be decoded: {error}; download it again, or convert it to 8-bit JPEG or PNG."
+        f"Image {str(path)!r} cannot be decoded: {error}", "download it again, or convert it to 8-bit JPEG or PNG"
     )

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from querypose.data.coco_json import DatasetError
+from querypose.data.problems import DatasetError
 from querypose.data.synthetic_figure import PARTS, Figure, Painter, random_color, random_figure
 from querypose.skeleton import COCO_SKELETON
 

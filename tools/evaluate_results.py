@@ -13,7 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from querypose.config import load_config
+from querypose.config import add_import_argument, load_config
 from querypose.engine import report_user_errors
 from querypose.evaluation import Protocol, evaluate_oks, format_metrics, read_ground_truth, read_json
 from querypose.skeleton import BUILTIN_SKELETONS, Skeleton, SkeletonError
@@ -36,10 +36,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="CrowdPose's protocol: AP of easy, medium and hard crowdIndex, areas from the boxes",
     )  # fmt: skip
     parser.add_argument("--config-file", metavar="F", help="a YAML file that has the skeleton in DATASETS.SKELETONS")
+    add_import_argument(parser)
     return parser.parse_args(arguments)
 
 
-def find_skeleton(name: str, config_file: str | None) -> Skeleton:
+def find_skeleton(name: str, config_file: str | None, imports: Sequence[str] = ()) -> Skeleton:
     """The skeleton of that name, of the config or built in.
 
     Raises:
@@ -47,7 +48,7 @@ def find_skeleton(name: str, config_file: str | None) -> Skeleton:
     """
     skeletons = dict(BUILTIN_SKELETONS)
     if config_file is not None:
-        for entry in load_config(config_file).DATASETS.SKELETONS:
+        for entry in load_config(config_file, imports=imports).DATASETS.SKELETONS:
             skeleton = Skeleton.from_dict(entry)
             skeletons[skeleton.name] = skeleton
     if name not in skeletons:
@@ -58,7 +59,7 @@ def find_skeleton(name: str, config_file: str | None) -> Skeleton:
 
 def main(arguments: argparse.Namespace) -> None:
     """Evaluates and prints."""
-    skeleton = find_skeleton(arguments.skeleton, arguments.config_file)
+    skeleton = find_skeleton(arguments.skeleton, arguments.config_file, arguments.imports)
     protocol: Protocol = "crowdpose" if arguments.crowdpose else "coco"
     ground_truth = read_ground_truth(read_json(arguments.annotations), skeleton, protocol, name=arguments.annotations)
     for note in ground_truth.notes():

@@ -11,13 +11,10 @@ from typing import Any
 import yaml
 
 from querypose.config.detectron2_keys import is_key_of_detectron2
-from querypose.config.keys import KEYS, ConfigError, leaf_names
+from querypose.config.keys import KEYS, ConfigError, kind_of, leaf_names
 from querypose.d2 import CfgNode
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
-_KINDS: Mapping[type, str] = {
-    bool: "True or False", int: "an integer", float: "a number", str: "text", list: "a list", tuple: "a list",
-}  # fmt: skip
 
 
 def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -168,9 +165,8 @@ def _merge(node: CfgNode, content: Mapping[Any, Any], source: str, *, root: CfgN
                 if isinstance(value, dict) and value:
                     unknown = f"{name}.{next(iter(value))}"
                     raise ConfigError(f"{source}: {_unknown_key(root, unknown)}") from None
-                kind = _KINDS.get(type(node[leaf]), type(node[leaf]).__name__)
                 meaning = f" ({KEYS[name].meaning})" if name in KEYS else ""
-                raise ConfigError(f"{source}: {name} is {value!r}; allowed: {kind}.{meaning}") from None
+                raise ConfigError(f"{source}: {name} is {value!r}; allowed: {kind_of(node[leaf])}.{meaning}") from None
     return left_out
 
 

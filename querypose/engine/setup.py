@@ -35,7 +35,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         SkeletonError, DatasetError: DATASETS.SKELETONS or DATASETS.CUSTOM cannot be used.
     """
     try:
-        cfg = load_config(args.config_file or None, args.opts)
+        # detectron2's own command line has no --import.
+        cfg = load_config(args.config_file or None, args.opts, getattr(args, "imports", ()))
     except FileNotFoundError as error:
         raise ConfigError(f"--config-file: {error}") from error
     register_custom_datasets(cfg)

@@ -4,6 +4,7 @@
     python tools/train_net.py --config-file configs/quickstart.yaml
     python tools/train_net.py --config-file F --num-gpus 8 SOLVER.IMS_PER_BATCH 32 OUTPUT_DIR output/mine
     python tools/train_net.py --config-file F --resume
+    python tools/train_net.py --config-file configs/ablations/table2a.yaml --row selective
     python tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS output/mine/model_final.pth
     python tools/train_net.py --import my_project --config-file F
     torchrun --nproc-per-node 8 tools/train_net.py --config-file F
@@ -17,7 +18,7 @@ import argparse
 from datetime import timedelta
 from typing import Any
 
-from querypose.config import add_import_argument
+from querypose.config import add_import_argument, add_row_argument
 from querypose.d2 import default_argument_parser
 from querypose.engine import PoseTrainer, add_timeout_argument, launch, report_user_errors, setup
 
@@ -37,6 +38,7 @@ def run() -> None:
     """Reads the command line and starts the run's processes."""
     parser = default_argument_parser(epilog=__doc__)
     add_import_argument(parser)
+    add_row_argument(parser)
     add_timeout_argument(parser)
     args = parser.parse_args()
     with report_user_errors(parser.prog):

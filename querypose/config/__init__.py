@@ -29,6 +29,7 @@ from querypose.config.keys import (
 )
 from querypose.config.loading import add_querypose_config, get_cfg, load_config
 from querypose.config.parts import build_part, part_list
+from querypose.config.tables import add_row_argument, flatten, read_table
 
 __all__ = [
     "KEYS",
@@ -39,9 +40,11 @@ __all__ = [
     "add_import_argument",
     "add_keys",
     "add_querypose_config",
+    "add_row_argument",
     "at_least",
     "between",
     "build_part",
+    "flatten",
     "get_cfg",
     "import_modules",
     "is_finite",
@@ -50,6 +53,7 @@ __all__ = [
     "lookup",
     "one_of",
     "part_list",
+    "read_table",
     "registered",
     "sequence_of",
 ]

@@ -101,7 +101,7 @@ def _unread(cfg: CfgNode) -> list[str]:
     defaults = d2.get_cfg()
     model = d2.META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     backbone = d2.BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
-    read = _READ_ON_DETECTRON2
+    read: tuple[str, ...] = _READ_ON_DETECTRON2
     if any(part.__module__.startswith("detectron2.") for part in (model, backbone)):
         read += ("MODEL",)
     return [

@@ -11,6 +11,7 @@ from querypose.config.detectron2_keys import warn_of_unread_keys
 from querypose.config.imports import import_modules
 from querypose.config.keys import KEYS, ConfigError, check_config, lookup
 from querypose.config.merging import evaluated, merge_mapping, merge_overrides, override_pairs, read_config_file
+from querypose.config.tables import read_table
 from querypose.d2 import CfgNode
 
 
@@ -35,7 +36,11 @@ def get_cfg() -> CfgNode:
 
 
 def load_config(
-    config_file: str | Path | None = None, overrides: Sequence[Any] = (), imports: Sequence[str] = ()
+    config_file: str | Path | None = None,
+    overrides: Sequence[Any] = (),
+    imports: Sequence[str] = (),
+    *,
+    row: str | None = None,
 ) -> CfgNode:
     """Reads an experiment: defaults, then `config_file` with its `_BASE_`, then KEY VALUE `overrides`.
 
@@ -45,6 +50,7 @@ def load_config(
         config_file: a YAML file, or None for the defaults.
         overrides: `["SOLVER.MAX_ITER", "100", …]`, as they stand on the command line.
         imports: names or paths of modules, as of --import; IMPORTS of the result has them too.
+        row: name of a row where `config_file` is a table of ablations (see `config.tables`).
 
     Returns:
         the checked config, `MODEL.DEVICE` resolved to a device; not frozen.
@@ -53,12 +59,17 @@ def load_config(
         FileNotFoundError: there is no such file.
         ConfigError: a module cannot be imported, a key is unknown, a value has the wrong type or is not allowed.
     """
-    content = {}
+    content: dict[str, Any] = {}
+    of_row: list[Any] = []
     if config_file is not None:
         if not Path(config_file).is_file():
             raise FileNotFoundError(f"There is no config file {str(config_file)!r}.")
+        if (table := read_table(config_file)) is not None:
+            config_file, of_row = table.base, table.row(row).overrides
+        elif row is not None:
+            raise ConfigError(f"--row {row}: {config_file} is a config, not a table of ablations with `rows`.")
         content = read_config_file(config_file)
-    own = evaluated(dict(override_pairs(overrides)).get("IMPORTS", content.get("IMPORTS", [])))
+    own = evaluated(dict(override_pairs([*of_row, *overrides])).get("IMPORTS", content.get("IMPORTS", [])))
     if not isinstance(own, list | tuple) or not all(isinstance(name, str) for name in own):
         raise ConfigError(f"IMPORTS is {own!r}; allowed: a list of names or paths of modules.")
     modules = list(dict.fromkeys([*imports, *own]))
@@ -66,6 +77,7 @@ def load_config(
 
     cfg = get_cfg()
     left_out = merge_mapping(cfg, content, str(config_file))
+    left_out += merge_overrides(cfg, of_row, f"row {row}")
     left_out += merge_overrides(cfg, overrides)
     cfg.IMPORTS = modules
     _resolve(cfg)

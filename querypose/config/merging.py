@@ -20,14 +20,34 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The content of a YAML file, laid over that of the file, or the files, which its `_BASE_` names.
 
-    Deviates: a key that stands twice in a section is refused; YAML's usual reader forgets the first one.
-
     Raises:
         ConfigError: the file, or one of its bases, is missing or is not a mapping of keys.
     """
     path = Path(path)
     if path.resolve() in _children:
         raise ConfigError(f"{path}: its _BASE_ leads back to itself.")
+    content = read_yaml(path)
+    bases = content.pop("_BASE_", [])
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str) or "\0" in base:
+            raise ConfigError(f"{path}: its _BASE_ is {base!r}; allowed: the name of a file, or a list of names.")
+        base_path = path.parent / Path(base).expanduser()
+        if not base_path.is_file():
+            raise ConfigError(f"{path}: its _BASE_ {str(base_path)!r} does not exist.")
+        _lay_over(merged, read_config_file(base_path, (*_children, path.resolve())))
+    _lay_over(merged, content)
+    return merged
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The mapping in a YAML file.
+
+    Deviates: a key that stands twice in a section is refused; YAML's usual reader forgets the first one.
+
+    Raises:
+        ConfigError: the file is not YAML in UTF-8, is empty, or holds something else.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except yaml.MarkedYAMLError as error:
@@ -47,17 +67,7 @@ def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict
         raise ConfigError(f"{path}: it is empty.")
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: it must hold a mapping of keys, not a list or a single value.")
-    bases = content.pop("_BASE_", [])
-    merged: dict[str, Any] = {}
-    for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str) or "\0" in base:
-            raise ConfigError(f"{path}: its _BASE_ is {base!r}; allowed: the name of a file, or a list of names.")
-        base_path = path.parent / Path(base).expanduser()
-        if not base_path.is_file():
-            raise ConfigError(f"{path}: its _BASE_ {str(base_path)!r} does not exist.")
-        _lay_over(merged, read_config_file(base_path, (*_children, path.resolve())))
-    _lay_over(merged, content)
-    return merged
+    return content
 
 
 def merge_mapping(cfg: CfgNode, content: Mapping[Any, Any], source: str) -> list[str]:
@@ -77,14 +87,14 @@ def merge_mapping(cfg: CfgNode, content: Mapping[Any, Any], source: str) -> list
     return _merge(cfg, content, source, root=cfg, prefix="")
 
 
-def merge_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> list[str]:
+def merge_overrides(cfg: CfgNode, overrides: Sequence[Any], source: str = "command line") -> list[str]:
     """Merges KEY VALUE pairs, as they stand on the command line, into `cfg`; see `merge_mapping`."""
     left_out: list[str] = []
     for name, value in override_pairs(overrides):
         content: Any = value
         for part in reversed(name.split(".")):
             content = {part: content}
-        left_out += merge_mapping(cfg, content, "command line")
+        left_out += merge_mapping(cfg, content, source)
     return left_out
 
 

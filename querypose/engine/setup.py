@@ -35,8 +35,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
         SkeletonError, DatasetError: DATASETS.SKELETONS or DATASETS.CUSTOM cannot be used.
     """
     try:
-        # detectron2's own command line has no --import.
-        cfg = load_config(args.config_file or None, args.opts, getattr(args, "imports", ()))
+        cfg = load_config(
+            args.config_file or None, args.opts, getattr(args, "imports", ()), row=getattr(args, "row", None)
+        )
     except FileNotFoundError as error:
         raise ConfigError(f"--config-file: {error}") from error
     register_custom_datasets(cfg)

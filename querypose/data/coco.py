@@ -367,9 +367,9 @@ class _Reader:
         elif area is not None and not (_number_or_nan(area) >= 0):
             what, remedy = f"'area' of {id} is {_short(area)}", "allowed: a finite number >= 0, or no 'area' at all"
             self.error("area that is no area", id, what, remedy)
-        elif count is not None and not (is_integer(count) and 0 <= count <= self.skeleton.num_keypoints):
+        elif count is not None and not (is_integer(count) and 0 <= count < 2**31):
             what = f"'num_keypoints' of {id} is {_short(count)}"
-            remedy = f"allowed: an integer from 0 to {self.skeleton.num_keypoints}, or no 'num_keypoints' at all"
+            remedy = "allowed: an integer >= 0, or no 'num_keypoints' at all"
             self.error("num_keypoints that is no such number", id, what, remedy)
         else:
             return True

@@ -491,8 +491,8 @@ class _Reader:
         corners[:, 2:] += corners[:, :2]
         sizes_whwh = np.tile(file.sizes_hw[file.image_indices, ::-1], 2)
         file.boxes_xyxy = np.clip(corners, 0, sizes_whwh)
-        is_empty = (file.boxes_xyxy[:, 2:] <= file.boxes_xyxy[:, :2]).any(axis=1)
-        file.is_usable = ~is_empty
+        is_empty = np.asarray((file.boxes_xyxy[:, 2:] <= file.boxes_xyxy[:, :2]).any(axis=1))
+        file.is_usable = np.logical_not(is_empty)
         is_clipped = (file.boxes_xyxy != corners).any(axis=1) & ~is_empty
         for is_wrong, kind, what, remedy in (
             (is_clipped, "box outside the image", "reaches outside", "it is clipped"),

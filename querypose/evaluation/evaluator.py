@@ -145,8 +145,8 @@ class PoseEvaluator(DatasetEvaluator):
         """The finished poses of each image by its place in the annotations, in the order of the places."""
         # A sampler that gives a sample to two processes, to make their shares equal, gives it the same poses twice.
         of_sample: dict[tuple[Any, Any], Poses] = {}
-        for poses in gathered:
-            of_sample = {**poses, **of_sample}
+        for of_process in gathered:
+            of_sample = {**of_process, **of_sample}
         samples_of_image: dict[int, list[Poses]] = {}
         # In the order of the ids: the metrics do not depend on how samples were shared out.
         for image_id, sample_id in sorted(of_sample):

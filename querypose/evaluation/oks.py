@@ -178,7 +178,7 @@ class _OksEvaluation(COCOeval_faster):
         distances_DGK2 = found_D1K2 - keypoints_GK3[..., :2]
         # Persons without a labeled keypoint are ignored, together with what is found near them: within their box,
         # enlarged by its own size on every side, the distance is 0.
-        is_unlabeled_G = ~is_labeled_GK.any(axis=1)
+        is_unlabeled_G = np.logical_not(is_labeled_GK.any(axis=1))
         if is_unlabeled_G.any():
             low_G12, size_G12 = boxes_G4[:, None, :2], boxes_G4[:, None, 2:]
             beyond_DGK2 = np.maximum(0, low_G12 - size_G12 - found_D1K2)

@@ -331,9 +331,9 @@ def test_a_missing_field_is_named() -> None:
     with pytest.raises(EvaluationError, match="result 0 has no 'score'"):
         evaluate(ground_truth, [good], COCO_SKELETON)
     with pytest.raises(EvaluationError, match="result 0 is a list"):
-        evaluate(ground_truth, [[1, 2]], COCO_SKELETON)  # type: ignore[list-item]  # what a file may hold
+        evaluate(ground_truth, [[1, 2]], COCO_SKELETON)
     with pytest.raises(EvaluationError, match="must be a list of results, not a dict"):
-        evaluate(ground_truth, ground_truth, COCO_SKELETON)  # type: ignore[arg-type]  # annotations as results
+        evaluate(ground_truth, ground_truth, COCO_SKELETON)
 
 
 @pytest.mark.parametrize("bbox", [[0, 0, 10, -3], [0, 0, -1, 5]])

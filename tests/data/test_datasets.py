@@ -135,7 +135,7 @@ def test_dataset_and_skeleton_from_yaml_alone(datasets_root: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"skeleton": "hand"}, "'my_toys': there is no skeleton 'hand'; known: coco, crowdpose, toy"),
+        ({"skeleton": "hand"}, "'my_toys': there is no skeleton 'hand'; known: coco, crowdpose, mpii, toy"),
         ({"name": "lsp_val"}, "'lsp_val': the name is taken"),
         ({"name": "synthetic_val"}, "'synthetic_val': the name is taken"),
         ({"image": "x"}, r"has unknown fields \['image'\]; known: .*'evaluator', 'images', 'json'"),

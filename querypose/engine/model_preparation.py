@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from querypose.config import ConfigError
 from querypose.layers import recompute_in_backward, repeated_blocks
-from querypose.modeling import Component, HasComponents
+from querypose.modeling import Component, PoseModel
 
 
 def prepare_model(
-    model: nn.Module, *, channels_last: bool = False, compiled: Sequence[str] = (), recomputed: Sequence[str] = ()
-) -> nn.Module:
+    model: PoseModel, *, channels_last: bool = False, compiled: Sequence[str] = (), recomputed: Sequence[str] = ()
+) -> PoseModel:
     """Sets, in place, how `model` computes; its results, its parameters and their names stay.
 
     Args:
-        model: names its components, where the two lists are not empty.
+        model: of any meta-architecture.
         channels_last: keep the convolutions' weights, and with them their features, with channels side by side.
         compiled: components that torch.compile translates at their first call.
         recomputed: components whose activations are computed again in the backward pass; a network that consists of
@@ -72,8 +72,8 @@ def compile_in_place(module: nn.Module, varying_dims: Sequence[int] = (), backen
     module.forward = compiled
 
 
-def _components(model: nn.Module, key: str, names: Sequence[str]) -> dict[str, Component]:
-    components = model.components if isinstance(model, HasComponents) else {}
+def _components(model: PoseModel, key: str, names: Sequence[str]) -> dict[str, Component]:
+    components = model.components
     if unknown := [name for name in names if name not in components]:
         raise ConfigError(f"{key} has {unknown}; allowed for {type(model).__name__}: {sorted(components)}.")
     return {name: components[name] for name in names}

@@ -1,8 +1,8 @@
 """Meta-architectures and their parts; importing the package fills the registries."""
 
 from querypose.modeling import backbone as backbone
-from querypose.modeling.components import Component, HasComponents
+from querypose.modeling.pose_model import Component, PoseModel
 from querypose.modeling.poet import POET
 from querypose.modeling.query_pose import QueryPose
 
-__all__ = ["POET", "Component", "HasComponents", "QueryPose"]
+__all__ = ["POET", "Component", "PoseModel", "QueryPose"]

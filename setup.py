@@ -22,6 +22,7 @@ setup(
         "fvcore",
         "huggingface_hub",
         "iopath",
+        "matplotlib>=3.8",
         "numpy",
         "pillow",
         "pycocotools>=2.0.8",
@@ -29,6 +30,7 @@ setup(
         "safetensors",
         "scipy",
         "setuptools",  # tensorboard's and fvcore's dependencies import it on Python 3.12 and later
+        "submitit>=1.5",
         "tabulate",
         "tensorboard",
         "timm>=1.0",

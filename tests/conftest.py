@@ -11,7 +11,7 @@ import torch
 from querypose import d2
 from tests.loggers import restored_loggers
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,16 +37,6 @@ def _restored_loggers() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real photos with annotations, which are not part of the repository."""
-    return _folder_or_skip(SHARED / "data", "real photos")
-
-
-@pytest.fixture(scope="session")
-def shared_fixtures() -> Path:
-    """Reference tensors of the authors' code, which are not part of the repository."""
-    return _folder_or_skip(SHARED / "fixtures", "reference tensors")
-
-
-def _folder_or_skip(folder: Path, what: str) -> Path:
-    if not folder.is_dir():
-        pytest.skip(f"no {what} beside the repository (../shared/{folder.name})")
-    return folder
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real photos are not beside the repository (../shared/data)")
+    return SHARED_DATA

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from querypose.config import KEYS, ConfigError, load_config
 from querypose.d2 import CfgNode, CheckpointError, read_checkpoint
-from querypose.data.coco_json import DatasetError, load_pose_json
+from querypose.data import DatasetError
 from querypose.evaluation import EvaluationError, evaluate_oks, read_ground_truth
-from tests.data.toy_dataset import TOY_SKELETON, toy_annotation, toy_document, write_dataset
+from tests.data.toy_dataset import TOY_SKELETON, read_records, toy_annotation, toy_document, write_dataset
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=8),
@@ -30,7 +30,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6) | st.integers(), inner, max_size=3),
     max_leaves=6,
 )
-NAMES = [key.name for key in KEYS]
+NAMES = list(KEYS)
 SECTIONS = sorted({name.rpartition(".")[0] for name in NAMES} - {""})
 _fuzz = settings(
     deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -61,7 +61,7 @@ def test_whatever_a_key_holds_the_config_loads_or_is_refused(tmp_path: Path, nam
     cfg = refused_or_loaded(yaml.safe_dump(nested(name, value)), tmp_path)
     if cfg is None:
         return
-    for key in KEYS:  # what is loaded keeps the types that the code relies on
+    for key in KEYS.values():  # what is loaded keeps the types that the code relies on
         node: Any = cfg
         for part in key.name.split("."):
             node = node[part]
@@ -125,7 +125,7 @@ def test_whatever_stands_anywhere_in_an_annotation_file(tmp_path: Path, path: tu
     document = replaced(DOCUMENT, path, value)
     json_file, images = write_dataset(tmp_path, document)
     try:
-        load_pose_json(json_file, images, TOY_SKELETON)
+        read_records(json_file, images, TOY_SKELETON)
     except DatasetError as refusal:
         assert "toy.json" in str(refusal)  # noqa: PT017  # most files load
     try:
@@ -141,7 +141,7 @@ def test_an_annotation_file_with_noise_in_it(tmp_path: Path, start: int, noise: 
     content = json_file.read_bytes()
     json_file.write_bytes(content[:start] + noise + content[start + len(noise) :])
     try:
-        load_pose_json(json_file, images, TOY_SKELETON)
+        read_records(json_file, images, TOY_SKELETON)
     except DatasetError as refusal:
         assert "toy.json" in str(refusal)  # noqa: PT017
 

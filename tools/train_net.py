@@ -7,7 +7,7 @@
     python tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS output/mine/model_final.pth
     torchrun --nproc-per-node 8 tools/train_net.py --config-file F
 
-Without a GPU, --num-gpus N starts N processes on the CPU. Every KEY VALUE is explained in querypose/config.py.
+Without a GPU, --num-gpus N starts N processes on the CPU. Every KEY VALUE is explained in docs/config.md.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from querypose.data import load_datasets, read_image, register_custom_datasets
 from querypose.engine import report_user_errors
 from querypose.evaluation import read_json
 from querypose.skeleton import Skeleton, skeleton_of_datasets
-from querypose.visualization import draw_poses, drawn_visibilities, image_grid, plot_metrics
+from querypose.visualization import draw_poses, drawn_visibilities, image_grid
+from querypose.visualization.charts import plot_metrics
 from querypose.visualization.media import save_image
 
 # A results file holds COCO's coordinates, in which the centre of the first pixel is 0; drawings want 0.5 there.
@@ -69,7 +70,7 @@ def draw_results(
 def draw_annotations(
     image: NDArray[np.uint8], annotations: Sequence[dict[str, Any]], skeleton: Skeleton
 ) -> NDArray[np.uint8]:
-    """The image with the annotated poses, in the coordinates of `load_pose_json`."""
+    """The image with the annotated poses, in the coordinates of a record."""
     keypoints_NK3 = np.array([annotation["keypoints"] for annotation in annotations], dtype=np.float64)
     keypoints_NK3 = keypoints_NK3.reshape(-1, skeleton.num_keypoints, 3)
     return draw_poses(image, keypoints_NK3[:, :, :2], skeleton, visibilities=keypoints_NK3[:, :, 2])

@@ -31,6 +31,7 @@ __all__ = [  # noqa: F405
     "ENGINE",
     "ENGINE_VERSION",
     "BACKBONE_REGISTRY",
+    "LR_SCHEDULES",
     "META_ARCH_REGISTRY",
     "Backbone",
     "BoxMode",

@@ -65,6 +65,9 @@ with warnings.catch_warnings():
 
 VERSION: str = detectron2.__version__
 
+# Of the schedules of detectron2's `build_lr_scheduler`, which has no table of them, those that need no further keys.
+LR_SCHEDULES = dict.fromkeys(("WarmupMultiStepLR", "WarmupCosineLR"))
+
 
 class DetectionCheckpointer(_DetectionCheckpointer):
     """detectron2's, which never runs code that a file brings."""

@@ -6,6 +6,7 @@ config, `register_pose_dataset` any. Registration touches no file; a dataset is 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,23 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from querypose.d2 import CfgNode, DatasetCatalog, MetadataCatalog
-from querypose.data.coco_json import DatasetError, load_pose_json, read_pose_file
-from querypose.data.synthetic import SPLITS as SYNTHETIC_SPLITS
-from querypose.data.synthetic import make_synthetic_split
+from querypose.data.coco import PoseAnnotations, read_annotations
+from querypose.data.problems import DatasetError, count_by_kind, errors_of
 from querypose.skeleton import BUILTIN_SKELETONS, COCO_SKELETON, CROWDPOSE_SKELETON, Skeleton
 
-__all__ = [
-    "EVALUATORS",
-    "DatasetError",
-    "datasets_root",
-    "load_datasets",
-    "load_pose_json",
-    "register_builtin_datasets",
-    "register_custom_datasets",
-    "register_pose_dataset",
-]
-
-EVALUATORS = ("coco", "crowdpose")
+SYNTHETIC_SPLITS = ("train", "val")
 _CUSTOM_FIELDS = {"name", "json", "images", "skeleton"}
 _OPTIONAL_CUSTOM_FIELDS = {"evaluator"}
 
@@ -90,8 +79,15 @@ def register_builtin_datasets(root: str | Path | None = None) -> None:
         folder = root / "synthetic" / split
         register_pose_dataset(
             f"synthetic_{split}", folder / "annotations.json", folder / "images", COCO_SKELETON,
-            prepare=partial(make_synthetic_split, split, folder),
+            prepare=partial(_draw_synthetic, split, folder),
         )  # fmt: skip
+
+
+def _draw_synthetic(split: str, folder: Path) -> None:
+    # Imported here: who never uses these people does not load the code that draws them.
+    from querypose.data.synthetic import make_synthetic_split
+
+    make_synthetic_split(split, folder)
 
 
 def register_pose_dataset(
@@ -109,18 +105,14 @@ def register_pose_dataset(
         json_file: COCO-keypoints json.
         image_root: folder of its images.
         skeleton: what its keypoints are.
-        evaluator: "coco" (AP, APm, APl) or "crowdpose" (AP easy, medium, hard; the json needs crowdIndex).
+        evaluator: name of its metric in METRIC_REGISTRY: "coco" (AP, APm, APl), "crowdpose" (AP easy, medium, hard; the
+            json needs crowdIndex), or one of your own.
         prepare: called before the json is read, to make or fetch the files.
-
-    Raises:
-        DatasetError: there is no such evaluator.
     """
-    if evaluator not in EVALUATORS:
-        raise DatasetError(f"Dataset {name!r}: evaluator is {evaluator!r}; allowed: {', '.join(EVALUATORS)}.")
     for catalog in (DatasetCatalog, MetadataCatalog):
         if name in catalog.list():
             catalog.remove(name)
-    DatasetCatalog.register(name, partial(_load_registered, name, str(json_file), str(image_root), skeleton, prepare))
+    DatasetCatalog.register(name, _CatalogEntry(name, str(json_file), str(image_root), skeleton, prepare))
     MetadataCatalog.get(name).set(
         json_file=str(json_file),
         image_root=str(image_root),
@@ -136,21 +128,69 @@ def register_pose_dataset(
     )
 
 
-def _load_registered(
-    name: str, json_file: str, image_root: str, skeleton: Skeleton, prepare: Callable[[], object] | None
-) -> list[dict[str, Any]]:
-    if prepare is not None:
-        prepare()
-    pose_file = read_pose_file(json_file, image_root, skeleton)
-    metadata = MetadataCatalog.get(name)
-    for field, value in (
-        ("thing_classes", [pose_file.category]),
-        ("thing_dataset_id_to_contiguous_id", {pose_file.category_id: 0}),
-    ):
-        if getattr(metadata, field) != value:
-            delattr(metadata, field)  # metadata refuses to change a value
-            setattr(metadata, field, value)
-    return pose_file.records
+class _CatalogEntry:
+    """How DatasetCatalog loads a dataset; the json is read once, and again only after it has changed."""
+
+    def __init__(
+        self, name: str, json_file: str, image_root: str, skeleton: Skeleton, prepare: Callable[[], object] | None
+    ) -> None:
+        self._name = name
+        self._files = (json_file, image_root)
+        self._skeleton = skeleton
+        self._prepare = prepare
+        self._annotations: PoseAnnotations | None = None
+        self._state_of_file: tuple[int, int] | None = None
+        self._has_warned = False
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """The records of the dataset; logs what is corrected in them or left out.
+
+        Raises:
+            DatasetError: the files are missing, malformed, or do not fit the skeleton.
+        """
+        annotations = self.annotations().require_sound()
+        if not self._has_warned:
+            for line in count_by_kind(annotations.problems):
+                logging.getLogger(__name__).warning("%s", line)
+            self._has_warned = True
+        metadata = MetadataCatalog.get(self._name)
+        for field, value in (
+            ("thing_classes", [annotations.category]),
+            ("thing_dataset_id_to_contiguous_id", {annotations.category_id: 0}),
+        ):
+            if getattr(metadata, field) != value:
+                delattr(metadata, field)  # metadata refuses to change a value
+                setattr(metadata, field, value)
+        return annotations.records()
+
+    def annotations(self) -> PoseAnnotations:
+        """What the json holds, be it sound or not."""
+        if self._prepare is not None:
+            self._prepare()
+        json_file, image_root = self._files
+        state = None
+        if os.path.isfile(json_file):
+            stat = os.stat(json_file)
+            state = (stat.st_mtime_ns, stat.st_size)
+        # A file with errors is read again: what is wrong may have been an image, or the folder of images.
+        if self._annotations is None or errors_of(self._annotations.problems) or state != self._state_of_file:
+            self._annotations = read_annotations(json_file, image_root, self._skeleton)
+            self._state_of_file = state
+            self._has_warned = False
+        return self._annotations
+
+
+def dataset_annotations(name: str) -> PoseAnnotations:
+    """The annotations of a registered dataset, be they sound or not; its json is read once.
+
+    Raises:
+        DatasetError: there is no dataset of that name that was registered by `register_pose_dataset`, or it cannot make
+            its files.
+    """
+    entry = DatasetCatalog[name] if name in DatasetCatalog.list() else None
+    if not isinstance(entry, _CatalogEntry):
+        raise DatasetError(f"There is no pose dataset {name!r}. Register it by register_pose_dataset.")
+    return entry.annotations()
 
 
 def register_custom_datasets(cfg: CfgNode) -> None:

@@ -5,12 +5,12 @@ The mapper refuses (or corrects) an image by `check_image_size` when it reads it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from querypose.data.annotation_file import SIZE_TOLERANCE
-from querypose.data.duplicates import digest_of_pixels
+from querypose.data.coco import SIZE_TOLERANCE
 from querypose.data.image_io import ImageReadError, read_image, read_image_size
 from querypose.data.parallel import map_in_threads
 from querypose.data.problems import Problem
@@ -18,12 +18,15 @@ from querypose.data.problems import Problem
 # How closely the validator looks at images: not at all, at the header of each file, at every pixel.
 ImageDepth = Literal["none", "header", "pixels"]
 
+CHECKS: Mapping[str, ImageDepth | None] = {"off": None, "annotations": "none", "files": "header"}
+"""By the names of DATASETS.CHECK: how closely a training looks at images before it starts; None skips all checks."""
+
 
 def check_image_size(record: dict[str, Any], height: int, width: int) -> Problem | None:
     """Compares the size of an image with that of its record; swapped height and width are a warning alone.
 
     Args:
-        record: a dict as `load_pose_json` gives.
+        record: a dict as `PoseAnnotations.record` gives.
         height: of the upright image.
         width: of the upright image.
     """
@@ -62,7 +65,7 @@ def check_images(
     """Looks at the image of every record.
 
     Args:
-        records: dicts as `load_pose_json` gives.
+        records: dicts as `PoseAnnotations.record` gives.
         depth: "header" finds files that are missing, no image or of another size; "pixels" also truncated ones.
         description: begins the progress bar.
         num_threads: see `map_in_threads`.
@@ -85,18 +88,11 @@ def _check_image(record: dict[str, Any], depth: ImageDepth) -> tuple[Problem | N
         if depth == "pixels":
             pixels = read_image(path)
             height, width = pixels.shape[:2]
-            digest = digest_of_pixels(pixels).hex()
+            # Of the upright pixels: blind to metadata and to how a file stores the same pixels.
+            digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
         else:
             height, width = read_image_size(path)
     except ImageReadError as error:
-        return unreadable_image(record, error), None
+        id = f"image {record.get('image_id')}"
+        return Problem("error", "unreadable image", path, id, error.what, error.remedy), None
     return check_image_size(record, height, width), digest
-
-
-def unreadable_image(record: dict[str, Any], error: ImageReadError) -> Problem:
-    """An image that cannot be read, as a problem."""
-    what, _, remedy = str(error).removesuffix(".").partition("; ")
-    return Problem(
-        "error", "unreadable image", str(record["file_name"]), f"image {record.get('image_id')}", what,
-        remedy or "make it readable",
-    )  # fmt: skip

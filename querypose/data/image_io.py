@@ -31,7 +31,18 @@ READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.er
 
 
 class ImageReadError(RuntimeError):
-    """An image file that cannot be read: names the file, what is wrong with it and the remedy."""
+    """An image file that cannot be read: names the file, what is wrong with it and the remedy.
+
+    A loader process hands an error on with its message alone, which then is `what`.
+    """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what, remedy)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}." if self.remedy else self.what
 
 
 def read_image(path: str | Path, channel_order: str = "RGB") -> np.ndarray:
@@ -103,13 +114,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def explain_read_error(path: str | Path, error: Exception) -> ImageReadError:
     """One of `READ_ERRORS`, in terms of the file and what to do about it."""
     if isinstance(error, FileNotFoundError):
-        return ImageReadError(f"There is no image {str(path)!r}; check the image folder, or remove it from the json.")
+        return ImageReadError(f"There is no image {str(path)!r}", "check the image folder, or remove it from the json")
     if isinstance(error, IsADirectoryError | PermissionError):
-        return ImageReadError(f"Image {str(path)!r} cannot be opened: {error.strerror}.")
+        return ImageReadError(f"Image {str(path)!r} cannot be opened: {error.strerror}", "make it a readable file")
     if isinstance(error, UnidentifiedImageError):
         is_empty = Path(path).stat().st_size == 0
         what = "is an empty file" if is_empty else "is not an image of a known format"
-        return ImageReadError(f"{str(path)!r} {what}; download it again, or convert it to JPEG or PNG.")
+        return ImageReadError(f"{str(path)!r} {what}", "download it again, or convert it to JPEG or PNG")
     return ImageReadError(
-        f"Image {str(path)!r} cannot be decoded: {error}; download it again, or convert it to 8-bit JPEG or PNG."
+        f"Image {str(path)!r} cannot be decoded: {error}", "download it again, or convert it to 8-bit JPEG or PNG"
     )

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from querypose.d2 import Boxes, BoxMode, CfgNode, Instances, Keypoints, configurable
-from querypose.data.coco_json import DatasetError
 from querypose.data.image_checks import check_image_size
 from querypose.data.image_io import read_image
 from querypose.data.pixel_augmentation import CoarseDropout, PixelAugmentation
+from querypose.data.problems import DatasetError
 from querypose.data.transforms import (
     GeometricTransform,
     RandomCrop,
@@ -102,7 +102,7 @@ class PoseMapper:
         """Makes one sample.
 
         Args:
-            record: a dict as `load_pose_json` gives; not changed.
+            record: a dict as `PoseAnnotations.record` gives; not changed.
 
         Returns:
             file_name, image_id, height and width (of the file), image (uint8 (3, H, W)), and in training instances with

@@ -8,6 +8,10 @@ from typing import Literal, NamedTuple
 Severity = Literal["error", "warning"]
 
 
+class DatasetError(ValueError):
+    """A dataset that cannot be used: names the file, the id in it where there is one, and the remedy."""
+
+
 class Problem(NamedTuple):
     """One thing that is wrong in one place.
 
@@ -39,15 +43,33 @@ def errors_of(problems: Iterable[Problem]) -> list[Problem]:
     return [problem for problem in problems if problem.severity == "error"]
 
 
-def summarize(problems: Sequence[Problem], num_examples: int = 3) -> list[str]:
-    """Lines that count problems by kind, errors first and the most frequent first, with the first few of each."""
+def group_by_kind(problems: Iterable[Problem]) -> list[list[Problem]]:
+    """Problems of one severity and kind together: errors first, then the most frequent kinds."""
     groups: dict[tuple[Severity, str], list[Problem]] = {}
     for problem in problems:
         groups.setdefault((problem.severity, problem.kind), []).append(problem)
+    return sorted(groups.values(), key=lambda group: (group[0].severity != "error", -len(group)))
+
+
+def summarize(problems: Iterable[Problem], num_examples: int = 3) -> list[str]:
+    """Lines that count problems by kind, with the first few of each."""
     lines = []
-    for (severity, kind), group in sorted(groups.items(), key=lambda item: (item[0][0] != "error", -len(item[1]))):
-        lines.append(f"{severity}: {kind}: {len(group)}")
+    for group in group_by_kind(problems):
+        lines.append(f"{group[0].severity}: {group[0].kind}: {len(group)}")
         lines += [f"    {problem.message}" for problem in group[:num_examples]]
         if len(group) > num_examples:
             lines.append(f"    … and {len(group) - num_examples} more")
+    return lines
+
+
+def count_by_kind(problems: Sequence[Problem], num_ids: int = 5) -> list[str]:
+    """One line for each kind, for a log: the message of a single problem, else their number and first ids."""
+    lines = []
+    for group in group_by_kind(problems):
+        first = group[0]
+        if len(group) == 1:
+            lines.append(first.message)
+            continue
+        ids = ", ".join(problem.id for problem in group[:num_ids]) + (", …" if len(group) > num_ids else "")
+        lines.append(f"{first.file}: {first.kind}: {len(group)} times ({ids}); {first.remedy}.")
     return lines

@@ -23,8 +23,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from querypose.data.coco_json import DatasetError
-from querypose.data.synthetic_figure import PARTS, Figure, Painter, random_colour, random_figure
+from querypose.data.problems import DatasetError
+from querypose.data.synthetic_figure import PARTS, Figure, Painter, random_color, random_figure
 from querypose.skeleton import COCO_SKELETON
 
 _logger = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 def _share_shown(figure: Figure, owners: np.ndarray, index: int) -> float:
     """Visible pixels of a person over those that it has alone in the picture."""
-    alone = Painter(Image.new("RGB", (IMAGE_WIDTH, IMAGE_HEIGHT)), colours=False)
+    alone = Painter(Image.new("RGB", (IMAGE_WIDTH, IMAGE_HEIGHT)), colors=False)
     figure.paint(alone, first_owner=_first_owner(index))
     return float(_mask(owners, index).sum()) / max(1.0, float((alone.owners() > 0).sum()))
 
@@ -247,7 +247,7 @@ def _annotate(figure: Figure, owners: np.ndarray, index: int) -> dict[str, Any]:
             continue
         part = int(owners[int(joint[1]), int(joint[0])]) - _first_owner(index)
         shown = figure.is_shown(name, PARTS[part] if 0 <= part < len(PARTS) else None)
-        # A json has pixel indices: the centre of the first pixel is 0, in the drawing it is 0.5.
+        # A json has pixel indices: the center of the first pixel is 0, in the drawing it is 0.5.
         keypoints += [round(float(joint[0]) - 0.5, 2), round(float(joint[1]) - 0.5, 2), 2 if shown else 1]
     return {
         "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
@@ -258,9 +258,9 @@ def _annotate(figure: Figure, owners: np.ndarray, index: int) -> dict[str, Any]:
 
 
 def _background(generator: np.random.Generator) -> Image.Image:
-    """A wall and a floor of muted colours, blotches, things, and a texture."""
+    """A wall and a floor of muted colors, blotches, things, and a texture."""
     width, height = IMAGE_WIDTH, IMAGE_HEIGHT
-    top, bottom, ground = (_muted(random_colour(generator)) for _ in range(3))
+    top, bottom, ground = (_muted(random_color(generator)) for _ in range(3))
     ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     pixels = np.broadcast_to(top * (1 - ramp) + bottom * ramp, (height, width, 3)).copy()
     horizon = int(generator.uniform(0.45, 0.85) * height)
@@ -288,8 +288,8 @@ def _blotches(channels: int, generator: np.random.Generator) -> np.ndarray:
     return np.stack([np.asarray(plane, dtype=np.float32) for plane in planes], axis=-1) - 128
 
 
-def _muted(colour: tuple[int, int, int]) -> np.ndarray:
-    values = np.array(colour, dtype=np.float32)
+def _muted(color: tuple[int, int, int]) -> np.ndarray:
+    values = np.array(color, dtype=np.float32)
     return values.mean() + (values - values.mean()) * 0.5
 
 
@@ -301,22 +301,22 @@ def _draw_thing(draw: ImageDraw.ImageDraw, generator: np.random.Generator) -> No
     """A box, a ball, a gable, or a pole: poles have the shape of limbs, so that shape alone is no clue."""
     x, y = generator.uniform(0, IMAGE_WIDTH), generator.uniform(0, IMAGE_HEIGHT)
     width, height = generator.uniform(10, 90, size=2)
-    colour = random_colour(generator)
+    color = random_color(generator)
     kind = generator.integers(4)
     if kind == 0:
-        draw.rectangle((x, y, x + width, y + height), fill=colour)
+        draw.rectangle((x, y, x + width, y + height), fill=color)
     elif kind == 1:
-        draw.ellipse((x, y, x + width, y + width), fill=colour)
+        draw.ellipse((x, y, x + width, y + width), fill=color)
     elif kind == 2:
-        draw.polygon([(x, y + height), (x + width / 2, y), (x + width, y + height)], fill=colour)
+        draw.polygon([(x, y + height), (x + width / 2, y), (x + width, y + height)], fill=color)
     else:
         tilt = generator.normal(0, 40)
-        draw.line((x, y, x + tilt, y + 2 * height), fill=colour, width=int(generator.integers(3, 12)))
+        draw.line((x, y, x + tilt, y + 2 * height), fill=color, width=int(generator.integers(3, 12)))
 
 
 def _paint_occluder(painter: Painter, generator: np.random.Generator) -> None:
     """A box or a post in front of those painted so far."""
-    colour = random_colour(generator)
+    color = random_color(generator)
     if generator.random() < 0.5:
         width, height = generator.uniform(40, 110), generator.uniform(25, 70)
         x, y = generator.uniform(-20, IMAGE_WIDTH - 20), IMAGE_HEIGHT - generator.uniform(0.5, 1.2) * height
@@ -325,7 +325,7 @@ def _paint_occluder(painter: Painter, generator: np.random.Generator) -> None:
         x, y = generator.uniform(0, IMAGE_WIDTH), IMAGE_HEIGHT - height
     corners = np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]])
     painter.polygon(corners, (30, 30, 30), _OCCLUDER)
-    painter.polygon(corners + np.array([[1, 1], [-1, 1], [-1, 0], [1, 0]]), colour)
+    painter.polygon(corners + np.array([[1, 1], [-1, 1], [-1, 0], [1, 0]]), color)
 
 
 def _camera(image: Image.Image, generator: np.random.Generator) -> Image.Image:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from querypose.skeleton import COCO_SKELETON
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 # Proportions, in heights. The head is larger than life, so that eyes and nose can be seen in a small picture.
 _SHANK, _THIGH, _TORSO, _NECK = 0.225, 0.225, 0.285, 0.065
@@ -36,38 +36,38 @@ _FAR_SIDE = -0.05
 
 
 class Painter:
-    """A picture in the making: its colours, drawn at double size, and which part of which person owns each pixel."""
+    """A picture in the making: its colors, drawn at double size, and which part of which person owns each pixel."""
 
-    def __init__(self, background: Image.Image, *, colours: bool = True) -> None:
-        """Starts from a background of the final size; without `colours` only the owners are drawn, which is faster."""
+    def __init__(self, background: Image.Image, *, colors: bool = True) -> None:
+        """Starts from a background of the final size; without `colors` only the owners are drawn, which is faster."""
         size = background.size
         self._owners = Image.new("L", size, 0)
         self._draw_owners = ImageDraw.Draw(self._owners)
-        self._colours = background.resize((2 * size[0], 2 * size[1]), Image.Resampling.BILINEAR) if colours else None
-        self._draw_colours = ImageDraw.Draw(self._colours) if self._colours is not None else None
+        self._colors = background.resize((2 * size[0], 2 * size[1]), Image.Resampling.BILINEAR) if colors else None
+        self._draw_colors = ImageDraw.Draw(self._colors) if self._colors is not None else None
 
-    def polygon(self, points: np.ndarray, colour: Colour, owner: int | None = None) -> None:
+    def polygon(self, points: np.ndarray, color: Color, owner: int | None = None) -> None:
         """Fills a polygon; points (N, 2) are continuous pixels. Without an owner the pixels keep theirs."""
         if len(points) < 3:
             return
-        # Pillow's coordinates are 0 at the centre of the first pixel.
-        if self._draw_colours is not None:
-            self._draw_colours.polygon((points * 2 - 0.5).ravel().tolist(), fill=colour)
+        # Pillow's coordinates are 0 at the center of the first pixel.
+        if self._draw_colors is not None:
+            self._draw_colors.polygon((points * 2 - 0.5).ravel().tolist(), fill=color)
         if owner is not None:
             self._draw_owners.polygon((points - 0.5).ravel().tolist(), fill=owner)
 
-    def hull(self, discs: np.ndarray, colour: Colour, owner: int | None = None, shaded: bool = True) -> None:
+    def hull(self, discs: np.ndarray, color: Color, owner: int | None = None, shaded: bool = True) -> None:
         """Fills the convex hull of discs (N, 3): x, y, radius; shaded: with a dark rim and a lighter core."""
-        if owner is None and self._draw_colours is None:
+        if owner is None and self._draw_colors is None:
             return
-        shaded = shaded and self._draw_colours is not None
-        self.polygon(_hull_of_discs(discs), _tone(colour, 0.55) if shaded else colour, owner)
+        shaded = shaded and self._draw_colors is not None
+        self.polygon(_hull_of_discs(discs), _tone(color, 0.55) if shaded else color, owner)
         if shaded:
             radii = discs[:, 2]
-            self.polygon(_hull_of_discs(_with_radii(discs, radii - np.minimum(0.9, radii * 0.25))), colour)
+            self.polygon(_hull_of_discs(_with_radii(discs, radii - np.minimum(0.9, radii * 0.25))), color)
             core = _with_radii(discs, radii * 0.45)
             core[:, :2] -= radii[:, None] * [0.18, 0.22]
-            self.polygon(_hull_of_discs(core), _tone(colour, 1.12))
+            self.polygon(_hull_of_discs(core), _tone(color, 1.12))
 
     def owners(self) -> np.ndarray:
         """The owner of every pixel, uint8 (H, W); 0 where nobody painted."""
@@ -75,9 +75,9 @@ class Painter:
 
     def picture(self) -> Image.Image:
         """The picture at its final size."""
-        if self._colours is None:
+        if self._colors is None:
             raise ValueError("This painter draws owners alone.")
-        return self._colours.reduce(2)
+        return self._colors.reduce(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +86,11 @@ class Figure:
 
     Attributes:
         joints: COCO-17 name -> view frame (x, y, z), pixels.
-        looks: colours and other features of the painting.
+        looks: colors and other features of the painting.
         height: pixels a body height.
         head: rows left, up, front of the head in the view frame (unit vectors).
         toes: side -> tip of the foot in the view frame.
-        neck: its upper end, where the head sits: the centre of the head, view frame.
+        neck: its upper end, where the head sits: the center of the head, view frame.
     """
 
     joints: dict[str, np.ndarray]
@@ -207,32 +207,32 @@ class Figure:
             painter.hull(_discs([upper, upper * 0.5 + lower * 0.5], [0.06 * h, 0.056 * h]), cloth, owner)
 
     def _paint_head(self, painter: Painter, owner: int) -> None:
-        looks, radius, centre = self.looks, _HEAD * self.height, self.neck
+        looks, radius, center = self.looks, _HEAD * self.height, self.neck
         left, up, front = self.head
-        painter.hull(_discs([centre + up * radius * 0.12, centre - up * radius * 0.15], [radius * 1.02, radius * 0.95]),
+        painter.hull(_discs([center + up * radius * 0.12, center - up * radius * 0.15], [radius * 1.02, radius * 0.95]),
                      looks["hair"], owner)  # fmt: skip
         for ear in (left, -left):
             if ear[2] > -0.25:
-                painter.hull(_discs([centre + ear * radius], [radius * 0.2]), _tone(looks["skin"], 0.85), owner)
+                painter.hull(_discs([center + ear * radius], [radius * 0.2]), _tone(looks["skin"], 0.85), owner)
         # The face is the visible part of a cap of the sphere round a direction a little below the front.
         axis = _unit(front - 0.25 * up)
         sideways = np.cross(axis, up)
         basis = np.stack([axis, sideways, np.cross(sideways, axis)])
         directions = _FACE_CAP @ basis
-        visible = centre + directions[directions[:, 2] > 0] * radius
+        visible = center + directions[directions[:, 2] > 0] * radius
         if len(visible) >= 3:
             painter.polygon(_convex_hull(visible[:, :2]), looks["skin"])
         for keypoint in ("left_eye", "right_eye"):
             eye = self.joints[keypoint]
-            if eye[2] - centre[2] > 0.15 * radius:
+            if eye[2] - center[2] > 0.15 * radius:
                 painter.hull(_discs([eye], [radius * 0.17]), (245, 245, 245), shaded=False)
                 painter.hull(_discs([eye], [radius * 0.11]), (25, 20, 20), shaded=False)
         nose = self.joints["nose"]
-        if nose[2] - centre[2] > -0.2 * radius:  # in profile it sticks out of the head
+        if nose[2] - center[2] > -0.2 * radius:  # in profile it sticks out of the head
             tip = _discs([nose, nose - front * radius * 0.2 + up * radius * 0.15], [radius * 0.13, radius * 0.06])
             painter.hull(tip, _tone(looks["skin"], 0.7), owner, shaded=False)
         if front[2] > 0.2:
-            mouth = centre + radius * (0.85 * front - 0.5 * up)
+            mouth = center + radius * (0.85 * front - 0.5 * up)
             painter.hull(_discs([mouth + left * radius * 0.2, mouth - left * radius * 0.2], [radius * 0.07] * 2),
                          (150, 50, 50), shaded=False)  # fmt: skip
 
@@ -244,22 +244,22 @@ def random_figure(height: float, generator: np.random.Generator) -> Figure:
     head_view = view @ _rotation_y(generator.normal(0, 25)) @ _rotation_x(generator.normal(0, 8))
     head = np.stack([head_view[:, 0], _unit(head_view[:, 1] + view @ spine - view[:, 1]), head_view[:, 2]])
     joints = {name: view @ joint * height for name, joint in body_joints.items()}
-    centre = view @ neck * height
+    center = view @ neck * height
     left, up, front = head
     for name, direction in (
         ("nose", 1.02 * front - 0.12 * up), ("left_eye", 0.88 * front + 0.36 * left + 0.26 * up),
         ("right_eye", 0.88 * front - 0.36 * left + 0.26 * up), ("left_ear", left), ("right_ear", -left),
     ):  # fmt: skip
-        joints[name] = centre + direction * _HEAD * height
+        joints[name] = center + direction * _HEAD * height
     joints = {name: joints[name] for name in COCO_SKELETON.keypoints}
     view_toes = {side: view @ toe * height for side, toe in toes.items()}
-    return Figure(joints, _random_looks(generator), height, head, view_toes, centre)
+    return Figure(joints, _random_looks(generator), height, head, view_toes, center)
 
 
 def _random_pose(
     generator: np.random.Generator,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Joints below the head, tips of the feet, centre of the head, direction of the spine; body frame, in heights."""
+    """Joints below the head, tips of the feet, center of the head, direction of the spine; body frame, in heights."""
     manner = generator.choice(["stand", "walk", "wave", "crouch", "jump"], p=[0.3, 0.25, 0.22, 0.08, 0.15])
     lean_front = generator.normal(35 if manner == "crouch" else 3, 8)
     lean = _rotation_x(lean_front) @ _rotation_z(generator.normal(0, 7))
@@ -318,26 +318,26 @@ def _random_looks(generator: np.random.Generator) -> dict[str, Any]:
     return {
         "skin": skins[generator.integers(len(skins))],
         "hair": hairs[generator.integers(len(hairs))],
-        "shirt": random_colour(generator),
-        "trousers": _tone(random_colour(generator), 0.75),
-        "trim": random_colour(generator),
-        "shoes": random_colour(generator),
+        "shirt": random_color(generator),
+        "trousers": _tone(random_color(generator), 0.75),
+        "trim": random_color(generator),
+        "shoes": random_color(generator),
         "stripes": stripes[generator.integers(len(stripes))],
         "sleeves": int(generator.choice([0, 1, 2], p=[0.4, 0.2, 0.4])),
         "legs": int(generator.choice([0, 1, 2], p=[0.3, 0.1, 0.6])),
     }
 
 
-def random_colour(generator: np.random.Generator) -> Colour:
-    """A colour that is neither very dark nor glaring."""
+def random_color(generator: np.random.Generator) -> Color:
+    """A color that is neither very dark nor glaring."""
     values = generator.uniform(45, 225, size=3)
-    grey = values.mean()
-    red, green, blue = (int(grey + (value - grey) * 1.2) for value in values)
+    gray = values.mean()
+    red, green, blue = (int(gray + (value - gray) * 1.2) for value in values)
     return _tone((red, green, blue), 1.0)
 
 
-def _tone(colour: Colour, factor: float) -> Colour:
-    red, green, blue = (int(min(255, max(0, channel * factor))) for channel in colour)
+def _tone(color: Color, factor: float) -> Color:
+    red, green, blue = (int(min(255, max(0, channel * factor))) for channel in color)
     return red, green, blue
 
 
@@ -372,8 +372,8 @@ def _rotation_z(degrees: float) -> np.ndarray:
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
-def _discs(centres: list[np.ndarray], radii: list[float]) -> np.ndarray:
-    return np.array([[centre[0], centre[1], radius] for centre, radius in zip(centres, radii, strict=True)])
+def _discs(centers: list[np.ndarray], radii: list[float]) -> np.ndarray:
+    return np.array([[center[0], center[1], radius] for center, radius in zip(centers, radii, strict=True)])
 
 
 def _with_radii(discs: np.ndarray, radii: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Coordinates are continuous: pixel column i covers [i, i + 1) and its centre is at i + 0.5, so an image of width W spans
 [0, W], a flip is x -> W - x, and a resize multiplies by (new width / old width) and nothing else. (The 0.5 by which
-COCO's keypoints differ from this is added when a json is read: see `querypose.data.coco_json`.)
+COCO's keypoints differ from this is added when a json is read: see `querypose.data.coco`.)
 
 `GeometricTransform` is the map. Functions make simple ones (`crop`, `resize`, `rotate`, `horizontal_flip`); `then`
 chains them, so that the pixels of a whole chain are resampled once. Classes draw random ones (`RandomFlip`,

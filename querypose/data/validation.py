@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from querypose.d2 import DatasetCatalog, MetadataCatalog
-from querypose.data.annotation_file import read_annotation_file
-from querypose.data.coco_json import DatasetError, missing_folder, records_of
+from querypose.d2 import MetadataCatalog
+from querypose.data.datasets import dataset_annotations
 from querypose.data.image_checks import ImageDepth, check_images
 from querypose.data.problems import Problem
 from querypose.skeleton import Skeleton, skeleton_of_datasets
@@ -45,11 +42,11 @@ def check_datasets(
 
     Raises:
         SkeletonError: a name is not that of a pose dataset.
+        DatasetError: a dataset that makes its files when it is first used cannot make them.
     """
     skeletons = {name: skeleton_of_datasets([name]) for name in dict.fromkeys([*train, *test])}
     checked = {
-        name: _check_dataset(name, skeleton, depth, num_threads=num_threads, show_progress=show_progress)
-        for name, skeleton in skeletons.items()
+        name: _check_dataset(name, depth, num_threads=num_threads, show_progress=show_progress) for name in skeletons
     }
     problems = [problem for name in skeletons for problem in checked[name].problems]
     for skeleton in {skeleton.name: skeleton for skeleton in skeletons.values()}.values():
@@ -86,22 +83,13 @@ def _other_side(keypoint: str) -> str:
     return ""
 
 
-def _check_dataset(
-    name: str, skeleton: Skeleton, depth: ImageDepth, *, num_threads: int | None, show_progress: bool
-) -> _Checked:
-    metadata = MetadataCatalog.get(name)
-    json_file, image_root = str(metadata.json_file), str(metadata.image_root)
-    if not Path(json_file).is_file():
-        with contextlib.suppress(DatasetError):  # it is missing, which the reader below says
-            DatasetCatalog.get(name)  # one that makes its files when it is first used
-    file = read_annotation_file(json_file, skeleton, lambda file_name: os.path.join(image_root, file_name))
-    records = records_of(file, image_root)
-    if not file.images:
-        return _Checked([], [], file.problems)
-    if not Path(image_root).is_dir():
-        return _Checked(records, [None] * len(records), [*file.problems, missing_folder(json_file, image_root)])
+def _check_dataset(name: str, depth: ImageDepth, *, num_threads: int | None, show_progress: bool) -> _Checked:
+    annotations = dataset_annotations(name)
+    records = annotations.records()
+    if not os.path.isdir(annotations.image_root or ""):  # which is among the problems
+        depth = "none"
     problems, digests = check_images(records, depth, name, num_threads=num_threads, show_progress=show_progress)
-    return _Checked(records, digests, file.problems + problems)
+    return _Checked(records, digests, annotations.problems + problems)
 
 
 def _shared_images(train_name: str, train: _Checked, test_name: str, test: _Checked) -> list[Problem]:

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 
 from querypose.d2 import CfgNode, MetadataCatalog, comm
 from querypose.data import DatasetError
-from querypose.data.image_checks import ImageDepth
+from querypose.data.image_checks import CHECKS, ImageDepth
 from querypose.data.problems import Problem, errors_of, summarize
 from querypose.data.validation import SHARED_IMAGES, check_datasets
 from querypose.evaluation import EvaluationError, read_ground_truth, read_json
 from querypose.skeleton import skeleton_of_datasets
-
-_DEPTH_OF_CHECK: dict[str, ImageDepth] = {"annotations": "none", "files": "header"}
 
 
 def validate_datasets(
@@ -56,19 +54,20 @@ def require_sound_datasets(cfg: CfgNode) -> None:
         DatasetError: there are errors; lists them by kind. Raised in every process.
         SkeletonError: a name is not that of a pose dataset, or they are of several skeletons.
     """
-    if cfg.DATASETS.CHECK == "off":
+    depth = CHECKS[cfg.DATASETS.CHECK]
+    if depth is None:
         return
     if names := [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         skeleton_of_datasets(names)  # in every process, so that none waits for one that failed
-    message = comm.all_gather(_errors_and_warnings(cfg) if comm.is_main_process() else "")[0]
+    message = comm.all_gather(_errors_and_warnings(cfg, depth) if comm.is_main_process() else "")[0]
     if message:
         raise DatasetError(message)
 
 
-def _errors_and_warnings(cfg: CfgNode) -> str:
+def _errors_and_warnings(cfg: CfgNode, depth: ImageDepth) -> str:
     """The message for errors, "" where there are none; logs the warnings."""
     train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
-    problems = validate_datasets(train, test, _DEPTH_OF_CHECK[cfg.DATASETS.CHECK])
+    problems = validate_datasets(train, test, depth)
     shared = [problem for problem in problems if problem.kind == SHARED_IMAGES]
     if shared:
         logging.getLogger(__name__).warning("%s", "\n".join(summarize(shared, num_examples=1)))

@@ -11,8 +11,8 @@ from torch import nn
 
 from querypose.config import ConfigError
 from querypose.d2 import CfgNode, configurable
-from querypose.engine.precision import PRECISIONS
 from querypose.layers.batch_norm_folding import CONVOLUTIONS, fold_batch_norms
+from querypose.layers.precision import PRECISIONS
 from querypose.modeling import PoseModel
 
 

@@ -47,7 +47,6 @@ from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_e
 from querypose.engine.inference import InferenceModel
 from querypose.engine.model_preparation import prepare_model
 from querypose.engine.optimizer import build_optimizer
-from querypose.engine.precision import PRECISIONS
 from querypose.engine.progress import ProgressLine
 from querypose.engine.recovery import (
     KeepBest,
@@ -59,6 +58,7 @@ from querypose.engine.recovery import (
 )
 from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
+from querypose.layers.precision import PRECISIONS
 
 
 class PoseTrainer(DefaultTrainer):

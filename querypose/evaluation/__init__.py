@@ -1,5 +1,6 @@
 """OKS evaluation by the protocols of COCO and CrowdPose."""
 
+from querypose.evaluation import config as config
 from querypose.evaluation.evaluator import (
     RESULTS_FILE,
     PoseEvaluator,

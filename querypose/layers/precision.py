@@ -1,9 +1,12 @@
-"""What keeps float32 under any autocast: geometry, flow and losses."""
+"""The precisions of a forward pass, and what keeps float32 in all of them: geometry, flow and losses."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Name in a config -> what autocast computes in; None is without autocast."""
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class PoseModel(nn.Module, ABC):
     def forward(
         self, batched_inputs: Batch, normalizers: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """`losses` in training, by default over the normalizers of this batch; else a dict with `instances` a sample."""
+        """`losses` in training, by default with the normalizers of this batch; else `instances` of every sample."""
         if not self.training:
             return [{"instances": instances} for instances in self.predict(batched_inputs)]
         if normalizers is None:

@@ -18,9 +18,9 @@ def output_frame(sample: Mapping[str, Any], image_size: ImageSize) -> tuple[np.n
     """The frame in which a sample's poses are wanted: the map to it, and its size.
 
     Args:
-        sample: its `frame`, the `GeometricTransform` from the file's image to the model's, says how to come back. Without
-            one, as from detectron2's DefaultPredictor, the image is taken as resized from `height` and `width`, which
-            by default are its own.
+        sample: its `frame`, the `GeometricTransform` from the file's image to the model's, says how to come back.
+            Without one, as from detectron2's DefaultPredictor, the image is taken as resized from `height` and `width`,
+            which by default are its own.
         image_size: height and width of the image that the model saw, without padding.
 
     Returns:

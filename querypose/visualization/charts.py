@@ -1,143 +1,179 @@
-"""Charts of lines, drawn with Pillow alone, and what all charts share: colours and round ticks."""
+"""Charts of trainings by matplotlib: losses and AP over the iterations, and values of several rows side by side.
+
+It is imported by name (`querypose.visualization.charts`): whoever trains or draws poses does not load matplotlib.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
-
-from querypose.visualization.poses import Color, load_font
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot, which keeps global state and may open a window
 
 Curve = list[tuple[float, float]]
 
-_PANEL = (760, 480)
-_MARGINS = (74, 54, 22, 58)  # left, top, right, bottom of a panel
-SUPERSAMPLING = 2
-INK: Color = (40, 44, 52)
-PALE_INK: Color = (120, 126, 138)
-GRID: Color = (228, 231, 236)
-CURVE_COLORS: tuple[Color, ...] = (
-    (33, 37, 45), (31, 119, 210), (232, 106, 23), (44, 160, 77), (205, 44, 84), (131, 83, 196), (20, 160, 170),
-    (150, 110, 60),
-)  # fmt: skip
+_STAGE_SUFFIX = re.compile(r"_\d+$")
+_AP_NAMES = ("AP", "AP50", "AP75")
 
 
-class Panel(NamedTuple):
-    """A chart of lines: title, points (x, y) by name, the range of y, and whether a running mean is drawn."""
+def read_metrics(metrics_json: str | Path) -> dict[str, Curve]:
+    """The scalars of a metrics.json (one json object a line) as curves over the iteration.
 
-    title: str
-    curves: Mapping[str, Curve]
-    limits: tuple[float, float]
-    smooth: bool
+    A run that was resumed from a checkpoint wrote some iterations twice; the later row counts. A last line cut off
+    by the end of a killed run is left out, and so are values that are not finite.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line other than the last is not json.
+    """
+    path = Path(metrics_json)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no metrics file {str(path)!r}.")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    values: dict[str, dict[float, float]] = defaultdict(dict)
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}: line {number} is not json ({error}).") from error
+        iteration = row.get("iteration")
+        if iteration is None:
+            continue
+        for name, value in row.items():
+            if name != "iteration" and isinstance(value, int | float) and math.isfinite(value):
+                values[name][iteration] = value
+    return {name: sorted(points.items()) for name, points in values.items()}
 
 
-def save_panels(panels: Sequence[Panel], out_png: str | Path) -> None:
-    """Draws panels side by side, over the iterations from 0 to the last.
+def plot_metrics(metrics_json: str | Path, out_png: str | Path) -> Figure:
+    """Draws the curves of a run: the total loss and its terms, each summed over the stages; and AP, AP50, AP75.
 
     Args:
-        panels: each with at least one curve.
+        metrics_json: as a run writes it.
+        out_png: the picture; its folder is made.
+
+    Raises:
+        FileNotFoundError: there is no metrics file.
+        ValueError: the file holds neither a loss nor an AP.
+    """
+    curves = read_metrics(metrics_json)
+    losses = _loss_curves(curves)
+    precisions = {
+        name.replace("keypoints/", ""): points
+        for name, points in curves.items()
+        if "keypoints/" in name and name.rpartition("/")[2] in _AP_NAMES
+    }
+    num_panels = bool(losses) + bool(precisions)
+    if not num_panels:
+        raise ValueError(f"{metrics_json} holds no loss and no keypoints/AP, so there is nothing to plot.")
+    figure = Figure(figsize=(9.5 * num_panels, 5), layout="constrained")
+    panels = list(figure.subplots(1, num_panels, squeeze=False)[0])
+    if losses:
+        _draw_losses(panels[0], losses)
+    if precisions:
+        _draw_precisions(panels[-1], precisions)
+        panels[-1].set_ylim(0, 100)
+    return _save(figure, out_png)
+
+
+def plot_precisions(curves: Mapping[str, Curve], out_png: str | Path) -> Figure:
+    """Draws AP over the iterations, a curve for each of several models.
+
+    Args:
+        curves: by name of the model, in percent.
         out_png: the picture; its folder is made.
     """
-    last = max(points[-1][0] for panel in panels for points in panel.curves.values())
-    first = min(0.0, *(points[0][0] for panel in panels for points in panel.curves.values()))
-    factor = SUPERSAMPLING
-    canvas = Image.new("RGB", (factor * _PANEL[0] * len(panels), factor * _PANEL[1]), (255, 255, 255))
-    for index, panel in enumerate(panels):
-        _draw_panel(ImageDraw.Draw(canvas), panel, factor * _PANEL[0] * index, (first, max(last, first + 1)), factor)
+    figure = Figure(figsize=(9.5, 5), layout="constrained")
+    axes = figure.subplots()
+    _draw_precisions(axes, curves)
+    axes.set_ylim(bottom=0)
+    return _save(figure, out_png)
+
+
+def plot_rows(names: Sequence[str], columns: Mapping[str, Sequence[Sequence[float]]], out_png: str | Path) -> Figure:
+    """Draws a row for each name: in every column a pale dot for each value, and a strong one with a number at the mean.
+
+    Columns have scales of their own, which need not begin at 0: differences within a column are what is shown.
+
+    Args:
+        names: of the rows, from the top.
+        columns: by title the values of every row; a row may have none.
+        out_png: the picture; its folder is made.
+    """
+    figure = Figure(figsize=(2 + 4 * len(columns), 1.2 + 0.45 * len(names)), layout="constrained")
+    for index, (axes, (title, rows)) in enumerate(
+        zip(figure.subplots(1, len(columns), squeeze=False, sharey=True)[0], columns.items(), strict=True)
+    ):
+        color = f"C{index}"
+        for place, values in enumerate(rows):
+            if not values:
+                continue
+            axes.plot(values, [place] * len(values), "o", color=color, alpha=0.3, markersize=5)
+            mean = statistics.fmean(values)
+            axes.plot(mean, place, "o", color=color, markersize=8)
+            axes.annotate(f"{mean:.1f}", (mean, place), xytext=(0, 7), textcoords="offset points", ha="center")
+        axes.set_title(title, loc="left")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.8)  # the first row is at the top
+        axes.margins(x=0.15)
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    return _save(figure, out_png)
+
+
+def _draw_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
+    # Losses are noisy: a pale line has every value, a strong one a running mean over about a thirtieth of the run.
+    for name, points in losses.items():
+        x, y = np.array(points).T
+        half = len(y) // 60
+        mean = [y[max(0, index - half) : index + half + 1].mean() for index in range(len(y))]
+        (line,) = axes.plot(x, mean, label=f"{name}  {mean[-1]:.4g}", zorder=3)
+        axes.plot(x, y, color=line.get_color(), alpha=0.25, linewidth=0.8)
+    # The first iterations may be so high that nothing else would be seen.
+    later = np.concatenate([[value for _, value in points[len(points) // 20 :]] for points in losses.values()])
+    top = float(np.quantile(later, 0.995))
+    axes.set_ylim(min(0.0, float(later.min())), 1.1 * top if top > 0 else None)
+    _finish(axes, "loss")
+
+
+def _draw_precisions(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    for name, points in curves.items():
+        axes.plot(*np.array(points).T, marker="o", markersize=4, label=f"{name}  {points[-1][1]:.1f}")
+    _finish(axes, "AP (%)")
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("iteration")
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title="last value", alignment="left")
+
+
+def _save(figure: Figure, out_png: str | Path) -> Figure:
     Path(out_png).parent.mkdir(parents=True, exist_ok=True)
-    canvas.resize((_PANEL[0] * len(panels), _PANEL[1]), Image.Resampling.LANCZOS).save(out_png)
+    figure.savefig(out_png, dpi=110)
+    return figure
 
 
-def ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) within [low, high]."""
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(multiple * power for multiple in (1, 2, 5, 10) if multiple * power >= raw * (1 - 1e-9))
-    first = math.ceil(low / step - 1e-9)
-    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def tick_label(value: float) -> str:
-    """The number, short."""
-    if abs(value) >= 10000:
-        return f"{value / 1000:g}k"
-    return f"{value:.4g}" if value else "0"
-
-
-def _smoothed(points: Curve) -> Curve:
-    """A running mean over about a thirtieth of the curve."""
-    values = np.array([value for _, value in points])
-    half = len(values) // 60
-    return [
-        (iteration, float(values[max(0, index - half) : index + half + 1].mean()))
-        for index, (iteration, _) in enumerate(points)
-    ]
-
-
-def _draw_panel(
-    draw: ImageDraw.ImageDraw, panel: Panel, offset: int, x_limits: tuple[float, float], factor: int
-) -> None:
-    left, top, right, bottom = (
-        offset + factor * _MARGINS[0], factor * _MARGINS[1],
-        offset + factor * (_PANEL[0] - _MARGINS[2]), factor * (_PANEL[1] - _MARGINS[3]),
-    )  # fmt: skip
-    (x_low, x_high), (y_low, y_high) = x_limits, panel.limits
-    font, title_font = load_font(13 * factor), load_font(17 * factor)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        y = min(max(y, y_low), y_high)
-        return left + (x - x_low) / (x_high - x_low) * (right - left), bottom - (y - y_low) / (y_high - y_low) * (
-            bottom - top
-        )
-
-    for tick in ticks(y_low, y_high):
-        _, y_pixel = place(x_low, tick)
-        draw.line([(left, y_pixel), (right, y_pixel)], fill=GRID, width=factor)
-        draw.text((left - 8 * factor, y_pixel), tick_label(tick), fill=PALE_INK, font=font, anchor="rm")
-    for tick in ticks(x_low, x_high):
-        x_pixel, _ = place(tick, y_low)
-        draw.line([(x_pixel, bottom), (x_pixel, bottom + 5 * factor)], fill=PALE_INK, width=factor)
-        draw.text((x_pixel, bottom + 9 * factor), tick_label(tick), fill=PALE_INK, font=font, anchor="mt")
-    draw.line([(left, bottom), (right, bottom)], fill=PALE_INK, width=factor)
-    draw.text((left, 14 * factor), panel.title, fill=INK, font=title_font, anchor="lt")
-    draw.text(((left + right) / 2, bottom + 32 * factor), "iteration", fill=PALE_INK, font=font, anchor="mt")
-
-    for index, points in reversed(list(enumerate(panel.curves.values()))):
-        color = CURVE_COLORS[index % len(CURVE_COLORS)]
-        if panel.smooth:
-            pale = tuple(round(255 - 0.28 * (255 - channel)) for channel in color)
-            draw.line([place(*point) for point in points], fill=pale, width=factor, joint="curve")
-        line = [place(*point) for point in (_smoothed(points) if panel.smooth else points)]
-        draw.line(line, fill=color, width=round((2.6 if index == 0 else 2.0) * factor), joint="curve")
-        if not panel.smooth:
-            for x, y in line:
-                radius = 3.2 * factor
-                draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color)
-    _draw_legend(draw, panel, right, top, factor)
-
-
-def _draw_legend(draw: ImageDraw.ImageDraw, panel: Panel, right: float, top: float, factor: int) -> None:
-    """Names and last values: of losses at the upper right, of AP at the lower right, where curves seldom are."""
-    font = load_font(13 * factor)
-    labels = []
-    for name, points in panel.curves.items():
-        value = (_smoothed(points) if panel.smooth else points)[-1][1]
-        labels.append(f"{name}  {value:.4g}" if panel.smooth else f"{name}  {value:.1f}")
-    width = max(draw.textlength(label, font=font) for label in labels) + 46 * factor
-    row = 20 * factor
-    height = row * len(labels) + 10 * factor
-    panel_bottom = factor * (_PANEL[1] - _MARGINS[3])
-    y = top + 4 * factor if panel.smooth else panel_bottom - height - 8 * factor
-    x = right - width - 6 * factor
-    draw.rounded_rectangle(
-        [x, y, x + width, y + height], radius=6 * factor, fill=(255, 255, 255), outline=GRID, width=factor
-    )
-    for index, label in enumerate(labels):
-        middle = y + 5 * factor + row * (index + 0.5)
-        color = CURVE_COLORS[index % len(CURVE_COLORS)]
-        draw.line([(x + 10 * factor, middle), (x + 30 * factor, middle)], fill=color, width=3 * factor)
-        draw.text((x + 38 * factor, middle), label, fill=INK, font=font, anchor="lm")
+def _loss_curves(curves: Mapping[str, Curve]) -> dict[str, Curve]:
+    """The total and, for every term, the sum over the stages: `loss_cls` is loss_cls + loss_cls_0 + …"""
+    sums: dict[str, dict[float, float]] = {}
+    if "total_loss" in curves:
+        sums["total_loss"] = dict(curves["total_loss"])
+    for name in sorted(curves):
+        if name.startswith("loss_"):
+            term = sums.setdefault(_STAGE_SUFFIX.sub("", name), defaultdict(float))
+            for iteration, value in curves[name]:
+                term[iteration] += value
+    return {name: sorted(points.items()) for name, points in sums.items()}

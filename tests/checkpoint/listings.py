@@ -1,4 +1,4 @@
-"""What the authors' state dicts hold: the listings beside the reference tensors."""
+"""What the authors' state dicts hold: the listings beside the reference tensors (tests/parity/fixtures)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from tests.parity.stored import FIXTURES, read_text
 
 CONFIGS = {
     "res50-light": "querypose_r50_fpn_1x.yaml",
@@ -22,19 +24,19 @@ def config_file(listing: str) -> str:
     return str(Path(__file__).resolve().parents[2] / "configs" / "querypose" / CONFIGS[listing])
 
 
-def read_listing(folder: Path, listing: str) -> dict[str, Tensor]:
+def read_listing(listing: str) -> dict[str, Tensor]:
     """Every entry with its shape and type, as meta tensors."""
     state_dict = {}
-    for line in (folder / f"official_state_dict_{listing}.txt").read_text().splitlines():
+    for line in read_text(f"official_state_dict_{listing}.txt").splitlines():
         if not line.startswith("#"):
             name, shape, dtype, _ = line.split("\t")
             state_dict[name] = torch.empty(ast.literal_eval(shape), dtype=getattr(torch, dtype), device="meta")
     return state_dict
 
 
-def read_dead(folder: Path, listing: str) -> list[str]:
+def read_dead(listing: str) -> list[str]:
     """The entries that never receive a gradient, from the listing's head."""
-    lines = (folder / f"official_state_dict_{listing}.txt").read_text().splitlines()
+    lines = read_text(f"official_state_dict_{listing}.txt").splitlines()
     start = next(index for index, line in enumerate(lines) if line.startswith("# trainable but never"))
     names = []
     for line in lines[start + 1 :]:
@@ -44,11 +46,11 @@ def read_dead(folder: Path, listing: str) -> list[str]:
     return names
 
 
-def read_parameter_counts(folder: Path, listing: str) -> dict[str, int]:
+def read_parameter_counts(listing: str) -> dict[str, int]:
     """The row of official_parameters.md."""
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in (folder / "official_parameters.md").read_text().splitlines()
+        for line in (FIXTURES / "official_parameters.md").read_text().splitlines()
         if line.startswith("|")
     ]
     row = next(row for row in rows if row[0] == listing)

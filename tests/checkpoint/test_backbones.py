@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,11 +21,11 @@ from tests.checkpoint.published_backbones import pose_hrnet, random_weights, rel
 WINDOW, SWIN_T_HEADS = 7, (3, 6, 12, 24)
 
 
-def original_weights(folder: Path, listing: str) -> dict[str, Tensor]:
+def original_weights(listing: str) -> dict[str, Tensor]:
     """Random weights of the listing's bottom-up network, by its own names."""
     shapes = {
         name.removeprefix(BOTTOM_UP): tuple(value.shape)
-        for name, value in read_listing(folder, listing).items()
+        for name, value in read_listing(listing).items()
         if name.startswith(BOTTOM_UP)
     }
     weights = random_weights(shapes)
@@ -59,15 +57,15 @@ def assert_equal_features(bottom_up: nn.Module, expected: list[Tensor], image_BC
         assert (feature - golden).abs().max() < 1e-5 * golden.abs().max()
 
 
-def test_resnet_is_detectron2s_with_the_stride_in_the_3x3(shared_fixtures: Path) -> None:
-    weights = original_weights(shared_fixtures, "res50-light")
+def test_resnet_is_detectron2s_with_the_stride_in_the_3x3() -> None:
+    weights = original_weights("res50-light")
     image_BCHW = torch.randn(1, 3, 64, 96)
     assert_equal_features(converted_bottom_up("res50-light", weights), resnet(weights, image_BCHW), image_BCHW)
 
 
 @pytest.mark.parametrize("listing", ["hrnet32-light", "hrnet48-full"])
-def test_hrnet_is_pose_hrnet_with_all_branches_fused(shared_fixtures: Path, listing: str) -> None:
-    weights = original_weights(shared_fixtures, listing)
+def test_hrnet_is_pose_hrnet_with_all_branches_fused(listing: str) -> None:
+    weights = original_weights(listing)
     image_BCHW = torch.randn(1, 3, 64, 96)
     bottom_up = converted_bottom_up(listing, weights)
     assert_equal_features(bottom_up, pose_hrnet(weights, image_BCHW), image_BCHW)
@@ -76,16 +74,16 @@ def test_hrnet_is_pose_hrnet_with_all_branches_fused(shared_fixtures: Path, list
 
 
 @pytest.mark.parametrize("size", [(256, 384), (288, 320)])
-def test_swin_is_the_original_for_images_above_224_pixels(shared_fixtures: Path, size: tuple[int, int]) -> None:
-    weights = original_weights(shared_fixtures, "swinT-full")
+def test_swin_is_the_original_for_images_above_224_pixels(size: tuple[int, int]) -> None:
+    weights = original_weights("swinT-full")
     image_BCHW = torch.randn(1, 3, *size)
     expected = swin(weights, image_BCHW, WINDOW, SWIN_T_HEADS)
     assert_equal_features(converted_bottom_up("swinT-full", weights), expected, image_BCHW)
 
 
-def test_swin_does_not_shift_windows_of_a_map_that_one_window_covers(shared_fixtures: Path) -> None:
+def test_swin_does_not_shift_windows_of_a_map_that_one_window_covers() -> None:
     """The deviation in docs/deviations.md: only the last stage differs, where a side has at most 7 cells."""
-    weights = original_weights(shared_fixtures, "swinT-full")
+    weights = original_weights("swinT-full")
     image_BCHW = torch.randn(1, 3, 224, 256)
     with torch.no_grad():
         found = list(converted_bottom_up("swinT-full", weights)(image_BCHW).values())
@@ -95,9 +93,9 @@ def test_swin_does_not_shift_windows_of_a_map_that_one_window_covers(shared_fixt
     assert deviations[3] > 1e-3
 
 
-def test_pose_hrnet_checkpoint_fills_all_but_the_fusions_it_has_not(shared_fixtures: Path) -> None:
+def test_pose_hrnet_checkpoint_fills_all_but_the_fusions_it_has_not() -> None:
     cfg = load_config(config_file("hrnet32-light"), ["MODEL.DEVICE", "cpu"])
-    weights = original_weights(shared_fixtures, "hrnet32-light")
+    weights = original_weights("hrnet32-light")
     pose = {
         name: v for name, v in weights.items() if not name.startswith(tuple(f"stage4.2.fuse_layers.{i}" for i in "123"))
     }
@@ -113,9 +111,9 @@ def test_pose_hrnet_checkpoint_fills_all_but_the_fusions_it_has_not(shared_fixtu
         convert_pose_hrnet({"deconv_layers.0.weight": torch.zeros(1)})
 
 
-def test_original_swin_checkpoint_fills_all_but_the_norms_of_the_outputs(shared_fixtures: Path) -> None:
+def test_original_swin_checkpoint_fills_all_but_the_norms_of_the_outputs() -> None:
     cfg = load_config(config_file("swinT-full"), ["MODEL.DEVICE", "cpu"])
-    weights = original_weights(shared_fixtures, "swinT-full")
+    weights = original_weights("swinT-full")
     classifier = {name: v for name, v in weights.items() if not name.startswith("norm")}
     classifier |= {name: torch.zeros(1) for name in ("head.weight", "head.bias", "norm.weight", "norm.bias")}
     classifier["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)

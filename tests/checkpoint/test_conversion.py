@@ -98,13 +98,13 @@ def run_tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_tool_converts_a_file_that_the_model_loads(
-    shared_fixtures: Path, tmp_path: Path, run_tool: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run_tool: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A model of one stage with regions of one cell, so that the file is small."""
     opts = ["MODEL.DEVICE", "cpu", "MODEL.QUERYPOSE.NUM_STAGES", "1", "MODEL.QUERYPOSE.BOX.POOLER_RESOLUTION", "1"]
     entries = {
         name: torch.zeros(value.shape, dtype=value.dtype)
-        for name, value in read_listing(shared_fixtures, "res50-light").items()
+        for name, value in read_listing("res50-light").items()
         if not any(f"_series.{stage}." in name for stage in range(1, 6)) and "out_layer.weight" not in name
     }
     entries["head.head_series.0.inst_interact.out_layer.weight"] = torch.ones(256, 256)

@@ -15,6 +15,7 @@ from querypose.checkpoint import convert_poet_official, convert_state_dict, load
 from querypose.checkpoint.conversion import build_on_meta
 from querypose.config import load_config
 from querypose.d2 import CfgNode, CheckpointError
+from tests.parity.stored import read_text
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "poet" / "poet_r50.yaml"
 LINE = re.compile(r"(?P<name>\S+)\s+(?P<shape>\([\d, ]*\))\s+\d+\s+(?P<kind>param train|param frozen|buffer)\s*")
@@ -25,9 +26,9 @@ def config(*overrides: str) -> CfgNode:
 
 
 @pytest.fixture
-def listing(shared_fixtures: Path) -> dict[str, tuple[Tensor, str]]:
+def listing() -> dict[str, tuple[Tensor, str]]:
     """Every entry as a meta tensor, and whether it trains."""
-    lines = (shared_fixtures / "poet" / "poet_r50_state_dict.txt").read_text().splitlines()
+    lines = read_text("poet_r50_state_dict.txt").splitlines()
     found = [match for line in lines if (match := LINE.fullmatch(line))]
     return {
         match["name"]: (torch.empty(ast.literal_eval(match["shape"]), device="meta"), match["kind"]) for match in found

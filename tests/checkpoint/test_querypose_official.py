@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -22,13 +20,13 @@ PARTS = COCO_SKELETON.parts()
 
 
 @pytest.mark.parametrize("listing", CONFIGS)
-def test_listing_converts_without_leftover_and_loads_strictly(shared_fixtures: Path, listing: str) -> None:
+def test_listing_converts_without_leftover_and_loads_strictly(listing: str) -> None:
     cfg = load_config(config_file(listing), ["MODEL.DEVICE", "cpu"])
-    converted = convert_state_dict("querypose-official", read_listing(shared_fixtures, listing), cfg)
+    converted = convert_state_dict("querypose-official", read_listing(listing), cfg)
     model = build_on_meta(cfg)
     model.load_state_dict(converted, strict=True, assign=True)
 
-    counts, found = read_parameter_counts(shared_fixtures, listing), list(model.named_parameters())
+    counts, found = read_parameter_counts(listing), list(model.named_parameters())
     dead = counts["trainable but dead"]
     assert sum(value.numel() for _, value in found) == counts["total"] - dead
     assert sum(value.numel() for _, value in found if value.requires_grad) == counts["trainable"] - dead
@@ -41,20 +39,18 @@ def test_listing_converts_without_leftover_and_loads_strictly(shared_fixtures: P
 
 
 @pytest.mark.parametrize("listing", CONFIGS)
-def test_dead_are_the_entries_without_gradient_and_a_constant(shared_fixtures: Path, listing: str) -> None:
-    entries = read_listing(shared_fixtures, listing)
+def test_dead_are_the_entries_without_gradient_and_a_constant(listing: str) -> None:
+    entries = read_listing(listing)
     alive = rename_entries(entries, [(".+", r"\g<0>")], DECODER_DEAD + BACKBONE_DEAD)  # type: ignore[list-item]  # a pair is a rule
-    assert sorted(entries.keys() - alive.keys()) == sorted(
-        [*read_dead(shared_fixtures, listing), "criterion.flow.flow.mask"]
-    )
+    assert sorted(entries.keys() - alive.keys()) == sorted([*read_dead(listing), "criterion.flow.flow.mask"])
 
 
-def test_every_value_is_used_once(shared_fixtures: Path) -> None:
+def test_every_value_is_used_once() -> None:
     """Numbers every value of a stage's part layers; after the merge each number is there once."""
     prefix = "head.pose_head_series.0."
     entries = {
         name: value
-        for name, value in read_listing(shared_fixtures, "res50-light").items()
+        for name, value in read_listing("res50-light").items()
         if name.startswith(tuple(prefix + layer for layer in ("fc_coord", "fc_sigma", "residual_filter")))
     }
     first, numbered = 0, {}
@@ -98,13 +94,13 @@ def test_parts_that_do_not_fit_the_skeleton_are_refused(damage: str) -> None:
         ("res50-light", "hrnet32-light", "MODEL.BACKBONE"),
     ],
 )
-def test_other_model_is_refused_with_a_hint(shared_fixtures: Path, listing: str, other: str, hint: str) -> None:
+def test_other_model_is_refused_with_a_hint(listing: str, other: str, hint: str) -> None:
     cfg = load_config(config_file(other), ["MODEL.DEVICE", "cpu"])
     with pytest.raises(CheckpointError, match=hint):
-        convert_state_dict("querypose-official", read_listing(shared_fixtures, listing), cfg)
+        convert_state_dict("querypose-official", read_listing(listing), cfg)
 
 
-def test_other_size_is_refused(shared_fixtures: Path) -> None:
+def test_other_size_is_refused() -> None:
     cfg = load_config(config_file("res50-light"), ["MODEL.DEVICE", "cpu", "MODEL.QUERYPOSE.NUM_QUERIES", "50"])
     with pytest.raises(CheckpointError, match=r"decoder.proposal_boxes \(100, 4\), not \(50, 4\)"):
-        convert_state_dict("querypose-official", read_listing(shared_fixtures, "res50-light"), cfg)
+        convert_state_dict("querypose-official", read_listing("res50-light"), cfg)

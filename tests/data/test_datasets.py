@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from querypose.config import get_cfg
 from querypose.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 from querypose.data import (
     DatasetError,
+    dataset_annotations,
     load_datasets,
     register_builtin_datasets,
     register_custom_datasets,
@@ -73,9 +75,26 @@ def test_registering_again_replaces(datasets_root: Path) -> None:
     assert (metadata.json_file, metadata.skeleton, metadata.evaluator_type) == ("b.json", COCO_SKELETON, "crowdpose")
 
 
-def test_unknown_evaluator_is_refused(datasets_root: Path) -> None:
-    with pytest.raises(DatasetError, match="'toy': evaluator is 'voc'; allowed: coco, crowdpose"):
-        register_pose_dataset("toy", "a.json", "a", TOY_SKELETON, "voc")
+def test_json_is_read_once_and_again_only_after_it_has_changed(
+    datasets_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, engine_logs: None
+) -> None:
+    reads = []
+    read = datasets_module.read_annotations
+    monkeypatch.setattr(datasets_module, "read_annotations", lambda *args: reads.append(args[0]) or read(*args))
+    json_file, images = write_dataset(datasets_root, toy_document(annotations=[toy_annotation(bbox=[-5, 5, 20, 9])]))
+    register_pose_dataset("toy", json_file, images, TOY_SKELETON)
+    with caplog.at_level(logging.WARNING):
+        assert DatasetCatalog.get("toy") == dataset_annotations("toy").records() == load_datasets(["toy"])
+    assert reads == [str(json_file)]
+    assert caplog.text.count("reaches outside") == 1
+    write_dataset(datasets_root, toy_document(annotations=[]))
+    assert not dataset_annotations("toy").ids
+    assert len(reads) == 2
+
+
+def test_annotations_of_what_is_no_pose_dataset(datasets_root: Path) -> None:
+    with pytest.raises(DatasetError, match="There is no pose dataset 'gone'"):
+        dataset_annotations("gone")
 
 
 def test_loading_tells_the_metadata_the_category_of_the_json(datasets_root: Path) -> None:
@@ -122,7 +141,6 @@ def test_dataset_and_skeleton_from_yaml_alone(datasets_root: Path) -> None:
         ({"name": "lsp_val"}, "'lsp_val': the name is taken"),
         ({"name": "synthetic_val"}, "'synthetic_val': the name is taken"),
         ({"image": "x"}, r"has unknown fields \['image'\]; known: .*'evaluator', 'images', 'json'"),
-        ({"evaluator": "voc"}, "evaluator is 'voc'"),
     ],
 )
 def test_custom_entry_that_cannot_be_used(datasets_root: Path, changes: dict[str, str], message: str) -> None:

@@ -244,7 +244,7 @@ def test_mapper_of_a_config_does_what_the_config_says(toy_dataset: str) -> None:
     assert train(record)["image"].shape == (3, 64, 85)
     sample = test(record)
     assert sample["image"].shape == (3, 75, 100)
-    assert sample.keys() == {"file_name", "height", "width", "image_id", "image"}
+    assert sample.keys() == {"file_name", "height", "width", "image_id", "sample_id", "image"}
     cfg.INPUT.MIN_SIZE_TEST = 0
     assert PoseMapper(cfg, is_train=False)(record)["image"].shape == (3, 30, 40)
     cfg.INPUT.RANDOM_FLIP = "horizontal"

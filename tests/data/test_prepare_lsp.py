@@ -12,8 +12,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from querypose.data import load_pose_json
 from querypose.skeleton import CROWDPOSE_SKELETON
+from tests.data.toy_dataset import read_records
 from tests.scripts import load_script
 
 NUM_PHOTOS = 12
@@ -94,7 +94,7 @@ def test_splits_are_disjoint_and_photos_are_copied_byte_for_byte(tmp_path: Path,
     assert counts == {"train": 7, "val": 3, "tiny": counts["tiny"], "left out": 2}
     names = {}
     for split, images in (("train", "train"), ("val", "val"), ("tiny", "train")):
-        records = load_pose_json(tmp_path / "lsp" / f"{split}.json", tmp_path / "lsp" / images, CROWDPOSE_SKELETON)
+        records = read_records(tmp_path / "lsp" / f"{split}.json", tmp_path / "lsp" / images, CROWDPOSE_SKELETON)
         names[split] = {Path(record["file_name"]).name for record in records}
         for record in records:
             assert Path(record["file_name"]).read_bytes() == files[f"hr-lspet/images/{Path(record['file_name']).name}"]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from querypose.data import PoseMapper, load_pose_json, register_builtin_datasets
+from querypose.data import PoseMapper, register_builtin_datasets
 from querypose.skeleton import COCO_SKELETON
+from tests.data.toy_dataset import read_records
 from tests.scripts import load_script
 from tests.test_configs import load
 
@@ -75,7 +76,7 @@ def test_boxes_and_areas_are_those_of_the_masks(download: Path, tmp_path: Path, 
 
 def test_what_it_writes_is_what_the_project_reads(download: Path, tmp_path: Path) -> None:
     prepare_macaque.prepare_macaque(download, tmp_path / "macaque")
-    records = load_pose_json(tmp_path / "macaque" / "val.json", tmp_path / "macaque" / "images", COCO_SKELETON)
+    records = read_records(tmp_path / "macaque" / "val.json", tmp_path / "macaque" / "images", COCO_SKELETON)
     assert len(records) == 2
     assert records[0]["annotations"][0]["keypoints"][:2] == [4.0, 4.75]
 
@@ -134,7 +135,7 @@ def test_real_photos_run_through(shared_data: Path, tmp_path: Path, monkeypatch:
     try:
         cfg = load("poet/poet_macaque_r50.yaml")
         for split in ("train", "val"):
-            (record,) = load_pose_json(
+            (record,) = read_records(
                 tmp_path / "macaque" / f"{split}.json", tmp_path / "macaque" / "images", COCO_SKELETON
             )
             box = boxes[Path(record["file_name"]).name.replace(".png", ".jpg")]

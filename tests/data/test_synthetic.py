@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from querypose.d2 import DatasetCatalog
-from querypose.data import DatasetError, load_pose_json, synthetic
+from querypose.data import DatasetError, synthetic
 from querypose.data.synthetic import draw_scene, make_synthetic_split
 from querypose.data.synthetic_figure import PARTS, Figure, Painter, random_figure
 from querypose.skeleton import COCO_SKELETON
+from tests.data.toy_dataset import read_records
 
 NAMES = COCO_SKELETON.keypoints
 
@@ -134,7 +135,7 @@ def test_process_that_finds_another_was_faster_leaves_its_files(
 
 def test_json_is_a_dataset_like_any_other(tmp_path: Path, small_splits: None) -> None:
     make_synthetic_split("train", tmp_path / "train")
-    records = load_pose_json(tmp_path / "train" / "annotations.json", tmp_path / "train" / "images", COCO_SKELETON)
+    records = read_records(tmp_path / "train" / "annotations.json", tmp_path / "train" / "images", COCO_SKELETON)
     assert [record["image_id"] for record in records] == [1, 2, 3, 4, 5, 6]
     document = json.loads((tmp_path / "train" / "annotations.json").read_text())
     loaded = {person["id"]: person["bbox"] for record in records for person in record["annotations"]}

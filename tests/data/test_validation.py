@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from querypose.data import DatasetError, load_pose_json, register_pose_dataset
+from querypose.data import DatasetError, register_pose_dataset
 from querypose.data.image_checks import ImageDepth
 from querypose.data.problems import Problem, errors_of, summarize
 from querypose.data.validation import SHARED_IMAGES, check_datasets, check_flips
 from querypose.skeleton import BUILTIN_SKELETONS, SkeletonError
-from tests.data.toy_dataset import TOY_SKELETON, toy_annotation, toy_document, write_dataset
+from tests.data.toy_dataset import TOY_SKELETON, read_records, toy_annotation, toy_document, write_dataset
 
 Register = Callable[..., str]
 
@@ -94,7 +94,7 @@ def test_everything_wrong_is_found_in_one_pass(register: Register, datasets_root
     }
     assert kinds([problem for problem in problems if problem.severity == "warning"]) == {
         "image listed twice": ["image 8", "image 11"],
-        "labelled keypoints outside the image": ["annotation 11"],
+        "labeled keypoints outside the image": ["annotation 11"],
         "box outside the image": ["annotation 5"],
         "empty box": ["annotation 6", "annotation 7"],
     }
@@ -108,7 +108,7 @@ def test_loader_refuses_by_the_same_check_and_counts_the_rest(register: Register
     name = register("wrong", toy_document(annotations=[toy_annotation(keypoints=[1]), toy_annotation(id=2, bbox=[])]))
     first, second = check_datasets([name])
     with pytest.raises(DatasetError) as caught:
-        load_pose_json(datasets_root / name / "toy.json", datasets_root / name / "images", TOY_SKELETON)
+        read_records(datasets_root / name / "toy.json", datasets_root / name / "images", TOY_SKELETON)
     assert {first.id, second.id} == {"annotation 1", "annotation 2"}
     assert str(caught.value).startswith(first.message)
     assert "first of 2 errors; tools/check_dataset.py lists all" in str(caught.value)

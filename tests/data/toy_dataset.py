@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from querypose.data import read_annotations
 from querypose.skeleton import Skeleton
 
 # Three keypoints, one pair: enough to see names, order and flips.
@@ -56,3 +57,8 @@ def write_dataset(folder: Path, document: Any) -> tuple[Path, Path]:
         pixels = generator.integers(0, 256, (entry["height"], entry["width"], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(images / entry["file_name"])
     return json_file, images
+
+
+def read_records(json_file: Path, images: Path, skeleton: Skeleton = TOY_SKELETON) -> list[dict[str, Any]]:
+    """The records of a json without errors."""
+    return read_annotations(json_file, images, skeleton).require_sound().records()

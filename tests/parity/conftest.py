@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.parity.golden import Fixture
 
 
 @pytest.fixture(scope="session")
-def rle(shared_fixtures: Path) -> Fixture:
-    return Fixture(shared_fixtures, "rle")
+def rle() -> Fixture:
+    return Fixture("rle")
 
 
 @pytest.fixture(scope="session")
-def tiny_light(shared_fixtures: Path) -> Fixture:
-    return Fixture(shared_fixtures, "tiny_light")
-
-
-@pytest.fixture(scope="session")
-def swap_by_target(shared_fixtures: Path) -> Fixture:
-    return Fixture(shared_fixtures, "tiny_light_swap_by_target")
+def tiny_light() -> Fixture:
+    return Fixture("tiny_light")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +21,7 @@ from querypose.modeling.query_pose.meta_arch import build_pose_decoder
 from querypose.modeling.query_pose.pose_decoder import PoseDecoder, StagePrediction
 from querypose.modeling.targets import PersonTargets
 from querypose.skeleton import COCO_SKELETON
+from tests.parity.stored import FIXTURES, drawn_signs, read_arrays
 
 LEVELS = (2, 3, 4, 5)
 PARTS = COCO_SKELETON.parts()
@@ -38,16 +37,15 @@ class Fixture:
     """One file of reference tensors, and what its inputs say.
 
     Args:
-        folder: of the fixtures.
         name: of the file, without its suffix.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.arrays = np.load(folder / f"{name}.npz")
-        self.names = frozenset(self.arrays.files)
+    def __init__(self, name: str) -> None:
+        self.arrays = read_arrays(FIXTURES / f"{name}.xz")
+        self.names = frozenset(self.arrays)
 
     def __getitem__(self, name: str) -> Tensor:
-        return torch.from_numpy(self.arrays[name])
+        return torch.tensor(self.arrays[name])
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """The entries below a prefix, named by the rest."""
@@ -55,10 +53,13 @@ class Fixture:
 
     @cached_property
     def state_dict(self) -> dict[str, Tensor]:
-        """Weights, float32, by the names that a whole checkpoint of theirs has."""
-        weights = self.group("weight/")
+        """Weights, float32, by the names that a whole checkpoint of theirs has; matrices are drawn."""
+        weights, checksum = self.group("weight/"), 0
         for name, scale in self.group("scale/").items():
-            weights[name] = weights[name].float() * scale
+            signs = drawn_signs(name, tuple(self[f"shape/{name}"].tolist()))
+            checksum = zlib.crc32(signs.tobytes(), checksum)
+            weights[name] = torch.from_numpy(signs).float() * scale
+        assert checksum == int(self["crc32"]), "this NumPy draws other weights than those of the stored results"
         for name in ("init_proposal_boxes", "init_proposal_features", "part_query"):
             weights[f"{name}.weight"] = self[f"input/{name}"]
         return weights
@@ -204,6 +205,11 @@ class TrainingRun:
         return found
 
 
+def normalizers(targets: PersonTargets) -> dict[str, Tensor]:
+    """Of the losses of one process with one batch."""
+    return {"persons": torch.tensor(float(targets.num_persons), dtype=torch.float64)}
+
+
 def train(fixture: Fixture, case: str, dtype: torch.dtype, *overrides: str, backward: bool = True) -> TrainingRun:
     """Runs the model on `gt_{case}` in training mode."""
     model = TinyPose(fixture, dtype, *overrides).train()
@@ -213,7 +219,7 @@ def train(fixture: Fixture, case: str, dtype: torch.dtype, *overrides: str, back
         for feature in features.values():
             feature.requires_grad_(backward)
         stages = model.decoder.decode_training(features, targets, model.matcher)
-        losses = model.criterion(stages, targets)
+        losses = model.criterion(stages, targets, normalizers(targets))
         run = TrainingRun(model, features, stages, losses, OfficialView(fixture.state_dict, model))
         if backward:
             run.total.backward()
@@ -228,12 +234,11 @@ def relative_error(found: Tensor, golden: Tensor) -> float:
     return deviation / scale if scale else deviation
 
 
-def float32_errors(folder: Path, name: str, case: str) -> dict[str, float]:
+def float32_errors(case: str) -> dict[str, float]:
     """How far the authors' own float32 run is from their float64 run, in units of the greatest golden value.
 
     Returns:
-        by quantity; nothing where meta.json does not list the file.
+        by quantity, without gradients; nothing where the case is not listed.
     """
-    listed: dict[str, Any] = json.loads((folder / "meta.json").read_text()).get(name, {}).get(case, {})
-    pairs = listed.get("err_f32_vs_f64 [abs, max|ref|]", listed)
-    return {key: deviation / scale if scale else deviation for key, (deviation, scale) in pairs.items()}
+    listed: dict[str, dict[str, float]] = json.loads((FIXTURES / "float32_errors.json").read_text())
+    return listed.get(case, {})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from querypose.modeling.poet.pose_terms import ReleasedTerms
 from querypose.modeling.poet.pose_transformer import PoseTransformer
 from querypose.modeling.poet.pose_vector import PoseTargets, PoseVector
 from querypose.modeling.targets import Matches
+from tests.parity.stored import FIXTURES, read_arrays
 
 NUM_KEYPOINTS = 17
 LOSSES = {
@@ -40,19 +39,19 @@ WEIGHTS = {
 class PoetFixture:
     """The arrays of one file as tensors of one precision."""
 
-    def __init__(self, path: Path, dtype: torch.dtype) -> None:
-        self.arrays = np.load(path)
+    def __init__(self, name: str, dtype: torch.dtype) -> None:
+        self.arrays = read_arrays(FIXTURES / f"{name}.xz")
         self.dtype = dtype
 
     def __getitem__(self, key: str) -> Tensor:
-        tensor = torch.from_numpy(self.arrays[key])
+        tensor = torch.tensor(self.arrays[key])
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def __contains__(self, key: str) -> bool:
-        return key in self.arrays.files
+        return key in self.arrays
 
     def keys(self, prefix: str) -> Iterator[str]:
-        return (key.removeprefix(prefix) for key in self.arrays.files if key.startswith(prefix))
+        return (key.removeprefix(prefix) for key in self.arrays if key.startswith(prefix))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Their weights by their names."""
@@ -118,5 +117,7 @@ def criterion(weights: str) -> PoseCriterion:
     return PoseCriterion(terms=ReleasedTerms(), weights=WEIGHTS[weights])
 
 
-def num_persons(targets: PoseTargets) -> Tensor:
-    return torch.tensor(float(max(sum(targets.counts), 1)))
+def normalizers(criterion: PoseCriterion, targets: PoseTargets, outputs: QueryOutputs) -> dict[str, Tensor]:
+    """Of the losses of one process with one batch."""
+    class_weights = criterion.class_weight_sum(targets.counts, outputs.logits_SBQC.shape[2])
+    return {"persons": torch.tensor(float(sum(targets.counts))), "class_weights": torch.tensor(class_weights)}

@@ -1,4 +1,4 @@
-"""Flow and residual log-likelihood against the authors' (fixtures/rle.npz): 1e-5, as the issue asks, and closer."""
+"""Flow and residual log-likelihood against the authors' (fixtures/rle): 1e-5, as the issue asks, and closer."""
 
 from __future__ import annotations
 

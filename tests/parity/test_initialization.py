@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from querypose.modeling.query_pose.criterion import SetCriterion
 from querypose.modeling.query_pose.meta_arch import build_pose_decoder
 from querypose.skeleton import COCO_SKELETON
 from tests.parity.golden import OfficialView, Pyramid
+from tests.parity.stored import read_text
 
 STAGE = r"head\.(pose_)?head_series\.\d+\."
 ZERO_BIASES = (
@@ -32,7 +32,7 @@ ZERO_BIASES = (
 
 
 @pytest.fixture(scope="module")
-def view(shared_fixtures: Path) -> OfficialView:
+def view() -> OfficialView:
     """A fresh full model of one stage, and the shapes of the authors' first one."""
     cfg = get_cfg()
     cfg.merge_from_list(
@@ -47,7 +47,7 @@ def view(shared_fixtures: Path) -> OfficialView:
     model.decoder = build_pose_decoder(cfg, Pyramid(cfg.MODEL.FPN.OUT_CHANNELS), COCO_SKELETON)
     model.criterion = SetCriterion(flow=RealNVP())
     shapes = {}
-    for line in (shared_fixtures / "official_state_dict_res50-full.txt").read_text().splitlines():
+    for line in read_text("official_state_dict_res50-full.txt").splitlines():
         name, _, rest = line.partition("\t")
         if not line.startswith("#") and not name.startswith("backbone.") and not re.search(r"_series\.[1-9]", name):
             shapes[name] = torch.empty(ast.literal_eval(rest.split("\t")[0]))

@@ -36,7 +36,7 @@ from querypose.d2.builtin.modeling import (
     build_model,
 )
 from querypose.d2.builtin.predictor import DefaultPredictor
-from querypose.d2.builtin.schedule import build_lr_scheduler
+from querypose.d2.builtin.schedule import LR_SCHEDULES, build_lr_scheduler
 from querypose.d2.builtin.structures import ImageList, Instances, Keypoints
 from querypose.d2.builtin.train_loop import HookBase, SimpleTrainer, TrainerBase
 from querypose.d2.builtin.trainer import DefaultTrainer

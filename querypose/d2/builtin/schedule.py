@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -64,6 +65,25 @@ class LRMultiplier(LRScheduler):
         return [base_lr * factor for base_lr in self.base_lrs]
 
 
+def _multi_step(cfg: CfgNode) -> ParamScheduler:
+    solver = cfg.SOLVER
+    steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
+    if len(steps) < len(solver.STEPS):
+        logging.getLogger(__name__).warning(
+            "SOLVER.STEPS %s: those past SOLVER.MAX_ITER (%d) have no effect.", list(solver.STEPS), solver.MAX_ITER
+        )
+    return MultiStepParamScheduler(
+        values=[solver.GAMMA**count for count in range(len(steps) + 1)], milestones=steps, num_updates=solver.MAX_ITER
+    )
+
+
+LR_SCHEDULES: Mapping[str, Callable[[CfgNode], ParamScheduler]] = {
+    "WarmupMultiStepLR": _multi_step,
+    "WarmupCosineLR": lambda cfg: CosineParamScheduler(1.0, 0.0),
+}
+"""What comes after the warm-up, by the names of SOLVER.LR_SCHEDULER_NAME."""
+
+
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
     """The schedule that SOLVER states: WarmupMultiStepLR, or WarmupCosineLR down to zero.
 
@@ -71,24 +91,10 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMult
         ValueError: there is no schedule of that name.
     """
     solver = cfg.SOLVER
-    scheduler: ParamScheduler
-    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
-        steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
-        if len(steps) < len(solver.STEPS):
-            logging.getLogger(__name__).warning(
-                "SOLVER.STEPS %s: those past SOLVER.MAX_ITER (%d) have no effect.", list(solver.STEPS), solver.MAX_ITER
-            )
-        scheduler = MultiStepParamScheduler(
-            values=[solver.GAMMA**count for count in range(len(steps) + 1)],
-            milestones=steps,
-            num_updates=solver.MAX_ITER,
-        )
-    elif solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
-        scheduler = CosineParamScheduler(1.0, 0.0)
-    else:
-        raise ValueError(
-            f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; allowed: 'WarmupMultiStepLR', 'WarmupCosineLR'."
-        )
+    if solver.LR_SCHEDULER_NAME not in LR_SCHEDULES:
+        known = ", ".join(map(repr, LR_SCHEDULES))
+        raise ValueError(f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME!r}; allowed: {known}.")
+    schedule = LR_SCHEDULES[solver.LR_SCHEDULER_NAME](cfg)
     warmup_length = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
-    warmed_up = WarmupParamScheduler(scheduler, solver.WARMUP_FACTOR, warmup_length, solver.WARMUP_METHOD)
+    warmed_up = WarmupParamScheduler(schedule, solver.WARMUP_FACTOR, warmup_length, solver.WARMUP_METHOD)
     return LRMultiplier(optimizer, warmed_up, max_iter=solver.MAX_ITER)

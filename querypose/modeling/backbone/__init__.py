@@ -1,5 +1,6 @@
 """Backbones: a network that gives features at strides 4 to 32, and a pyramid on it that gives P2..P5."""
 
+from querypose.modeling.backbone import config as config
 from querypose.modeling.backbone.bottom_up import BackboneError, BottomUp
 from querypose.modeling.backbone.fpn import FPN, HRFPN, FeaturePyramid, HRFPNv1, build_feature_pyramid
 from querypose.modeling.backbone.frozen_batch_norm import FrozenBatchNorm2d, freeze_batch_norms

@@ -5,7 +5,7 @@ All but none give {"p2", "p3", "p4", "p5"} of one width, at strides 4, 8, 16 and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -176,6 +176,21 @@ class HRFPNv1(FeaturePyramid):
         return levels
 
 
+def _group_norm(channels: int) -> nn.GroupNorm:
+    if channels % GROUPS:
+        raise BackboneError(
+            f"MODEL.FPN.OUT_CHANNELS is {channels}; MODEL.FPN.NORM 'GN' has {GROUPS} groups and needs a multiple."
+        )
+    return nn.GroupNorm(GROUPS, channels)
+
+
+PYRAMID_NORMS: Mapping[str, Callable[[int], nn.Module | None]] = {
+    "": lambda channels: None,
+    "GN": _group_norm,
+    "BN": nn.BatchNorm2d,
+}
+
+
 class ConvNorm(nn.Conv2d):
     """A convolution that keeps the size, with an optional normalisation as its child `norm`; no activation.
 
@@ -197,7 +212,7 @@ class ConvNorm(nn.Conv2d):
         nn.init.kaiming_uniform_(self.weight, a=1)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        self.norm = _build_norm(norm, out_channels)
+        self.norm = PYRAMID_NORMS[norm](out_channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H, W)."""
@@ -213,10 +228,18 @@ def concatenate_at_finest(features: dict[str, Tensor]) -> Tensor:
     return torch.cat([finest_BCHW, *resized], dim=1)
 
 
+PYRAMIDS: Mapping[str, Callable[..., FeaturePyramid]] = {
+    "fpn": FPN,
+    "hrfpn": HRFPN,
+    "hrfpn_v1": HRFPNv1,
+    "none": NoPyramid,
+}
+
+
 def build_feature_pyramid(
     kind: str, bottom_up: BottomUp, out_channels: int, norm: str, levels: Sequence[int] = LEVELS
 ) -> FeaturePyramid:
-    """The pyramid named by MODEL.FPN.TYPE: "fpn", "hrfpn", "hrfpn_v1" or "none".
+    """The pyramid that MODEL.FPN.TYPE names, one of PYRAMIDS.
 
     Args:
         kind: its name.
@@ -226,25 +249,26 @@ def build_feature_pyramid(
         levels: which the pyramid gives.
 
     Raises:
-        BackboneError: there is no such kind, an HRNet pyramid is asked for a normalisation, or any for strides other
-            than 4 to 32.
+        BackboneError: there is no such kind or normalization, an HRNet pyramid is asked for a normalization, or any for
+            strides other than 4 to 32.
     """
-    if kind == "none":
+    if kind not in PYRAMIDS:
+        raise BackboneError(f"MODEL.FPN.TYPE is {kind!r}; allowed: {', '.join(map(repr, PYRAMIDS))}.")
+    if norm not in PYRAMID_NORMS:
+        raise BackboneError(f"MODEL.FPN.NORM is {norm!r}; allowed: {', '.join(map(repr, PYRAMID_NORMS))}.")
+    pyramid = PYRAMIDS[kind]
+    if pyramid is NoPyramid:
         return NoPyramid(bottom_up)
-    variants: dict[str, type[HRFPN] | type[HRFPNv1]] = {"hrfpn": HRFPN, "hrfpn_v1": HRFPNv1}
-    if kind not in ("fpn", *variants):
-        known = ", ".join(repr(name) for name in ("fpn", *variants, "none"))
-        raise BackboneError(f"MODEL.FPN.TYPE is {kind!r}; allowed: {known}.")
     if bottom_up.strides != STRIDES:
         raise BackboneError(
             f"MODEL.FPN.TYPE is {kind!r} and MODEL.BACKBONE.OUTPUT_STRIDE {bottom_up.strides[-1]}; a pyramid stands on "
             f"strides {list(STRIDES)}: set MODEL.FPN.TYPE none, or MODEL.BACKBONE.OUTPUT_STRIDE {STRIDES[-1]}."
         )
-    if kind == "fpn":
+    if pyramid is FPN:
         return FPN(bottom_up, out_channels, norm, levels)
     if norm:
         raise BackboneError(f"MODEL.FPN.NORM is {norm!r}; MODEL.FPN.TYPE {kind!r} has none, allowed: ''.")
-    return variants[kind](bottom_up, out_channels, levels)
+    return pyramid(bottom_up, out_channels, levels)
 
 
 def chosen_levels(kind: str, out_features: Sequence[str]) -> tuple[int, ...]:
@@ -260,17 +284,3 @@ def chosen_levels(kind: str, out_features: Sequence[str]) -> tuple[int, ...]:
             f"MODEL.BACKBONE.OUT_FEATURES has {unknown}; allowed with MODEL.FPN.TYPE {kind!r}: {', '.join(known)}."
         )
     return tuple(sorted({known[name] for name in out_features})) or LEVELS
-
-
-def _build_norm(norm: str, channels: int) -> nn.Module | None:
-    if norm == "":
-        return None
-    if norm == "BN":
-        return nn.BatchNorm2d(channels)
-    if norm == "GN":
-        if channels % GROUPS:
-            raise BackboneError(
-                f"MODEL.FPN.OUT_CHANNELS is {channels}; MODEL.FPN.NORM 'GN' has {GROUPS} groups and needs a multiple."
-            )
-        return nn.GroupNorm(GROUPS, channels)
-    raise BackboneError(f"MODEL.FPN.NORM is {norm!r}; allowed: '', 'GN', 'BN'.")

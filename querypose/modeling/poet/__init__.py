@@ -4,6 +4,7 @@ The files follow the paper: `pose_vector` (Figure 2b), `pose_transformer` (Figur
 (Training Loss, eq. 1 to 4), `meta_arch`.
 """
 
+from querypose.modeling.poet import config as config
 from querypose.modeling.poet.meta_arch import POET
 
 __all__ = ["POET"]

@@ -14,7 +14,7 @@ from querypose.modeling.assignment import assign_queries
 from querypose.modeling.deep_supervision import name_stage_losses
 from querypose.modeling.poet.pose_terms import PaperTerms
 from querypose.modeling.poet.pose_vector import PoseTargets, PoseVector
-from querypose.modeling.targets import Matches, PersonTargets
+from querypose.modeling.targets import Matches
 
 # Classes as indices into the logits, counted from the last: there may be an empty one before them.
 NO_OBJECT, PERSON, EMPTY = -1, -2, -3

@@ -5,6 +5,7 @@ Sec. 3.2), `part_update` (SIM, Sec. 3.3), `matcher`, `losses` and `criterion` (S
 `query_selection` says which queries inference has to decode.
 """
 
+from querypose.modeling.query_pose import config as config
 from querypose.modeling.query_pose.meta_arch import QueryPose
 
 __all__ = ["QueryPose"]

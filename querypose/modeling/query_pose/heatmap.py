@@ -48,8 +48,8 @@ class AuxiliaryHeatmap(LossTerm):
     ) -> Tensor:
         """The weighted loss, a scalar.
 
-        Deviates: divided by persons and keypoints as loss_keypoint is, and without the padding; the authors' code divides
-        by the keypoints that are labelled, and counts the padding.
+        Deviates: divided by persons and keypoints as loss_keypoint is, and without the padding; the authors' code
+        divides by the keypoints that are labelled, and counts the padding.
         """
         feature_BCHW = features[self.in_feature]
         logits_BKHW = self.logits(self.convs(feature_BCHW))

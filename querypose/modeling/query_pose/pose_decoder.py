@@ -121,7 +121,7 @@ class DecoderRun:
     waiting: list[Callable[[Rows, Tensor], tuple[Tensor, Tensor]]] = field(default_factory=list)
 
     def decode_waiting(self, rows_N: Sequence[Rows]) -> Tensor:
-        """Runs the keypoint stages that wait, each on its rows; gives the instance queries (R, C) that the last left."""
+        """Runs the keypoint stages that wait, each on its rows; the last leaves the given instance queries (R, C)."""
         for keypoint_step, rows in zip(self.waiting, rows_N, strict=True):
             if rows.slot_R is None:
                 self.part_query_TPC, instance_query_RC = keypoint_step(rows, self.part_query_TPC)

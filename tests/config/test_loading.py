@@ -11,10 +11,9 @@ from querypose.d2 import CfgNode
 from tests.tiny import keypoint_queries
 
 
-def test_keys_are_listed_once_and_explained() -> None:
-    names = [key.name for key in KEYS]
-    assert len(set(names)) == len(names)
-    assert all(key.meaning for key in KEYS)
+def test_keys_are_explained() -> None:
+    assert len(KEYS) >= 100
+    assert all(key.meaning for key in KEYS.values())
 
 
 def test_defaults_are_allowed() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from querypose.config_checks import ConfigError, lookup
+from querypose.config.keys import ConfigError, lookup
 from querypose.d2 import CfgNode
 
 _TYPE_MISMATCH = re.compile(  # as yacs words it
@@ -109,7 +109,7 @@ def _unknown_key(cfg: CfgNode, unknown: str) -> str:
     near = difflib.get_close_matches(unknown, names, n=3, cutoff=0.5)
     near += [name for name in names if name.rpartition(".")[2] == unknown.rpartition(".")[2] and name not in near]
     hint = f" Did you mean {' or '.join(near[:3])}?" if near else ""
-    return f"there is no key {unknown}.{hint} All keys are listed in querypose/config.py."
+    return f"there is no key {unknown}.{hint} All keys are listed in docs/config.md."
 
 
 def _leaf_names(node: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -1,0 +1,52 @@
+"""Every YAML key: its default, its meaning, what it allows; and how files and the command line go into a config.
+
+A key is declared beside what reads it, by `add_keys` in `modeling/query_pose/config.py` and the like; here stand the
+machinery and the keys of the run and the solver. `get_cfg()` is a config of all of them. `load_config` merges a YAML
+file and the command line into it, and refuses what is misspelled or impossible: the message names the key, its value
+and what is allowed.
+
+A key that detectron2 has too keeps detectron2's name and meaning; the default may differ (QueryPose Sec. 4.1).
+"""
+
+from querypose.config import run as run
+from querypose.config import solver as solver
+from querypose.config.keys import (
+    KEYS,
+    Allowed,
+    ConfigError,
+    Key,
+    above,
+    add_keys,
+    at_least,
+    between,
+    is_finite,
+    list_of_names,
+    lookup,
+    one_of,
+    registered,
+    sequence_of,
+)
+from querypose.config.loading import add_querypose_config, get_cfg, load_config
+from querypose.config.parts import build_part, part_list
+
+__all__ = [
+    "KEYS",
+    "Allowed",
+    "ConfigError",
+    "Key",
+    "above",
+    "add_keys",
+    "add_querypose_config",
+    "at_least",
+    "between",
+    "build_part",
+    "get_cfg",
+    "is_finite",
+    "list_of_names",
+    "load_config",
+    "lookup",
+    "one_of",
+    "part_list",
+    "registered",
+    "sequence_of",
+]

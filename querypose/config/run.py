@@ -1,0 +1,27 @@
+"""Keys of a run as a whole."""
+
+from __future__ import annotations
+
+from querypose.config.keys import Allowed, ConfigError, Key, add_keys, at_least, between
+from querypose.d2 import CfgNode
+
+
+def check_determinism(cfg: CfgNode) -> None:
+    """Refuses what cannot be had together."""
+    if cfg.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
+        raise ConfigError("DETERMINISTIC and CUDNN_BENCHMARK are True; allowed: one of them, as cuDNN's choice varies.")
+
+
+# fmt: off
+add_keys((
+    Key("OUTPUT_DIR", "./output", "folder that receives config.yaml, log.txt, metrics.json, checkpoints, inference/",
+        Allowed("a name, not empty", lambda value: value != "" and "\0" not in value)),
+    Key("SEED", -1, "seed of everything random; -1 draws one and logs it", between(-1, 2**32 - 1)),
+    Key("DETERMINISTIC", False,
+        "bit-identical runs on a GPU too: deterministic algorithms alone; an operation that has none is an error"),
+    Key("CUDNN_BENCHMARK", False, "let cuDNN time its algorithms; faster where input sizes repeat"),
+    Key("KEEP_FREED_MEMORY", True,
+        "on a CPU: keep the memory of freed tensors for the next ones; faster, at the risk of a higher peak"),
+    Key("LOG_PERIOD", 20, "iterations between two progress lines and two rows of metrics.json", at_least(1)),
+), check_determinism)
+# fmt: on

@@ -1,0 +1,83 @@
+"""Keys of datasets, their loading and their augmentation, and which of their values go together."""
+
+from __future__ import annotations
+
+from querypose.config import (
+    Allowed,
+    ConfigError,
+    Key,
+    add_keys,
+    at_least,
+    between,
+    is_finite,
+    list_of_names,
+    lookup,
+    one_of,
+    registered,
+    sequence_of,
+)
+from querypose.d2 import CfgNode
+from querypose.data.image_checks import CHECKS
+
+_SIZES = Allowed(
+    "a list of positive integers (pixels), not empty",
+    lambda value: (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in value)
+    ),
+)
+_SHARES = sequence_of(
+    "numbers in [0, 1], the smaller first", lambda value: is_finite(value) and 0 <= value <= 1, length=2
+)
+_MAPPINGS = sequence_of("mappings", lambda value: isinstance(value, dict))
+
+
+def check_bounds(cfg: CfgNode) -> None:
+    """Refuses bounds of which the first is the greater one."""
+    for name in ("INPUT.CROP.SIZE", "INPUT.COARSE_DROPOUT.SHARE", "INPUT.COARSE_DROPOUT.GRID"):
+        smallest, largest = bounds = lookup(cfg, name)
+        if smallest > largest:
+            raise ConfigError(f"{name} is {bounds}; allowed: [smallest, largest].")
+
+
+# fmt: off
+add_keys((
+    Key("DATASETS.TRAIN", [], "names of registered datasets; all of one skeleton", list_of_names()),
+    Key("DATASETS.TEST", [], "names of registered datasets; all of one skeleton", list_of_names()),
+    Key("DATASETS.CUSTOM", [],
+        "your datasets: list of {name, json, images, skeleton} and, if not coco, evaluator: crowdpose", _MAPPINGS),
+    Key("DATASETS.SKELETONS", [],
+        "your skeletons: list of {name, keypoints, flip_pairs, sigmas, edges, part_schemes, default_part_scheme}",
+        _MAPPINGS),
+    Key("DATASETS.CHECK", "annotations",
+        "before training, refuse datasets with errors: in the json files; with 'files' also in the images' headers",
+        registered(CHECKS)),
+    Key("DATALOADER.NUM_WORKERS", 4, "loader processes per training process; 0 loads in the main one", at_least(0)),
+    Key("DATALOADER.MAX_BAD_IMAGES", 0.01,
+        "share of the training images that may be unreadable: each is skipped with a warning, more are an error",
+        between(0, 1)),
+    Key("DATALOADER.ASPECT_RATIO_GROUPING", True, "put landscape with landscape and portrait with portrait images"),
+    Key("DATALOADER.FILTER_EMPTY_ANNOTATIONS", True, "do not train on images without any annotated person"),
+    Key("DATALOADER.MIN_VISIBLE_KEYPOINTS", 0,
+        "do not train on persons with fewer visible keypoints, before and after augmentation", at_least(0)),
+    Key("INPUT.FORMAT", "RGB", "channel order that the model sees", one_of("RGB", "BGR")),
+    Key("INPUT.MIN_SIZE_TRAIN", list(range(480, 801, 32)), "short side, drawn from these, in pixels", _SIZES),
+    Key("INPUT.MAX_SIZE_TRAIN", 1333, "bound of the long side, in pixels", at_least(1)),
+    Key("INPUT.MIN_SIZE_TEST", 800, "short side, in pixels; 0 keeps the image's size", at_least(0)),
+    Key("INPUT.MAX_SIZE_TEST", 1333, "bound of the long side, in pixels", at_least(1)),
+    Key("INPUT.RANDOM_FLIP", "horizontal", "mirror half of the training images", one_of("horizontal", "none")),
+    Key("INPUT.ROTATION.PROBABILITY", 0.0, "probability of turning a training image about its center", between(0, 1)),
+    Key("INPUT.ROTATION.MAX_DEGREES", 25.0, "greatest angle, either way", between(0, 180)),
+    Key("INPUT.COARSE_DROPOUT.PROBABILITY", 0.0, "probability of painting cells of a training image black",
+        between(0, 1)),
+    Key("INPUT.COARSE_DROPOUT.SHARE", [0.05, 0.2], "bounds of the share of cells", _SHARES),
+    Key("INPUT.COARSE_DROPOUT.GRID", [0.015, 0.03], "bounds of cells along a side, as a share of its pixels", _SHARES),
+    Key("INPUT.COARSE_DROPOUT.PER_CHANNEL", 0.5, "probability that channels lose different cells", between(0, 1)),
+    Key("INPUT.CROP.PROBABILITY", 0.5, "probability of resizing to CROP.MIN_SIZE and cropping first", between(0, 1)),
+    Key("INPUT.CROP.MIN_SIZE", [400, 500, 600], "short side before the crop, drawn from these, in pixels", _SIZES),
+    Key("INPUT.CROP.SIZE", [384, 600], "bounds of height and width of the crop, in pixels",
+        sequence_of("positive integers, the smaller first",
+                     lambda value: isinstance(value, int) and value > 0, length=2)),
+), check_bounds)
+# fmt: on

@@ -1,0 +1,33 @@
+"""Keys of inference and evaluation."""
+
+from __future__ import annotations
+
+from querypose.config import ConfigError, Key, add_keys, at_least, between, registered
+from querypose.d2 import CfgNode
+from querypose.layers.precision import PRECISIONS
+
+
+def check_expected_results(cfg: CfgNode) -> None:
+    """Refuses expected results that could be those of several datasets."""
+    if cfg.TEST.EXPECTED_RESULTS and len(cfg.DATASETS.TEST) != 1:
+        raise ConfigError(
+            f"TEST.EXPECTED_RESULTS goes with one dataset, but DATASETS.TEST is {list(cfg.DATASETS.TEST)}; "
+            "name one, or leave the expected results empty."
+        )
+
+
+# fmt: off
+add_keys((
+    Key("TEST.EVAL_PERIOD", 0, "iterations between two evaluations while training; 0: at the end alone", at_least(0)),
+    Key("TEST.IMS_PER_BATCH", 1, "images per evaluation batch and process; 1 pads to the stride only", at_least(1)),
+    Key("TEST.DETECTIONS_PER_IMAGE", 20, "poses kept per image; the COCO protocol counts 20", at_least(1)),
+    Key("TEST.SCORE_THRESHOLD", 0.0, "poses with a score not above it are left out, and not computed; above 0 costs AP",
+        between(0, 1)),
+    Key("TEST.PRECISION", "float32", "of the forward pass in inference; geometry and regressors stay float32",
+        registered(PRECISIONS, without=("float16",))),
+    Key("TEST.COMPILE", False, "compile backbone and decoder stages for inference; pays where there are many images"),
+    Key("TEST.BEST_METRIC", "keypoints/AP",
+        "its best weights stay as model_best.pth; of several datasets the first one's; '' keeps none"),
+    Key("TEST.EXPECTED_RESULTS", [], "[task, metric, value, tolerance] that the final evaluation must meet"),
+), check_expected_results)
+# fmt: on

@@ -1,6 +1,6 @@
 # Two commands set everything up on a fresh machine: `make quickstart` and `make test`.
-# PYTHON picks the interpreter (3.10 or later), VENV the folder of the virtual environment,
-# TEST_WORKERS the number of processes that run tests.
+# PYTHON is the interpreter (3.10 or later), VENV the folder of the virtual environment, QUICKSTART the folder of
+# the run, TEST_WORKERS the number of processes that run tests: `make test TEST_WORKERS=8`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,8 +14,9 @@ RUN = $(VENV)/bin/python
 
 help:
 	@echo "make quickstart   install, train on drawn people, evaluate, draw: about twelve minutes on four CPU cores"
-	@echo "make test         install, lint, check types, run the tests"
-	@echo "make lint         ruff and mypy alone"
+	@echo "make test         install, lint, check types, run the tests: about ten minutes on two CPU cores"
+	@echo "make lint         install, ruff and mypy alone"
+	@echo "make install      the virtual environment .venv with this package and its tests' tools"
 	@echo "make clean        remove the virtual environment and output/"
 
 install: $(VENV)/installed

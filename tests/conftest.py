@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from querypose import d2
 from tests.loggers import restored_loggers
@@ -14,9 +18,19 @@ from tests.loggers import restored_loggers
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+# The same examples on every machine, however slow it is.
+settings.register_profile(
+    "every machine", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("every machine")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # The tests run side by side; more threads than cores would only get in each other's way.
     torch.set_num_threads(1)
+    # torch.compile takes from its cache also what was made for other instructions than ATEN_CPU_CAPABILITY allows.
+    folder = f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / folder))
     if d2.ENGINE == "detectron2":
         # It opens metrics.json when a trainer is built and closes it when training ends, and opens the config file for
         # the log without closing it: a trainer that is never trained warns.

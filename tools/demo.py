@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from querypose.config import load_config
-from querypose.d2 import Instances
+from querypose.d2 import Instances, atomic_write
 from querypose.data import ImageReadError, read_image, register_custom_datasets
 from querypose.engine import report_user_errors
 from querypose.engine.predictor import PosePredictor
 from querypose.engine.setup import available_cores
-from querypose.evaluation import dataset_category_ids, instances_to_results, write_json
+from querypose.evaluation import dataset_category_ids, instances_to_results
 from querypose.skeleton import Skeleton, skeleton_of_datasets
 from querypose.visualization import draw_poses, drawn_visibilities
 from querypose.visualization.media import (
@@ -67,9 +68,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--boxes", action="store_true", help="draw the boxes too, of a model that predicts them")
     parser.add_argument(
         "--results-json", type=Path, metavar="FILE",
-        help="write all poses, whatever their score, as COCO results. image_id is the number at the end of the file's "
-        "name (000000000785.jpg: 785) if every image has one and all differ, else the position of the image from 1; of "
-        "a video the number of the frame from 1. file_name is there as well",
+        help="write all poses, whatever their score, as COCO results, while they are found. image_id is the number at "
+        "the end of the file's name (000000000785.jpg: 785) if every image has one and all differ, else the position "
+        "of the image from 1; of a video the number of the frame from 1. file_name is there as well",
     )  # fmt: skip
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
@@ -78,10 +79,36 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
-class Demo:
-    """Predicts, draws and collects."""
+Write = Callable[[Iterable[dict[str, Any]]], None]
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+
+@contextlib.contextmanager
+def results_file(path: Path | None) -> Iterator[Write | None]:
+    """Gives what adds results to a JSON list in `path`, one by one, so that a camera may run for days; or None.
+
+    The file takes its name when the block ends.
+    """
+    if path is None:
+        yield None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "w") as stream:
+        separator = "["
+
+        def write(results: Iterable[dict[str, Any]]) -> None:
+            nonlocal separator
+            for result in results:
+                stream.write(f"{separator}\n{json.dumps(result, default=np.ndarray.tolist)}")
+                separator = ","
+
+        yield write
+        stream.write("[]\n" if separator == "[" else "\n]\n")
+
+
+class Demo:
+    """Predicts and draws."""
+
+    def __init__(self, arguments: argparse.Namespace, write: Write | None) -> None:
         cfg = load_config(arguments.config_file, arguments.opts)
         register_custom_datasets(cfg)
         datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
@@ -89,7 +116,7 @@ class Demo:
         self.category_ids = dataset_category_ids(datasets[0])
         self.threshold: float = arguments.confidence_threshold
         self.with_boxes: bool = arguments.boxes
-        self.results: list[dict[str, Any]] = []
+        self.write = write
         if not cfg.MODEL.WEIGHTS:
             print(
                 "warning: MODEL.WEIGHTS is empty, so the model is UNTRAINED and its poses are meaningless. "
@@ -99,10 +126,11 @@ class Demo:
         self.predictor = PosePredictor(cfg)
 
     def draw(self, image: NDArray[np.uint8], image_id: int, file_name: str) -> NDArray[np.uint8]:
-        """The image with its poses; all of them go to the results."""
+        """The image with its poses; all of them go to the results, where there is a file for them."""
         instances = self.predictor(image)
-        for result in instances_to_results(instances, image_id, self.category_ids, self.skeleton):
-            self.results.append({**result, "file_name": file_name})
+        if self.write is not None:
+            results = instances_to_results(instances, image_id, self.category_ids, self.skeleton)
+            self.write({**result, "file_name": file_name} for result in results)
         shown: Instances = instances[instances.scores >= self.threshold]
         keypoints_NK3 = shown.pred_keypoints.numpy()
         return draw_poses(
@@ -162,17 +190,15 @@ def main(arguments: argparse.Namespace) -> int:
                 output = output / f"{Path(sources[0].replace(':', '')).stem}_poses.mp4"
             if output.exists() and Path(sources[0]).exists() and output.samefile(sources[0]):
                 raise MediaError(f"Output {str(output)!r} would overwrite the input; choose another --output.")
-            demo = Demo(arguments)
-            draw_video(demo, reader, sources[0], output)
+            with results_file(arguments.results_json) as write:
+                draw_video(Demo(arguments, write), reader, sources[0], output)
         drawn = str(output)
     else:
         images = list_images(sources)
         outputs = output_paths(images, output)
-        demo = Demo(arguments)
-        skipped = draw_images(demo, images, outputs)
+        with results_file(arguments.results_json) as write:
+            skipped = draw_images(Demo(arguments, write), images, outputs)
         drawn = f"{len(images) - skipped} of {len(images)} images to {output}"
-    if arguments.results_json is not None:
-        write_json(arguments.results_json, demo.results)
     print(f"Poses drawn: {drawn}" + (f"; {skipped} images could not be read." if skipped else "."))
     return SKIPPED_EXIT_CODE if skipped else 0
 

@@ -5,7 +5,7 @@
     python tools/visualize_data.py --config-file F --num 40 --split test --output DIR DATASETS.TEST "['lsp_val']"
 
 Writes overview.png (all in one picture) and one PNG per image. A filled joint is visible (v=2), a hollow one labelled
-but hidden (v=1). With --split test there is no augmentation, only the resize of the evaluation.
+but hidden (v=1). With --split test images are as the evaluation has them, without augmentation.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from querypose.config import load_config
-from querypose.d2 import CfgNode, seed_all_rng
-from querypose.data import PoseMapper, load_datasets, register_custom_datasets
+from querypose.d2 import CfgNode
+from querypose.data import build_pipeline, register_custom_datasets
+from querypose.data.loading import Samples
+from querypose.data.training_order import Draw
 from querypose.engine import report_user_errors
 from querypose.skeleton import Skeleton, skeleton_of_datasets
 from querypose.visualization import draw_poses, image_grid
@@ -56,22 +58,17 @@ def draw_sample(sample: dict[str, Any], skeleton: Skeleton, channel_order: str) 
 
 
 def visualize(cfg: CfgNode, split: str, num: int, seed: int, output: Path) -> None:
-    """Draws `num` samples of a split into a folder; an image comes a second time only when there are no others."""
+    """Draws `num` samples of a split into a folder; a record comes a second time only when there are no others."""
     is_train = split == "train"
     names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
-    skeleton = skeleton_of_datasets(names)
-    records = load_datasets(names, require_persons=is_train and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    mapper = PoseMapper(cfg, is_train)
-    if not is_train:  # the test mapper packs no annotations: the same geometry, with them
-        mapper = PoseMapper(
-            is_train=True, channel_order=cfg.INPUT.FORMAT, transforms=mapper.transforms, skeleton=skeleton
-        )
-        records = [{"annotations": [], **record} for record in records]  # a test split may have none
-    seed_all_rng(seed)
-    order = np.random.default_rng(seed).permutation(len(records))
+    pipeline = build_pipeline(cfg, is_train)
+    records = pipeline.records(names)
+    pipeline.skeleton = skeleton = skeleton_of_datasets(names)  # draws the annotations of a test split too
+    samples = Samples([{"annotations": [], **record} for record in records], pipeline)  # which may have none
+    order = np.random.default_rng(seed).permutation(len(records)).tolist()
     pictures, titles = [], []
     for count in range(num):
-        sample = mapper(records[order[count % len(order)]])
+        sample = samples[Draw(order[count % len(order)], (seed, count))]
         picture = draw_sample(sample, skeleton, cfg.INPUT.FORMAT)
         titles.append(f"{Path(sample['file_name']).stem}, {picture.shape[1]}x{picture.shape[0]}")
         pictures.append(picture)

@@ -3,9 +3,13 @@
 detectron2 is taken where it can be imported; the environment variable QUERYPOSE_ENGINE, "detectron2" or "builtin",
 forces one. Nothing outside of this package imports either of them.
 
+The built-in part holds what the product reaches, and no more. What a user's own model, dataset, metric or hook has in
+its hands (`FOR_USERS`) has all the methods that detectron2 documents, save where a docstring says "Deviates:".
+
 Attributes:
     ENGINE: which one is active, "detectron2" or "builtin".
     ENGINE_VERSION: its version.
+    FOR_USERS: names that are offered to users' own code, whether or not this project uses all of them.
 """
 
 from __future__ import annotations
@@ -19,6 +23,10 @@ from querypose.d2.plain_values import to_plain
 from querypose.d2.processes import RunStopped, run_and_leave
 
 ENGINE, ENGINE_VERSION = choose_engine()
+FOR_USERS = (
+    "Backbone", "BoxMode", "Boxes", "DatasetCatalog", "EventStorage", "HookBase", "ImageList", "Instances", "Keypoints",
+    "MetadataCatalog", "Registry",
+)  # fmt: skip
 
 # The names themselves are the list at the end. For a type checker they are the built-in ones, which are always there.
 if TYPE_CHECKING or ENGINE == "builtin":
@@ -30,6 +38,7 @@ else:
 __all__ = [  # noqa: F405
     "ENGINE",
     "ENGINE_VERSION",
+    "FOR_USERS",
     "BACKBONE_REGISTRY",
     "LR_SCHEDULES",
     "META_ARCH_REGISTRY",
@@ -38,13 +47,9 @@ __all__ = [  # noqa: F405
     "Boxes",
     "CfgNode",
     "CheckpointError",
-    "Checkpointer",
-    "CommonMetricPrinter",
     "DatasetCatalog",
     "DatasetEvaluator",
-    "DatasetEvaluators",
     "DatasetFromList",
-    "DefaultPredictor",
     "DefaultTrainer",
     "DetectionCheckpointer",
     "EventStorage",
@@ -56,31 +61,24 @@ __all__ = [  # noqa: F405
     "Keypoints",
     "MetadataCatalog",
     "PathManager",
-    "PeriodicCheckpointer",
     "Registry",
     "RunStopped",
     "ShapeSpec",
-    "SimpleTrainer",
     "TensorboardXWriter",
     "TrainerBase",
     "atomic_write",
     "build_backbone",
     "build_detection_test_loader",
     "build_detection_train_loader",
-    "build_lr_scheduler",
     "build_model",
     "comm",
     "configurable",
-    "create_ddp_model",
     "default_argument_parser",
     "default_setup",
     "get_cfg",
     "get_event_storage",
     "hooks",
-    "inference_on_dataset",
     "launch",
-    "pairwise_iou",
-    "print_csv_format",
     "read_checkpoint",
     "run_and_leave",
     "seed_all_rng",

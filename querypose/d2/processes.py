@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import gc
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 
 class RunStopped(SystemExit):
     """Ends a run that all its processes have agreed to stop, after its state was saved; carries the exit code."""
-
-
-def ddp_arguments(model: nn.Module, local_rank: int, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, fit for this model and this torch.
-
-    Args:
-        model: on the device of this process; a GPU is named to DDP, while for a model on the CPU none may be.
-        local_rank: the number of this process's GPU.
-        arguments: as the caller gave them. `broadcast_buffers` becomes `forward_sync_buffers` where torch has that
-            name; then buffers start alike in all processes, as the parameters do.
-    """
-    arguments = dict(arguments)
-    on_gpu = any(parameter.device.type == "cuda" for parameter in model.parameters())
-    arguments.setdefault("device_ids", [local_rank] if on_gpu else None)
-    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters:
-        for old in {"broadcast_buffers"} & arguments.keys():
-            arguments["forward_sync_buffers"] = arguments.pop(old)
-    return arguments
 
 
 def leave_process_group() -> None:

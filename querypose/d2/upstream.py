@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from querypose.d2.files import read_checkpoint, refuse_pickle
-from querypose.d2.processes import ddp_arguments, run_and_leave
+from querypose.d2.processes import run_and_leave
 
 with warnings.catch_warnings():
     # detectron2 and what it imports (fvcore.nn, torch.jit, pkg_resources, PIL) use functions that newer versions of
@@ -16,7 +16,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", SyntaxWarning)
     import detectron2
-    from detectron2.checkpoint import Checkpointer, PeriodicCheckpointer
     from detectron2.checkpoint import DetectionCheckpointer as _DetectionCheckpointer
     from detectron2.config import CfgNode, configurable, get_cfg
     from detectron2.data import (
@@ -27,32 +26,21 @@ with warnings.catch_warnings():
         build_detection_train_loader,
     )
     from detectron2.engine import (
-        DefaultPredictor,
         DefaultTrainer,
         HookBase,
-        SimpleTrainer,
         TrainerBase,
         default_argument_parser,
         default_setup,
         hooks,
     )
-    from detectron2.engine import defaults as _engine_defaults
     from detectron2.engine import launch as _launch
-    from detectron2.evaluation import (
-        DatasetEvaluator,
-        DatasetEvaluators,
-        inference_on_dataset,
-        print_csv_format,
-        verify_results,
-    )
+    from detectron2.evaluation import DatasetEvaluator, verify_results
     from detectron2.layers import ShapeSpec
     from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone, build_model
-    from detectron2.solver import build_lr_scheduler
-    from detectron2.structures import Boxes, BoxMode, ImageList, Instances, Keypoints, pairwise_iou
+    from detectron2.structures import Boxes, BoxMode, ImageList, Instances, Keypoints
     from detectron2.utils import comm
     from detectron2.utils.env import seed_all_rng
     from detectron2.utils.events import (
-        CommonMetricPrinter,
         EventStorage,
         EventWriter,
         JSONWriter,
@@ -80,13 +68,6 @@ class DetectionCheckpointer(_DetectionCheckpointer):
         return read_checkpoint(f)
 
 
-def create_ddp_model(model: Any, *, fp16_compression: bool = False, **kwargs: Any) -> Any:
-    """detectron2's function, which also takes a model that is on the CPU, and says nothing of deprecated arguments."""
-    if comm.get_world_size() > 1:
-        kwargs = ddp_arguments(model, comm.get_local_rank(), kwargs)
-    return _create_ddp_model(model, fp16_compression=fp16_compression, **kwargs)
-
-
 def launch(main_func: Any, num_gpus_per_machine: int, num_machines: int = 1, *args: Any, **kwargs: Any) -> None:
     """detectron2's function, whose processes leave their group in the end: at times they aborted on leaving."""
     if num_gpus_per_machine * num_machines > 1:
@@ -105,8 +86,3 @@ def _run_and_forget_groups(main_func: Any, *args: Any) -> None:
         # detectron2 keeps two groups in its module, for as long as the process lives.
         comm._get_global_gloo_group.cache_clear()
         comm._LOCAL_PROCESS_GROUP = None
-
-
-# DefaultTrainer looks the function up in its module, so that training on several CPU processes needs it there.
-_create_ddp_model = _engine_defaults.create_ddp_model
-_engine_defaults.create_ddp_model = create_ddp_model

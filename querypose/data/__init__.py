@@ -1,7 +1,8 @@
-"""Datasets, augmentation and the mapper; importing it registers the built-in dataset names."""
+"""Datasets, pipelines, loading; importing it registers the built-in dataset names."""
 
 from querypose.data import config as config
-from querypose.data.bad_images import SkipBadImages, TooManyBadImagesError
+from querypose.data.augmentations import AUGMENTATION_REGISTRY
+from querypose.data.bad_images import TooManyBadImagesError
 from querypose.data.coco import PoseAnnotations, read_annotations
 from querypose.data.datasets import (
     dataset_annotations,
@@ -11,24 +12,25 @@ from querypose.data.datasets import (
     register_custom_datasets,
     register_pose_dataset,
 )
-from querypose.data.image_io import ImageReadError, read_image
+from querypose.data.image_io import ImageReadError, ImageSizeError, read_image
 from querypose.data.loader_failures import LoaderError, explain_loader_failures
-from querypose.data.mapper import ImageSizeError, PoseMapper
+from querypose.data.loading import build_test_loader, build_train_loader
+from querypose.data.pipelines import PIPELINE_REGISTRY, Pipeline, build_pipeline
 from querypose.data.problems import DatasetError
-from querypose.data.training_order import TrainingBatches
-from querypose.data.worker_signals import ShieldedMapper
 
 __all__ = [
+    "AUGMENTATION_REGISTRY",
+    "PIPELINE_REGISTRY",
     "DatasetError",
     "ImageReadError",
     "ImageSizeError",
     "LoaderError",
+    "Pipeline",
     "PoseAnnotations",
-    "PoseMapper",
-    "ShieldedMapper",
-    "SkipBadImages",
     "TooManyBadImagesError",
-    "TrainingBatches",
+    "build_pipeline",
+    "build_test_loader",
+    "build_train_loader",
     "dataset_annotations",
     "datasets_root",
     "explain_loader_failures",

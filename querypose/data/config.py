@@ -6,6 +6,7 @@ from querypose.config import (
     Allowed,
     ConfigError,
     Key,
+    above,
     add_keys,
     at_least,
     between,
@@ -13,11 +14,14 @@ from querypose.config import (
     list_of_names,
     lookup,
     one_of,
+    part_list,
     registered,
     sequence_of,
 )
 from querypose.d2 import CfgNode
+from querypose.data.augmentations import AUGMENTATION_REGISTRY
 from querypose.data.image_checks import CHECKS
+from querypose.data.pipelines.pipeline import PIPELINE_REGISTRY
 
 _SIZES = Allowed(
     "a list of positive integers (pixels), not empty",
@@ -33,12 +37,18 @@ _SHARES = sequence_of(
 _MAPPINGS = sequence_of("mappings", lambda value: isinstance(value, dict))
 
 
-def check_bounds(cfg: CfgNode) -> None:
-    """Refuses bounds of which the first is the greater one."""
+def check_data(cfg: CfgNode) -> None:
+    """Refuses bounds of which the first is greater, and files of boxes that are not one a dataset."""
     for name in ("INPUT.CROP.SIZE", "INPUT.COARSE_DROPOUT.SHARE", "INPUT.COARSE_DROPOUT.GRID"):
         smallest, largest = bounds = lookup(cfg, name)
         if smallest > largest:
             raise ConfigError(f"{name} is {bounds}; allowed: [smallest, largest].")
+    files, datasets = cfg.DATASETS.PERSON_BOXES, cfg.DATASETS.TEST
+    if files and len(files) != len(datasets):
+        raise ConfigError(
+            f"DATASETS.PERSON_BOXES has {len(files)} files; allowed: none, or one for each of the {len(datasets)} "
+            "datasets of DATASETS.TEST."
+        )
 
 
 # fmt: off
@@ -50,6 +60,9 @@ add_keys((
     Key("DATASETS.SKELETONS", [],
         "your skeletons: list of {name, keypoints, flip_pairs, sigmas, edges, part_schemes, default_part_scheme}",
         _MAPPINGS),
+    Key("DATASETS.PERSON_BOXES", [],
+        "for person_crops: COCO results files with the boxes to evaluate on, one a dataset of DATASETS.TEST; '' and [] "
+        "take the annotated boxes", list_of_names()),
     Key("DATASETS.CHECK", "annotations",
         "before training, refuse datasets with errors: in the json files; with 'files' also in the images' headers",
         registered(CHECKS)),
@@ -61,6 +74,15 @@ add_keys((
     Key("DATALOADER.FILTER_EMPTY_ANNOTATIONS", True, "do not train on images without any annotated person"),
     Key("DATALOADER.MIN_VISIBLE_KEYPOINTS", 0,
         "do not train on persons with fewer visible keypoints, before and after augmentation", at_least(0)),
+    Key("INPUT.PIPELINE", "whole_image",
+        "what a sample is: an image with all its persons, or one person's crop", registered(PIPELINE_REGISTRY)),
+    Key("INPUT.AUGMENTATIONS", [],
+        "augmentations of training, in this order: list of {name, arguments}; [] takes those that RANDOM_FLIP, "
+        "ROTATION, CROP, MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and COARSE_DROPOUT describe",
+        part_list(AUGMENTATION_REGISTRY)),
+    Key("INPUT.PERSON_CROP.SIZE", [256, 192], "height and width of a person's crop, in pixels",
+        sequence_of("positive integers", lambda value: type(value) is int and value > 0, length=2)),
+    Key("INPUT.PERSON_CROP.PADDING", 1.25, "factor on both sides of a person's box", above(0)),
     Key("INPUT.FORMAT", "RGB", "channel order that the model sees", one_of("RGB", "BGR")),
     Key("INPUT.MIN_SIZE_TRAIN", list(range(480, 801, 32)), "short side, drawn from these, in pixels", _SIZES),
     Key("INPUT.MAX_SIZE_TRAIN", 1333, "bound of the long side, in pixels", at_least(1)),
@@ -79,5 +101,5 @@ add_keys((
     Key("INPUT.CROP.SIZE", [384, 600], "bounds of height and width of the crop, in pixels",
         sequence_of("positive integers, the smaller first",
                      lambda value: isinstance(value, int) and value > 0, length=2)),
-), check_bounds)
+), check_data)
 # fmt: on

@@ -1,6 +1,6 @@
 """Reading of image files of any usual kind into 8-bit RGB or BGR.
 
-Pillow decodes; what it leaves to its users is done here: EXIF rotation, 16-bit grey, transparency, and errors that
+Pillow decodes; what it leaves to its users is done here: EXIF rotation, 16-bit gray, transparency, and errors that
 name the file and what to do about it.
 """
 
@@ -45,10 +45,14 @@ class ImageReadError(RuntimeError):
         return f"{self.what}; {self.remedy}." if self.remedy else self.what
 
 
+class ImageSizeError(ValueError):
+    """An image whose size is not what its json says: names file, id, both sizes and the remedy."""
+
+
 def read_image(path: str | Path, channel_order: str = "RGB") -> np.ndarray:
     """Reads an image file, upright and with 8 bits a channel.
 
-    Grey, palette, CMYK and 16-bit files become three 8-bit channels (16 bits are divided by 257); what is transparent
+    Gray, palette, CMYK and 16-bit files become three 8-bit channels (16 bits are divided by 257); what is transparent
     is laid on white; of an animation the first frame counts.
 
     Args:

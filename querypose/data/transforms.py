@@ -1,19 +1,17 @@
 """Geometry of images, boxes and keypoints: one affine map that all three follow.
 
-Coordinates are continuous: pixel column i covers [i, i + 1) and its centre is at i + 0.5, so an image of width W spans
+Coordinates are continuous: pixel column i covers [i, i + 1) and its center is at i + 0.5, so an image of width W spans
 [0, W], a flip is x -> W - x, and a resize multiplies by (new width / old width) and nothing else. (The 0.5 by which
 COCO's keypoints differ from this is added when a json is read: see `querypose.data.coco`.)
 
-`GeometricTransform` is the map. Functions make simple ones (`crop`, `resize`, `rotate`, `horizontal_flip`); `then`
-chains them, so that the pixels of a whole chain are resampled once. Classes draw random ones (`RandomFlip`,
-`RandomRotation`, `RandomCrop`, `RandomResize`); another kind of augmentation is another class with the method `draw`.
+`GeometricTransform` is the map. Functions make simple ones (`crop`, `resize`, `rotate`, …); `then` chains them, so that
+the pixels of a whole chain are resampled once. `querypose.data.augmentations` draws random ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -189,11 +187,39 @@ def crop(size: ImageSize, x: int, y: int, width: int, height: int) -> GeometricT
 
 
 def rotate(size: ImageSize, degrees: float) -> GeometricTransform:
-    """Turns about the image's centre, clockwise as it is seen; the size stays, corners are lost."""
+    """Turns about the image's center, clockwise as it is seen; the size stays, corners are lost."""
     angle = np.deg2rad(degrees)
     linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     center = np.array([size[1] / 2, size[0] / 2])
     return GeometricTransform(np.column_stack([linear, center - linear @ center]), size, size)
+
+
+def shift(size: ImageSize, right: float, down: float) -> GeometricTransform:
+    """Moves by pixels; the size stays, what leaves it is lost."""
+    return GeometricTransform(np.array([[1.0, 0.0, right], [0.0, 1.0, down]]), size, size)
+
+
+def scale(size: ImageSize, factor: float) -> GeometricTransform:
+    """Enlarges about the image's center; the size stays."""
+    center = np.array([size[1] / 2, size[0] / 2])
+    return GeometricTransform(np.column_stack([np.eye(2) * factor, (1 - factor) * center]), size, size)
+
+
+def box_to_canvas(
+    size: ImageSize, box_xyxy: Sequence[float], canvas_size: ImageSize, padding: float
+) -> GeometricTransform:
+    """Puts a box, made `padding` times larger, into the middle of a canvas: as large as fits, its aspect kept.
+
+    Args:
+        size: of the image.
+        box_xyxy: corners in it; with an area.
+        canvas_size: height and width.
+        padding: factor on both sides of the box; 1.25 leaves a tenth of the canvas free at each end.
+    """
+    x0, y0, x1, y1 = box_xyxy
+    factor = min(canvas_size[0] / (y1 - y0), canvas_size[1] / (x1 - x0)) / padding
+    center, middle = np.array([x0 + x1, y0 + y1]) / 2, np.array(canvas_size[::-1]) / 2
+    return GeometricTransform(np.column_stack([np.eye(2) * factor, middle - factor * center]), size, canvas_size)
 
 
 def shortest_edge_size(size: ImageSize, short_side: int, max_size: int | None = None) -> ImageSize:
@@ -206,90 +232,6 @@ def shortest_edge_size(size: ImageSize, short_side: int, max_size: int | None = 
         scale = min(scale, max_size / max(size))
     height, width = (max(1, int(side * scale + 0.5)) for side in size)
     return height, width
-
-
-class RandomTransform(Protocol):
-    """What draws a map for an image of a given size."""
-
-    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
-        """A map that takes images of `size`; everything random comes from `generator`."""
-        ...
-
-
-@dataclass(frozen=True)
-class RandomFlip:
-    """Mirrors with a probability."""
-
-    probability: float = 0.5
-
-    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
-        """Flip or identity."""
-        return horizontal_flip(size) if generator.random() < self.probability else identity(size)
-
-
-@dataclass(frozen=True)
-class RandomRotation:
-    """With a probability turns by an angle drawn evenly from ±`max_degrees`."""
-
-    probability: float
-    max_degrees: float
-
-    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
-        """Rotation or identity."""
-        if generator.random() >= self.probability:
-            return identity(size)
-        return rotate(size, float(generator.uniform(-self.max_degrees, self.max_degrees)))
-
-
-@dataclass(frozen=True)
-class RandomResize:
-    """Resizes to a short side drawn from `short_sides`, aspect kept, long side at most `max_size`.
-
-    A short side of 0 keeps the size of the image.
-    """
-
-    short_sides: Sequence[int]
-    max_size: int | None = None
-
-    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
-        """Resize to one of the short sides."""
-        short_side = int(generator.choice(np.asarray(self.short_sides)))
-        if short_side == 0:
-            return identity(size)
-        return resize(size, shortest_edge_size(size, short_side, self.max_size))
-
-
-@dataclass(frozen=True)
-class RandomCrop:
-    """With a probability cuts out a rectangle, sized as if the image had been resized to a drawn short side first.
-
-    This is the crop of DETR-like models: resize to one of `short_sides`, cut height and width each drawn from
-    `side_bounds`. The resize is not carried out; the rectangle is scaled back to whole pixels of the source.
-    Deviates: the authors' code resamples before the crop and again after it. One resampling is sharper and faster; the
-    rectangle differs by less than a pixel of the source.
-    """
-
-    probability: float
-    short_sides: Sequence[int]
-    side_bounds: tuple[int, int]
-
-    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
-        """Crop or identity."""
-        if generator.random() >= self.probability:
-            return identity(size)
-        resized = shortest_edge_size(size, int(generator.choice(np.asarray(self.short_sides))))
-        (y, height), (x, width) = (
-            self._draw_span(resized_side, side, generator) for resized_side, side in zip(resized, size, strict=True)
-        )
-        return crop(size, x, y, width, height)
-
-    def _draw_span(self, resized_side: int, side: int, generator: np.random.Generator) -> tuple[int, int]:
-        low, high = (min(bound, resized_side) for bound in self.side_bounds)
-        length = int(generator.integers(low, high, endpoint=True))
-        start = int(generator.integers(0, resized_side - length, endpoint=True))
-        first = min(round(start * side / resized_side), side - 1)
-        last = max(round((start + length) * side / resized_side), first + 1)
-        return first, last - first
 
 
 def _as_tensor(pixels: np.ndarray) -> torch.Tensor:

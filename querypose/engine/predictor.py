@@ -10,26 +10,24 @@ from numpy.typing import NDArray
 from torch import nn
 
 from querypose.d2 import CfgNode, Instances, build_model, configurable
-from querypose.data.transforms import RandomResize
+from querypose.data import Pipeline, build_pipeline
 from querypose.engine.ema import load_evaluation_weights, require_weights
 from querypose.engine.inference import InferenceModel
 
 
 class PosePredictor:
-    """Runs a model of any meta-architecture on images as evaluation would: same resizing, one image a batch."""
+    """Runs a model of any meta-architecture on images as evaluation would: by the same pipeline."""
 
     @configurable
-    def __init__(self, *, model: nn.Module, resize: RandomResize, channel_order: str) -> None:
+    def __init__(self, *, model: nn.Module, pipeline: Pipeline) -> None:
         """Takes plain arguments; `PosePredictor(cfg)` builds the model and loads MODEL.WEIGHTS.
 
         Args:
-            model: takes [{"image", "height", "width"}] and gives [{"instances"}]; it is set to evaluation.
-            resize: of a single short side.
-            channel_order: "RGB" or "BGR", what the model was trained with.
+            model: takes samples of the pipeline and gives [{"instances"}]; it is set to evaluation.
+            pipeline: that of the evaluation.
         """
         self.model = model.eval()
-        self._resize = resize
-        self._channel_order = channel_order
+        self._pipeline = pipeline
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -43,25 +41,23 @@ class PosePredictor:
         load_evaluation_weights(model, cfg.MODEL.WEIGHTS, use_average=cfg.SOLVER.EMA.ENABLED)
         return {
             "model": InferenceModel(cfg, model, in_place=True),
-            "resize": RandomResize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST),
-            "channel_order": cfg.INPUT.FORMAT,
+            "pipeline": build_pipeline(cfg, is_train=False),
         }
 
     @torch.inference_mode()
-    def __call__(self, image: NDArray[np.uint8]) -> Instances:
+    def __call__(self, image: NDArray[np.uint8], boxes_xyxy: NDArray[np.floating] | None = None) -> Instances:
         """The poses in an image.
 
         Args:
             image: (H, W, 3) RGB, 0..255.
+            boxes_xyxy: (N, 4), N > 0, of the persons in it, for a model that is fed crops; None takes the image for
+                the box of one person.
 
         Returns:
             `scores`, `pred_classes`, `pred_keypoints` (N, K, 3) and, if the model predicts them, `pred_boxes` and
             `pred_visibilities` (N, K), in the frame of `image`, on the CPU.
         """
-        height, width = image.shape[:2]
-        # A resize to one size draws nothing.
-        transform = self._resize.draw((height, width), np.random.default_rng(0))
-        pixels = transform.apply_image(image if self._channel_order == "RGB" else image[:, :, ::-1])
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-        (output,) = self.model([{"image": tensor, "height": height, "width": width}])
-        return output["instances"].to("cpu")
+        records = self._pipeline.records_of_image((image.shape[0], image.shape[1]), boxes_xyxy)
+        # An evaluation's pipeline draws nothing.
+        samples = [self._pipeline.sample(record, np.random.default_rng(0), image) for record in records]
+        return Instances.cat([output["instances"].to("cpu") for output in self.model(samples)])

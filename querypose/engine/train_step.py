@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from querypose.d2 import SimpleTrainer, comm, get_event_storage
+from querypose.d2 import comm, get_event_storage
 from querypose.engine.non_finite import GRAD_NORM, NON_FINITE, NonFiniteGuard, gradient_norms, nan_unless_finite
 from querypose.engine.scalars import ScalarQueue
 from querypose.modeling.pose_model import Batch, PoseModel
@@ -31,7 +31,7 @@ def cut_batch(batch: Batch, num_micro_batches: int) -> list[Batch]:
     return [batch[low:high] for low, high in itertools.pairwise(bounds)]
 
 
-class TrainStep(SimpleTrainer):
+class TrainStep:
     """The inner trainer: `run_step` is one update of the weights from one batch of the loader.
 
     Losses and the gradient's norm are reported to the event storage every `log_period` iterations, as means over those
@@ -67,7 +67,11 @@ class TrainStep(SimpleTrainer):
         log_period: int = 1,
         guard: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(model, data_loader, optimizer)
+        self.model = model.train()
+        self.data_loader = data_loader
+        self.optimizer = optimizer
+        self.iter = 0
+        self._batches: Iterator[Batch] | None = None
         self.precision = precision
         self.num_micro_batches = num_micro_batches
         self.clip_norm = clip_norm
@@ -82,8 +86,11 @@ class TrainStep(SimpleTrainer):
         self.figures = ScalarQueue(self._guard.judge, lag=1 if self._device.type == "cuda" else 0)
         self._data_seconds: list[float] = []
 
-    def run_step(self) -> None:
+    def run_step(self, after_backward: Callable[[], None] = lambda: None) -> None:
         """Loads a batch and updates the weights once.
+
+        Args:
+            after_backward: called when the gradient of the whole batch is there, unscaled and not yet clipped.
 
         Raises:
             NonFiniteError: a loss, or without loss scaling the gradient, of this iteration (on a GPU: of the one
@@ -92,13 +99,16 @@ class TrainStep(SimpleTrainer):
         if not self.model.training:
             raise RuntimeError("The model is in evaluation mode; call model.train() before training goes on.")
         start = time.perf_counter()
-        batch = next(self._data_loader_iter)
+        if self._batches is None:  # loader processes start with the first iteration
+            self._batches = iter(self.data_loader)
+        batch = next(self._batches)
         self._data_seconds.append(time.perf_counter() - start)
 
         self._guard.begin(batch)
         self.optimizer.zero_grad(set_to_none=True)
         names, values = self.accumulate_gradients(batch)
         self.grad_scaler.unscale_(self.optimizer)
+        after_backward()
         norm = self._clip_gradients()
         figures = torch.stack((norm.to(values), self._is_non_finite(values, norm).to(values)))
         self.figures.put(self.iter, (*names, GRAD_NORM, NON_FINITE), torch.cat((values, figures)))
@@ -203,17 +213,22 @@ class TrainStep(SimpleTrainer):
             storage.put_scalar(name, value, smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the iteration, the optimiser and the gradient scaler.
+        """State of the iteration, the optimizer and the gradient scaler.
 
         Raises:
             NonFiniteError: a recent figure is not finite.
         """
         self.settle()
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        return {
+            "iteration": self.iter,
+            "optimizer": self.optimizer.state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores what `state_dict` gave; a scaler's state is used where this run scales its loss too."""
-        super().load_state_dict(state_dict)
+        self.iter = state_dict["iteration"]
+        self.optimizer.load_state_dict(state_dict["optimizer"])
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import weakref
@@ -26,21 +27,12 @@ from querypose.d2 import (
     PathManager,
     TensorboardXWriter,
     TrainerBase,
-    build_detection_test_loader,
     comm,
-    create_ddp_model,
     hooks,
     setup_logger,
     verify_results,
 )
-from querypose.data import (
-    PoseMapper,
-    ShieldedMapper,
-    SkipBadImages,
-    TrainingBatches,
-    explain_loader_failures,
-    load_datasets,
-)
+from querypose.data import build_test_loader, build_train_loader, explain_loader_failures
 from querypose.engine.dataset_check import require_sound_datasets
 from querypose.engine.dumps import DumpWriter
 from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_evaluation_weights, require_weights
@@ -147,7 +139,8 @@ class PoseTrainer(DefaultTrainer):
 
     def run_step(self) -> None:
         """One iteration; the last one reports its figures even where LOG_PERIOD does not."""
-        super().run_step()
+        self._trainer.iter = self.iter
+        self._trainer.run_step(self.after_backward)
         if self.iter == self.max_iter - 1:
             self._trainer.write_figures()
 
@@ -227,34 +220,13 @@ class PoseTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
-        """Endless batches of DATASETS.TRAIN, augmented, without the images that cannot be read."""
-        records = load_datasets(
-            cfg.DATASETS.TRAIN,
-            require_persons=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_visible_keypoints=cfg.DATALOADER.MIN_VISIBLE_KEYPOINTS,
-        )
-        mapper = SkipBadImages(PoseMapper(cfg, is_train=True), len(records), cfg.DATALOADER.MAX_BAD_IMAGES)
-        return TrainingBatches(
-            records,
-            ShieldedMapper(mapper),
-            batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            seed=cfg.SEED,
-            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+        """Endless batches of DATASETS.TRAIN."""
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """Every image of a dataset once, TEST.IMS_PER_BATCH at a time; one that cannot be read is an error.
-
-        Left out it would count as an image where nothing was found, and the figures would be wrong.
-        """
-        return build_detection_test_loader(
-            load_datasets([dataset_name]),
-            mapper=ShieldedMapper(PoseMapper(cfg, is_train=False)),
-            batch_size=cfg.TEST.IMS_PER_BATCH,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+        """Every sample of a dataset once."""
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -322,7 +294,14 @@ def distribute(model: nn.Module) -> nn.Module:
     Each process keeps its own BatchNorm statistics, of which the first one's are saved. Every trainable parameter must
     take part in every loss, with a zero gradient if need be, as no search for unused ones slows the step down.
     """
-    return create_ddp_model(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    if comm.get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    # Newer versions of torch warn of the old name.
+    arguments: dict[str, Any] = {"gradient_as_bucket_view": True}
+    has_new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    arguments["forward_sync_buffers" if has_new_name else "broadcast_buffers"] = False
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None, **arguments)
 
 
 @torch.no_grad()

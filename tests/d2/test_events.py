@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
 import torch
 
-from querypose.d2 import ENGINE, CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter, get_event_storage
+from querypose.d2 import EventStorage, JSONWriter, TensorboardXWriter, get_event_storage
 
 
 def test_storage_is_found_inside_of_with_alone() -> None:
@@ -84,18 +83,6 @@ def test_json_writer_has_one_line_an_iteration_and_continues(tmp_path: Path) -> 
     assert _rows(file) == [{"iteration": iteration, "loss": float(iteration)} for iteration in range(6)]
 
 
-@pytest.mark.skipif(ENGINE == "detectron2", reason="there the next line is appended to the unfinished one")
-def test_json_writer_drops_a_line_that_a_killed_process_left_unfinished(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.json"
-    file.write_text('{"iteration": 0, "loss": 1.0}\n{"iteration": 1, "lo')
-    with EventStorage(1) as storage:
-        writer = JSONWriter(str(file))
-        storage.put_scalar("loss", 2.0)
-        writer.write()
-        writer.close()
-    assert _rows(file) == [{"iteration": 0, "loss": 1.0}, {"iteration": 1, "loss": 2.0}]
-
-
 def test_tensorboard_writer(tmp_path: Path) -> None:
     with EventStorage() as storage:
         writer = TensorboardXWriter(str(tmp_path))
@@ -108,22 +95,3 @@ def test_tensorboard_writer(tmp_path: Path) -> None:
     content = files[0].read_bytes()
     assert b"loss" in content
     assert b"input" in content
-
-
-def test_progress_line(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), EventStorage(9) as storage:
-        storage.put_scalars(total_loss=1.5, loss_bbox=0.25, time=2.0, data_time=0.5)
-        storage.put_scalar("accuracy", 0.75)
-        storage.put_scalar("lr", 1e-4, smoothing_hint=False)
-        CommonMetricPrinter(max_iter=40).write()
-    line = caplog.messages[-1]
-    for part in ("eta: 0:01:00", "iter: 9", "total_loss: 1.5", "loss_bbox: 0.25", "time: 2.0000", "data_time: 0.5000"):
-        assert part in line
-    assert "lr: 0.0001" in line
-    assert "accuracy" not in line
-
-
-def test_progress_line_is_silent_after_the_last_iteration(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), EventStorage(40):
-        CommonMetricPrinter(max_iter=40).write()
-    assert caplog.messages == []

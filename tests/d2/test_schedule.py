@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from querypose.config import get_cfg
-from querypose.d2 import CfgNode, build_lr_scheduler
+from querypose.d2 import CfgNode, DefaultTrainer
 
 
 def _cfg() -> CfgNode:
@@ -26,7 +26,7 @@ def _rates(cfg: CfgNode, factor: float = 1.0) -> list[float]:
     """The rate of every iteration."""
     parameter = torch.nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.SGD([{"params": [parameter], "lr": factor}], lr=1.0)
-    scheduler = build_lr_scheduler(cfg, optimizer)
+    scheduler = DefaultTrainer.build_lr_scheduler(cfg, optimizer)
     rates = []
     for _ in range(cfg.SOLVER.MAX_ITER):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -73,13 +73,13 @@ def test_state_goes_on_where_it_was() -> None:
     cfg = _cfg()
     parameter = torch.nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
-    scheduler = build_lr_scheduler(cfg, optimizer)
+    scheduler = DefaultTrainer.build_lr_scheduler(cfg, optimizer)
     for _ in range(60):
         optimizer.step()
         scheduler.step()
     state = scheduler.state_dict()
     assert state == {"base_lrs": [1.0], "last_epoch": 60}
-    other = build_lr_scheduler(cfg, torch.optim.SGD([parameter], lr=1.0))
+    other = DefaultTrainer.build_lr_scheduler(cfg, torch.optim.SGD([parameter], lr=1.0))
     other.load_state_dict(state)
     assert other.get_lr() == pytest.approx([0.1])
 

@@ -1,4 +1,4 @@
-"""The command line, the beginning of a run, seeds, logging, and the predictor."""
+"""The command line, the beginning of a run with its seeds and log."""
 
 from __future__ import annotations
 
@@ -9,19 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from querypose.config import get_cfg
-from querypose.d2 import (
-    META_ARCH_REGISTRY,
-    CfgNode,
-    DefaultPredictor,
-    create_ddp_model,
-    default_argument_parser,
-    default_setup,
-    seed_all_rng,
-    setup_logger,
-)
+from querypose.d2 import default_argument_parser, default_setup, seed_all_rng, setup_logger
 from tests.d2 import toy
 
 
@@ -69,7 +59,7 @@ def test_default_setup_writes_config_and_log_and_seeds(tmp_path: Path) -> None:
     log = (output / "log.txt").read_text()
     for part in ("Rank of current process: 0. World size: 1", "Environment info", "PyTorch", "own.yaml", "full config"):
         assert part in log
-    assert "\033[" not in log.split("Contents of args.config_file")[0], "no colours in the file"
+    assert "\033[" not in log.split("Contents of args.config_file")[0], "no colors in the file"
     written = get_cfg()
     written.merge_from_file(str(output / "config.yaml"))
     for section in ("OUTPUT_DIR", "SEED", "SOLVER", "DATASETS"):
@@ -94,46 +84,3 @@ def test_logger_writes_each_line_once(tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert printed.count("once and only once") == 1
     assert "not on the console" not in printed
-
-
-def test_one_process_needs_no_wrapping() -> None:
-    model = nn.Linear(1, 1)
-    assert create_ddp_model(model, broadcast_buffers=False) is model
-
-
-class SeamTestEcho(nn.Module):
-    """Gives what it is fed."""
-
-    def __init__(self, cfg: CfgNode) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.zeros(()))
-
-    def forward(self, batch: list[dict[str, object]]) -> list[dict[str, object]]:
-        assert not self.training
-        return [{**entry, "scale": self.scale.item()} for entry in batch]
-
-
-@pytest.mark.parametrize("order", ["BGR", "RGB"])
-def test_predictor_takes_bgr_and_resizes(tmp_path: Path, order: str) -> None:
-    if "SeamTestEcho" not in META_ARCH_REGISTRY:
-        META_ARCH_REGISTRY.register(SeamTestEcho)
-    cfg = get_cfg()
-    cfg.MODEL.META_ARCHITECTURE = "SeamTestEcho"
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
-    cfg.INPUT.FORMAT = order
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 20, 50
-    torch.save({"model": {"scale": torch.tensor(3.0)}}, cfg.MODEL.WEIGHTS)
-    predictor = DefaultPredictor(cfg)
-    image = np.zeros((10, 20, 3), dtype=np.uint8)
-    image[..., 0] = 200  # blue
-    output = predictor(image)
-    assert output["scale"] == 3.0
-    assert (output["height"], output["width"]) == (10, 20)
-    fed = output["image"]
-    assert isinstance(fed, torch.Tensor)
-    assert tuple(fed.shape) == (3, 20, 40)
-    assert [float(channel.float().mean()) for channel in fed] == ([200.0, 0, 0] if order == "BGR" else [0, 0, 200.0])
-    wide = predictor(np.zeros((10, 100, 3), dtype=np.uint8))["image"]
-    assert isinstance(wide, torch.Tensor)
-    assert tuple(wide.shape) == (3, 5, 50), "the long side is bounded"

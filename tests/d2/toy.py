@@ -5,6 +5,7 @@ Module-level, so that spawned processes can import it.
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,6 @@ def config(output_dir: Path) -> CfgNode:
     cfg.SOLVER.MAX_ITER = 40
     cfg.SOLVER.STEPS = [30]
     cfg.SOLVER.WARMUP_ITERS = 4
-    cfg.SOLVER.CHECKPOINT_PERIOD = 15
     return cfg
 
 
@@ -93,23 +93,65 @@ class ToyEvaluator(d2.DatasetEvaluator):
         return {"line": {"error": sum(errors) / len(errors), "count": float(len(errors))}}
 
 
+class ToyStep:
+    """A training step as small as can be: loss, backward, update."""
+
+    def __init__(self, model: nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
+        self.iter = 0
+
+    def run_step(self) -> None:
+        losses = self.model(self.data_loader[self.iter % len(self.data_loader)])
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        self.optimizer.step()
+        d2.get_event_storage().put_scalars(**{name: loss.item() for name, loss in losses.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
 class ToyTrainer(d2.DefaultTrainer):
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
+    """Its constructor is its own, as that of `PoseTrainer` is: what it leaves to the engine is what is tested."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        d2.TrainerBase.__init__(self)
         torch.manual_seed(cfg.SEED)
-        return ToyModel()
+        model = ToyModel()
+        optimizer = torch.optim.SGD(model.parameters(), lr=cfg.SOLVER.BASE_LR, momentum=0.5)
+        entries = [mapper(entry) for entry in load()]
+        self._trainer = ToyStep(model, [entries[begin : begin + 4] for begin in range(0, NUM_ENTRIES, 4)], optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = d2.DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        writers = [d2.JSONWriter(str(Path(cfg.OUTPUT_DIR, "metrics.json")))]
+        self.register_hooks(
+            [
+                d2.hooks.IterationTimer(),
+                d2.hooks.LRScheduler(),
+                d2.hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+                d2.hooks.PeriodicWriter(writers, period=20),
+            ]
+        )
 
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(model.parameters(), lr=cfg.SOLVER.BASE_LR, momentum=0.5)
+    def run_step(self) -> None:
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
 
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        return d2.build_detection_train_loader(cfg, mapper=mapper)
+    def _evaluate(self) -> dict[str, Any]:
+        self.model.eval()
+        self._last_eval_results = self.test(self.cfg, self.model)
+        self.model.train()
+        return self._last_eval_results
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return d2.build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=5)
+        return d2.build_detection_test_loader(
+            d2.DatasetCatalog.get(dataset_name), mapper=mapper, batch_size=5, num_workers=0
+        )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> ToyEvaluator:

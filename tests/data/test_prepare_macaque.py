@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from querypose.data import PoseMapper, register_builtin_datasets
+from querypose.data import build_pipeline, register_builtin_datasets
 from querypose.skeleton import COCO_SKELETON
 from tests.data.toy_dataset import read_records
 from tests.scripts import load_script
@@ -140,7 +140,7 @@ def test_real_photos_run_through(shared_data: Path, tmp_path: Path, monkeypatch:
             )
             box = boxes[Path(record["file_name"]).name.replace(".png", ".jpg")]
             np.testing.assert_allclose(record["annotations"][0]["bbox"], box, atol=0.02)
-            sample = PoseMapper(cfg, is_train=True)(record)
+            sample = build_pipeline(cfg, is_train=True).sample(record, np.random.default_rng(0))
             assert max(sample["image"].shape[1:]) <= 512
             assert (sample["instances"].gt_keypoints.tensor[..., 2] > 1).any(1).all()
     finally:

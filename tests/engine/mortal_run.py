@@ -244,7 +244,7 @@ def train(
         started.append(context.Process(target=_run, args=run))
         started[-1].start()
     for process in started:
-        process.join(120)
+        process.join(600)  # far more than it needs on a busy machine
         if process.is_alive():
             process.kill()
             raise TimeoutError(f"A process of {folder} does not end:\n{log_of(folder)}")

@@ -24,7 +24,7 @@ RED = (250, 20, 20)
 
 @META_ARCH_REGISTRY.register()
 class RedSquareFinder(nn.Module):
-    """Sees one thing: all 17 keypoints lie at the centre of the red pixels. A second, unsure pose is at the corner."""
+    """Sees one thing: all 17 keypoints lie at the center of the red pixels. A second, unsure pose is at the corner."""
 
     @configurable
     def __init__(self, *, channel_order: str) -> None:
@@ -37,15 +37,15 @@ class RedSquareFinder(nn.Module):
         return {"channel_order": cfg.INPUT.FORMAT}
 
     def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{"instances": self.find(**item)} for item in batch]
+        return [{"instances": self.find(item["image"], item["height"], item["width"])} for item in batch]
 
     def find(self, image: Tensor, height: int, width: int) -> Instances:
         red, green, blue = image.float() if self.channel_order == "RGB" else image.float().flip(0)
         rows, columns = torch.nonzero((red > 200) & (green < 100) & (blue < 100), as_tuple=True)
         scale = torch.tensor([width / image.shape[2], height / image.shape[1]])
-        centre = (torch.stack([columns.float().mean(), rows.float().mean()]) + 0.5) * scale + self.offset
+        center = (torch.stack([columns.float().mean(), rows.float().mean()]) + 0.5) * scale + self.offset
         instances = Instances((height, width))
-        points = torch.stack([centre, torch.zeros(2)])
+        points = torch.stack([center, torch.zeros(2)])
         instances.pred_keypoints = torch.cat([points[:, None].expand(2, 17, 2), torch.full((2, 17, 1), 0.8)], dim=2)
         instances.pred_boxes = Boxes(torch.cat([points, points + 10], dim=1))
         instances.scores = torch.tensor([0.9, 0.1])
@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def save_square(path: Path, size: tuple[int, int], corner: tuple[int, int]) -> None:
-    """A grey image (height, width) with a red square of 10 pixels at corner (x, y); its centre is at corner + 5."""
+    """A gray image (height, width) with a red square of 10 pixels at corner (x, y); its center is at corner + 5."""
     image = np.full((*size, 3), 90, dtype=np.uint8)
     image[corner[1] : corner[1] + 10, corner[0] : corner[0] + 10] = RED
     options: dict[str, Any] = {"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}
@@ -110,7 +110,7 @@ def test_a_folder(demo: ModuleType, folder: Path, capsys: pytest.CaptureFixture[
     assert [result["score"] for result in results] == pytest.approx([0.9, 0.1] * 2)
     assert [Path(result["file_name"]).name for result in results[::2]] == ["img_0007.jpg", "img_0012.png"]
     assert all(result["category_id"] == 1 and len(result["keypoints"]) == 51 for result in results)
-    # The centre of the square, less COCO's 0.5, in the frame of the file.
+    # The center of the square, less COCO's 0.5, in the frame of the file.
     assert results[0]["keypoints"][:2] == pytest.approx([54.5, 44.5], abs=0.6)
     assert results[2]["keypoints"][:2] == pytest.approx([34.5, 24.5], abs=0.6)
 
@@ -206,6 +206,22 @@ def test_video(demo: ModuleType, folder: Path) -> None:
     assert [result["image_id"] for result in results if result["score"] > 0.5] == [1, 2, 3]
     with pytest.raises(MediaError, match="would overwrite the input"):
         run(demo, folder, "--input", str(folder / "a.mp4"), "--output", str(folder / "a.mp4"))
+
+
+def test_results_are_written_while_they_are_found(demo: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "poses.json"
+    with demo.results_file(path) as write:
+        for frame in range(2000):
+            write([{"image_id": frame, "keypoints": np.arange(51.0)}])
+        (part,) = path.parent.iterdir()
+        assert part.stat().st_size > 400_000
+    results = json.loads(path.read_text())
+    assert [result["image_id"] for result in results] == list(range(2000))
+    with demo.results_file(path):
+        pass
+    assert json.loads(path.read_text()) == []
+    with demo.results_file(None) as write:
+        assert write is None
 
 
 def test_image_ids(demo: ModuleType) -> None:

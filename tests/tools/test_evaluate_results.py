@@ -15,7 +15,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools/evaluate_results.py"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture

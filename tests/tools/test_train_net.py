@@ -25,7 +25,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
-        [sys.executable, *command], env=environment, cwd=ROOT, text=True, capture_output=True, timeout=120
+        [sys.executable, *command], env=environment, cwd=ROOT, text=True, capture_output=True, timeout=600
     )
 
 

@@ -35,7 +35,7 @@ def run_folder(tmp_path: Path) -> Path:
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     places = ["--results", str(folder / "res.json"), "--output", str(folder / "out")]
     command = [sys.executable, str(TOOL), "--config-file", str(folder / "config.yaml"), *places, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_pictures_and_curves(run_folder: Path) -> None:

@@ -8,19 +8,12 @@ a deviation is stated where it is, after "Deviates:". Nothing outside of `queryp
 from __future__ import annotations
 
 from querypose.d2.builtin import comm, hooks
-from querypose.d2.builtin.boxes import Boxes, BoxMode, pairwise_iou
+from querypose.d2.builtin.boxes import Boxes, BoxMode
 from querypose.d2.builtin.catalog import DatasetCatalog, MetadataCatalog
-from querypose.d2.builtin.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
+from querypose.d2.builtin.checkpoint import DetectionCheckpointer
 from querypose.d2.builtin.config import CfgNode, configurable, get_cfg
-from querypose.d2.builtin.defaults import create_ddp_model, default_argument_parser, default_setup
-from querypose.d2.builtin.env import seed_all_rng
-from querypose.d2.builtin.evaluation import (
-    DatasetEvaluator,
-    DatasetEvaluators,
-    inference_on_dataset,
-    print_csv_format,
-    verify_results,
-)
+from querypose.d2.builtin.defaults import default_argument_parser, default_setup, seed_all_rng
+from querypose.d2.builtin.evaluation import DatasetEvaluator, verify_results
 from querypose.d2.builtin.events import EventStorage, get_event_storage
 from querypose.d2.builtin.file_io import PathManager
 from querypose.d2.builtin.launch import launch
@@ -35,11 +28,10 @@ from querypose.d2.builtin.modeling import (
     build_backbone,
     build_model,
 )
-from querypose.d2.builtin.predictor import DefaultPredictor
-from querypose.d2.builtin.schedule import LR_SCHEDULES, build_lr_scheduler
+from querypose.d2.builtin.schedule import LR_SCHEDULES
 from querypose.d2.builtin.structures import ImageList, Instances, Keypoints
-from querypose.d2.builtin.train_loop import HookBase, SimpleTrainer, TrainerBase
+from querypose.d2.builtin.train_loop import HookBase, TrainerBase
 from querypose.d2.builtin.trainer import DefaultTrainer
-from querypose.d2.builtin.writers import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from querypose.d2.builtin.writers import EventWriter, JSONWriter, TensorboardXWriter
 
 __version__ = "1.0"

@@ -27,17 +27,16 @@ class BoxMode(IntEnum):
         from_mode, to_mode = BoxMode(from_mode), BoxMode(to_mode)
         if from_mode == to_mode:
             return box
-        sign = 1 if from_mode == BoxMode.XYWH_ABS else -1
         if isinstance(box, list | tuple):
             if len(box) != 4:
                 raise ValueError(f"A box has four numbers, not {len(box)}: {box}.")
-            x, y, third, fourth = box
-            converted = [x, y, third + sign * x, fourth + sign * y]
+            # In float32, as detectron2 does it: a run that goes on with the other engine trains on the same boxes.
+            converted = BoxMode.convert(torch.tensor(box), from_mode, to_mode).tolist()
             return tuple(converted) if isinstance(box, tuple) else converted
         if box.shape[-1] != 4:
             raise ValueError(f"Boxes are N x 4, not {tuple(box.shape)}.")
         copy = box.copy() if isinstance(box, np.ndarray) else box.clone()
-        copy[..., 2:] += sign * copy[..., :2]
+        copy[..., 2:] += copy[..., :2] if from_mode == BoxMode.XYWH_ABS else -copy[..., :2]
         return copy
 
 
@@ -130,12 +129,3 @@ class Boxes:
 
     def __repr__(self) -> str:
         return f"Boxes({self.tensor})"
-
-
-def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Intersection over union of all pairs, N x M; 0 where a pair does not meet."""
-    corner_low = torch.maximum(boxes1.tensor[:, None, :2], boxes2.tensor[None, :, :2])
-    corner_high = torch.minimum(boxes1.tensor[:, None, 2:], boxes2.tensor[None, :, 2:])
-    intersection = (corner_high - corner_low).clamp(min=0).prod(dim=2)
-    union = boxes1.area()[:, None] + boxes2.area()[None] - intersection
-    return torch.where(intersection > 0, intersection / union, torch.zeros_like(intersection))

@@ -40,10 +40,6 @@ class Metadata(SimpleNamespace):
         """An attribute, or the default."""
         return getattr(self, key, default)
 
-    def as_dict(self) -> dict[str, Any]:
-        """A copy of the attributes."""
-        return dict(self.__dict__)
-
 
 class _DatasetCatalog(UserDict[str, LoadFunction]):
     """Names of datasets, and the function that loads each."""

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 
 def _is_distributed() -> bool:
@@ -113,17 +111,3 @@ def shared_random_seed() -> int:
     """A random number, the same in all processes, all of which must call this."""
     # numpy's global generator, as in detectron2: default_setup seeds it, so that the number follows from SEED.
     return int(all_gather(int(np.random.randint(2**31)))[0])  # noqa: NPY002
-
-
-def reduce_dict(input_dict: Mapping[str, Tensor], average: bool = True) -> dict[str, Tensor]:
-    """Sums (averages) scalar tensors over the processes; only the result on rank 0 means anything."""
-    world_size = get_world_size()
-    if world_size == 1:
-        return dict(input_dict)
-    with torch.no_grad():
-        names = sorted(input_dict)
-        values = torch.stack([input_dict[name] for name in names])
-        dist.reduce(values, dst=0)
-        if average and get_rank() == 0:
-            values = values / world_size
-    return dict(zip(names, values.unbind(), strict=True))

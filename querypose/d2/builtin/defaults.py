@@ -1,56 +1,39 @@
-"""What a run does unless told otherwise: its arguments, its setup, its writers, and models in several processes."""
+"""How a run begins: its command line, log, config.yaml, environment and seeds."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import logging
 import os
+import platform
+import random
 import sys
-from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from querypose.d2.builtin import comm
 from querypose.d2.builtin.config import CfgNode
-from querypose.d2.builtin.env import collect_env_info, seed_all_rng
-from querypose.d2.builtin.file_io import PathManager, atomic_write
+from querypose.d2.builtin.file_io import PathManager
 from querypose.d2.builtin.logger import setup_logger
-from querypose.d2.builtin.writers import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
-from querypose.d2.processes import ddp_arguments
+from querypose.d2.files import atomic_write
 
-_EXAMPLES = """
-Examples:
-
-On one machine:
-    $ {program} --num-gpus 8 --config-file cfg.yaml
-
-With other values of some keys:
-    $ {program} --config-file cfg.yaml MODEL.WEIGHTS /path/to/weights.pth SOLVER.BASE_LR 0.001
-
-On two machines:
-    (machine 0)$ {program} --machine-rank 0 --num-machines 2 --dist-url <URL> [other arguments]
-    (machine 1)$ {program} --machine-rank 1 --num-machines 2 --dist-url <URL> [other arguments]
-"""
+_PACKAGES = ("torchvision", "timm", "fvcore", "iopath", "numpy", "pillow", "scipy", "faster-coco-eval")
 
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """The command line of training programs.
+    """The command line of training programs; `epilog` ends the help text.
 
-    Args:
-        epilog: ends the help text, in place of the examples.
+    Deviates: detectron2's --dist-url is a port fixed by the user id, so that two runs of one user collide.
     """
-    parser = argparse.ArgumentParser(
-        epilog=epilog or _EXAMPLES.format(program=sys.argv[0]), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="path to the config file")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, without training")
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs *per machine* (processes, if there is no GPU)")
     parser.add_argument("--num-machines", type=int, default=1, help="machines in all")
     parser.add_argument("--machine-rank", type=int, default=0, help="the number of this machine, from 0")
-    # Deviates: detectron2 takes a port fixed by the user id, so that two runs of one user collide.
     parser.add_argument(
         "--dist-url", default="auto", help="where the processes meet: 'auto' on one machine, else tcp://HOST:PORT"
     )
@@ -68,11 +51,9 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         args: logged; `config_file` and `eval_only` are read if there.
     """
     rank = comm.get_rank()
-    output_dir = cfg.OUTPUT_DIR
-    if output_dir:
-        PathManager.mkdirs(output_dir)
-    setup_logger(output_dir or None, distributed_rank=rank, name="fvcore")
-    logger = setup_logger(output_dir or None, distributed_rank=rank)
+    PathManager.mkdirs(cfg.OUTPUT_DIR)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
     logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
     logger.info("Environment info:\n%s", collect_env_info())
     logger.info("Command line arguments: %s", args)
@@ -80,9 +61,9 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     if config_file:
         with PathManager.open(config_file, "r") as stream:
             logger.info("Contents of args.config_file=%s:\n%s", config_file, stream.read())
-    if comm.is_main_process() and output_dir:
+    if comm.is_main_process():
         logger.info("Running with full config:\n%s", cfg.dump())
-        path = os.path.join(output_dir, "config.yaml")
+        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
         with atomic_write(path, "w") as stream:
             stream.write(cfg.dump())
         logger.info("Full config saved to %s", path)
@@ -91,30 +72,34 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
-def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
-    """A progress line, metrics.json and TensorBoard events in `output_dir`."""
-    PathManager.mkdirs(output_dir)
-    return [
-        CommonMetricPrinter(max_iter),
-        JSONWriter(os.path.join(output_dir, "metrics.json")),
-        TensorboardXWriter(output_dir),
-    ]
+def seed_all_rng(seed: int | None = None) -> None:
+    """Seeds the generators of random, numpy and torch; None draws a seed and logs it."""
+    if seed is None:
+        seed = int.from_bytes(os.urandom(4), "little")
+        logging.getLogger(__name__).info("Using a generated random seed %d", seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # the global generator is what libraries draw from
+    torch.manual_seed(seed)
+    random.seed(seed)
 
 
-def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any) -> nn.Module:
-    """Wraps a model for training in several processes; in one process it stays as it is.
-
-    Args:
-        model: on the device of this process, GPU or CPU.
-        fp16_compression: send gradients in half precision.
-        kwargs: further arguments of `DistributedDataParallel`.
-    """
-    if comm.get_world_size() == 1:
-        return model
-    logging.getLogger(__name__).info("Training in %d processes.", comm.get_world_size())
-    wrapped = DistributedDataParallel(model, **ddp_arguments(model, comm.get_local_rank(), kwargs))
-    if fp16_compression:
-        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-
-        wrapped.register_comm_hook(state=None, hook=default_hooks.fp16_compress_hook)
-    return wrapped
+def collect_env_info() -> str:
+    """Versions and hardware, one per line."""
+    lines = {
+        "platform": platform.platform(),
+        "Python": sys.version.replace("\n", " "),
+        "PyTorch": torch.__version__,
+        "CPU threads": str(torch.get_num_threads()),
+    }
+    for package in _PACKAGES:
+        try:
+            lines[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            lines[package] = "not installed"
+    if torch.cuda.is_available():
+        lines["CUDA"] = str(torch.version.cuda)
+        for index in range(torch.cuda.device_count()):
+            lines[f"GPU {index}"] = torch.cuda.get_device_name(index)
+    else:
+        lines["GPU"] = "none"
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())

@@ -1,4 +1,4 @@
-"""Running a model over a dataset, and what becomes of the figures."""
+"""Running a model over a dataset, and what becomes of the metrics."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import math
 import pprint
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import nn
 
 from querypose.d2.builtin import comm
 from querypose.d2.builtin.config import CfgNode
@@ -23,7 +22,7 @@ _MAX_WARMUP = 5
 
 
 class DatasetEvaluator:
-    """Takes the outputs of a model batch by batch, and gives figures in the end."""
+    """Takes the outputs of a model batch by batch, and gives metrics in the end."""
 
     def reset(self) -> None:
         """Before a dataset."""
@@ -32,42 +31,8 @@ class DatasetEvaluator:
         """Takes one batch: the model's inputs and outputs, of the same length."""
 
     def evaluate(self) -> Any:
-        """The figures, {task: {metric: value}}; None on processes other than the main one."""
+        """The metrics, {task: {metric: value}}; None on processes other than the main one."""
         return None
-
-
-class DatasetEvaluators(DatasetEvaluator):
-    """Several evaluators as one."""
-
-    def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
-        self._evaluators = evaluators
-
-    def reset(self) -> None:
-        """Resets each."""
-        for evaluator in self._evaluators:
-            evaluator.reset()
-
-    def process(self, inputs: Any, outputs: Any) -> None:
-        """Gives the batch to each."""
-        for evaluator in self._evaluators:
-            evaluator.process(inputs, outputs)
-
-    def evaluate(self) -> dict[str, Any]:
-        """The figures of all.
-
-        Raises:
-            AssertionError: two evaluators give the same task.
-        """
-        results: dict[str, Any] = {}
-        for evaluator in self._evaluators:
-            figures = evaluator.evaluate()
-            if not comm.is_main_process() or figures is None:
-                continue
-            for task, values in figures.items():
-                if task in results:
-                    raise AssertionError(f"Two evaluators give figures for {task!r}.")
-                results[task] = values
-        return results
 
 
 class _Stopwatch:
@@ -120,89 +85,56 @@ class _Stopwatch:
             logger.info("%s: %s (%.6f s / iter per device, on %d devices)", what, text, seconds / count, devices)
 
 
-def inference_on_dataset(
-    model: Callable[[Any], Any],
-    data_loader: Any,
-    evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
-    callbacks: Mapping[str, Callable[[], object]] | None = None,
-) -> Any:
+def inference_on_dataset(model: Callable[[Any], Any], data_loader: Any, evaluator: DatasetEvaluator) -> Any:
     """Runs a model over a loader and evaluates it; logs progress, rate and remaining time.
 
     Args:
-        model: if a module, it is in evaluation mode meanwhile, and afterwards in the mode that it was in.
+        model: in evaluation mode.
         data_loader: has a length.
-        evaluator: one, several, or None to measure the speed alone.
-        callbacks: functions to call "on_start", "before_inference", "after_inference" and "on_end".
+        evaluator: takes each batch and the model's outputs for it.
 
     Returns:
         what the evaluator gives; an empty dict where it gives None.
     """
     total = len(data_loader)
     logging.getLogger(__name__).info("Start inference on %d batches", total)
-    if evaluator is None or isinstance(evaluator, MutableSequence):
-        evaluator = DatasetEvaluators(evaluator or [])
     evaluator.reset()
-
-    def notify(moment: str) -> None:
-        if callbacks is not None and moment in callbacks:
-            callbacks[moment]()
-
     stopwatch = _Stopwatch(total)
-    with inference_context(model), torch.no_grad():
-        notify("on_start")
+    with torch.no_grad():
         batches = iter(data_loader)
         for index in range(total):
             with stopwatch.measure("Dataloading"):
                 inputs = next(batches)
             with stopwatch.measure("Inference"):
-                notify("before_inference")
                 outputs = model(inputs)
-                notify("after_inference")
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
             with stopwatch.measure("Eval"):
                 evaluator.process(inputs, outputs)
             stopwatch.batch_done(index, len(inputs))
-        notify("on_end")
     stopwatch.log_total()
     results = evaluator.evaluate()
     return {} if results is None else results
 
 
-@contextmanager
-def inference_context(model: Any) -> Iterator[None]:
-    """Sets a module to evaluation mode in the block; leaves anything else alone."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 def print_csv_format(results: Mapping[str, Any]) -> None:
-    """Logs figures in lines that can be copied into a table. Metrics with "-" in their names are left out."""
-    if not isinstance(results, Mapping):
-        raise AssertionError(f"Results are a dict, not a {type(results).__name__}.")
+    """Logs metrics in lines that can be copied into a table. Metrics with "-" in their names are left out."""
     logger = logging.getLogger(__name__)
-    for task, figures in results.items():
-        if not isinstance(figures, Mapping):
-            logger.info("copypaste: %s=%s", task, figures)
+    for task, metrics in results.items():
+        if not isinstance(metrics, Mapping):
+            logger.info("copypaste: %s=%s", task, metrics)
             continue
-        main = {name: value for name, value in figures.items() if "-" not in name}
+        main = {name: value for name, value in metrics.items() if "-" not in name}
         logger.info("copypaste: Task: %s", task)
         logger.info("copypaste: %s", ",".join(main))
         logger.info("copypaste: %s", ",".join(f"{value:.4f}" for value in main.values()))
 
 
 def verify_results(cfg: CfgNode, results: Mapping[str, Any]) -> bool:
-    """Compares figures with TEST.EXPECTED_RESULTS, [task, metric, value, tolerance]; ends the program if one differs.
+    """Compares metrics with TEST.EXPECTED_RESULTS, [task, metric, value, tolerance]; ends the program if one differs.
 
     Raises:
-        SystemExit: a figure differs by more than its tolerance, is missing or not finite.
+        SystemExit: a metric differs by more than its tolerance, is missing or not finite.
     """
     expected = cfg.TEST.EXPECTED_RESULTS
     if not expected:

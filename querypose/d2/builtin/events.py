@@ -24,11 +24,6 @@ def get_event_storage() -> EventStorage:
     return _OPEN_STORAGES[-1]
 
 
-def has_event_storage() -> bool:
-    """Whether the code runs inside of `with EventStorage(…)`."""
-    return bool(_OPEN_STORAGES)
-
-
 class EventStorage:
     """Keeps the history of every scalar. Use it in a `with` statement.
 

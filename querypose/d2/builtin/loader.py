@@ -16,7 +16,7 @@ from torch.utils import data
 from querypose.d2.builtin import comm
 from querypose.d2.builtin.catalog import DatasetCatalog
 from querypose.d2.builtin.config import CfgNode, configurable
-from querypose.d2.builtin.env import seed_all_rng
+from querypose.d2.builtin.defaults import seed_all_rng
 from querypose.d2.builtin.samplers import InferenceSampler, TrainingSampler
 
 Mapper = Callable[[dict[str, Any]], Any]

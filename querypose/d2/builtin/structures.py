@@ -151,7 +151,8 @@ class Instances:
         """All instances of a list that is not empty, in order.
 
         Raises:
-            AssertionError: the list is empty, or its image sizes or fields differ.
+            AssertionError: the list is empty, or its image sizes differ.
+            KeyError: an entry lacks a field of the first.
             ValueError: a field can be neither concatenated nor joined.
         """
         if not instance_lists:
@@ -160,8 +161,6 @@ class Instances:
         for other in instance_lists[1:]:
             if other.image_size != first.image_size:
                 raise AssertionError(f"Image sizes {first.image_size} and {other.image_size} differ.")
-            if other.get_fields().keys() != first.get_fields().keys():
-                raise AssertionError(f"Fields {sorted(first.get_fields())} and {sorted(other.get_fields())} differ.")
         if len(instance_lists) == 1:
             return first
         joined = Instances(first.image_size)

@@ -1,123 +1,64 @@
-"""`DefaultTrainer`: everything that a config says about training, put together."""
+"""`DefaultTrainer`: what a trainer over a config needs besides the loop."""
 
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from querypose.d2.builtin import comm, hooks
+from querypose.d2.builtin import comm
 from querypose.d2.builtin.checkpoint import DetectionCheckpointer
 from querypose.d2.builtin.config import CfgNode
-from querypose.d2.builtin.defaults import create_ddp_model, default_writers
 from querypose.d2.builtin.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format, verify_results
-from querypose.d2.builtin.loader import build_detection_test_loader, build_detection_train_loader
-from querypose.d2.builtin.logger import setup_logger
 from querypose.d2.builtin.modeling import build_model
 from querypose.d2.builtin.schedule import build_lr_scheduler
-from querypose.d2.builtin.train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
-from querypose.d2.builtin.writers import EventWriter
-
-_WRITER_PERIOD = 20
+from querypose.d2.builtin.train_loop import TrainerBase
 
 
 class DefaultTrainer(TrainerBase):
-    """Builds model, optimizer, loader, schedule and hooks from a config, and trains.
+    """Runs a training step in the loop, checks TEST.EXPECTED_RESULTS, and evaluates on DATASETS.TEST.
 
-    Each is built by a classmethod or method that a subclass may override.
+    Deviates: detectron2's has a constructor too, and builds data loaders, optimizer, evaluator, hooks and writers; here
+    a subclass does. Its constructor sets the attributes below.
 
     Attributes:
         cfg: the config.
         scheduler: of the learning rate.
         checkpointer: saves the model and this trainer's state in OUTPUT_DIR.
+        _trainer: the training step, with `model`, `data_loader`, `optimizer`, `iter`, `run_step` and a state.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
-        super().__init__()
-        if not logging.getLogger("querypose").isEnabledFor(logging.INFO):
-            setup_logger()  # a training without default_setup still says what it does
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
-        model = create_ddp_model(model, broadcast_buffers=False)
-        self._trainer: SimpleTrainer
-        if cfg.SOLVER.AMP.ENABLED:
-            precision = getattr(torch, cfg.SOLVER.AMP.PRECISION)
-            self._trainer = AMPTrainer(model, data_loader, optimizer, precision=precision)
-        else:
-            self._trainer = SimpleTrainer(model, data_loader, optimizer)
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
-        self.register_hooks(self.build_hooks())
+    cfg: CfgNode
+    scheduler: Any
+    checkpointer: DetectionCheckpointer
+    _trainer: Any
 
     @property
     def model(self) -> nn.Module:
         """The model in training; wrapped, if there are several processes."""
-        return self._trainer.model
-
-    @model.setter
-    def model(self, model: nn.Module) -> None:
-        self._trainer.model = model
+        model: nn.Module = self._trainer.model
+        return model
 
     @property
     def data_loader(self) -> Iterable[Any]:
         """Gives the training batches."""
-        return self._trainer.data_loader
-
-    @data_loader.setter
-    def data_loader(self, data_loader: Iterable[Any]) -> None:
-        self._trainer.data_loader = data_loader
+        data_loader: Iterable[Any] = self._trainer.data_loader
+        return data_loader
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The model's optimizer."""
-        return self._trainer.optimizer
-
-    @optimizer.setter
-    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        self._trainer.optimizer = optimizer
-
-    def resume_or_load(self, resume: bool = True) -> None:
-        """Goes on from the last checkpoint in OUTPUT_DIR, if `resume` and there is one; else loads MODEL.WEIGHTS.
-
-        Going on takes up everything: model, optimizer, schedule, hooks, iteration. MODEL.WEIGHTS gives the model alone.
-        """
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
-            self.start_iter = self.iter + 1  # the checkpoint names the iteration that had just ended
-
-    def build_hooks(self) -> list[HookBase | None]:
-        """Timing, schedule, checkpoints, evaluation and writers, in this order."""
-        built: list[HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler()]
-        if comm.is_main_process():
-            built.append(hooks.PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
-
-        def test_and_save_results() -> Any:
-            self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
-
-        # After the checkpoint, which is there even if evaluating fails; before the writers, which write the figures.
-        built.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, test_and_save_results))
-        if comm.is_main_process():
-            built.append(hooks.PeriodicWriter(self.build_writers(), period=_WRITER_PERIOD))
-        return built
-
-    def build_writers(self) -> list[EventWriter]:
-        """Progress line, metrics.json, TensorBoard."""
-        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        optimizer: torch.optim.Optimizer = self._trainer.optimizer
+        return optimizer
 
     def train(self) -> Any:  # type: ignore[override]  # as detectron2: the iterations are this class's own
         """Trains.
 
         Returns:
-            the figures of the last evaluation, if TEST.EXPECTED_RESULTS checks them; else None.
+            the metrics of the last evaluation, if TEST.EXPECTED_RESULTS checks them; else None.
         """
         super().train(self.start_iter, self.max_iter)
         if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
@@ -127,17 +68,12 @@ class DefaultTrainer(TrainerBase):
         verify_results(self.cfg, self._last_eval_results)
         return self._last_eval_results
 
-    def run_step(self) -> None:
-        """One iteration, by the inner trainer."""
-        self._trainer.iter = self.iter
-        self._trainer.run_step()
-
     def state_dict(self) -> dict[str, Any]:
-        """Also the inner trainer's state, which has the optimizer's."""
+        """Also the training step's state, which has the optimizer's."""
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Also the inner trainer's state."""
+        """Also the training step's state."""
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
@@ -149,55 +85,34 @@ class DefaultTrainer(TrainerBase):
         return model
 
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW over the trainable parameters.
-
-        Deviates: detectron2's is SGD with momentum, whose keys this project does not have.
-        """
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        solver = cfg.SOLVER
-        return torch.optim.AdamW(
-            parameters, lr=solver.BASE_LR, betas=tuple(solver.BETAS), weight_decay=solver.WEIGHT_DECAY
-        )
-
-    @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
         """The schedule that SOLVER states."""
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
-        """Batches of DATASETS.TRAIN. A subclass gives it a mapper."""
-        return build_detection_train_loader(cfg)
-
-    @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """Batches of one of DATASETS.TEST. A subclass gives it a mapper."""
-        return build_detection_test_loader(cfg, dataset_name)
+        """Batches of one of DATASETS.TEST. A subclass must define it."""
+        raise NotImplementedError(f"{cls.__name__} must define build_test_loader to evaluate {dataset_name!r}.")
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator of a dataset. A subclass must define it to be evaluated while training."""
+        """The evaluator of a dataset. A subclass must define it."""
         raise NotImplementedError(f"{cls.__name__} must define build_evaluator to evaluate {dataset_name!r}.")
 
     @classmethod
     def test(
-        cls,
-        cfg: CfgNode,
-        model: nn.Module,
-        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+        cls, cfg: CfgNode, model: nn.Module, evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
         """Evaluates a model on every dataset of DATASETS.TEST.
 
         Args:
             cfg: the config.
-            model: with its weights.
-            evaluators: one per dataset; None: those of `build_evaluator`. Without one a dataset is left out.
+            model: in evaluation mode, with its weights.
+            evaluators: one per dataset; None: those of `build_evaluator`.
 
         Returns:
-            {dataset: {task: {metric: value}}}; of a single dataset its figures alone.
+            {dataset: {task: {metric: value}}}; of a single dataset its metrics alone.
         """
-        logger = logging.getLogger(__name__)
         names = list(cfg.DATASETS.TEST)
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
@@ -205,15 +120,10 @@ class DefaultTrainer(TrainerBase):
             raise AssertionError(f"{len(evaluators)} evaluators for {len(names)} datasets.")
         results: dict[str, Any] = {}
         for index, name in enumerate(names):
-            data_loader = cls.build_test_loader(cfg, name)
-            try:
-                evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
-            except NotImplementedError as error:
-                logger.warning("%s is not evaluated: %s", name, error)
-                results[name] = {}
-                continue
+            data_loader: Any = cls.build_test_loader(cfg, name)
+            evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
             results[name] = inference_on_dataset(model, data_loader, evaluator)
             if comm.is_main_process():
-                logger.info("Evaluation results for %s in csv format:", name)
+                logging.getLogger(__name__).info("Evaluation results for %s in csv format:", name)
                 print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from querypose.d2 import comm
+from querypose.data.training_order import TrainingOrder
 from querypose.engine.recovery.hooks import KeepBest, SaveCheckpoints
 from querypose.engine.recovery.random_states import random_states, restore_random_states
 
@@ -32,8 +33,8 @@ class RunState:
         trainer.step.settle()
         of_process = {"random": random_states(), "figures": trainer.step.figures.state_dict()}
         state: dict[str, Any] = {"processes": comm.gather(of_process)}
-        if hasattr(trainer.data_loader, "state_dict"):
-            state["data"] = trainer.data_loader.state_dict()
+        if (order := self._training_order()) is not None:
+            state["data"] = order.state_dict()
         return {"run": state}
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
@@ -82,13 +83,17 @@ class RunState:
 
     def _resume_data(self, state: Mapping[str, int] | None) -> list[str]:
         """Gives what keeps the data from being those of a run that never stopped."""
-        loader, start_iter = self._trainer.data_loader, self._trainer.start_iter
-        if not hasattr(loader, "resume"):
+        order = self._training_order()
+        if order is None:
             return ["the trainer's own data loader begins anew"]
         if state is None:
             return ["the checkpoint has no data position, so that the data begin anew"]
-        problems: list[str] = loader.resume(state, start_iter)
-        return problems
+        return order.resume(state, self._trainer.start_iter)
+
+    def _training_order(self) -> TrainingOrder | None:
+        """None where the trainer has a data loader of another kind."""
+        order = getattr(self._trainer.data_loader, "batch_sampler", None)
+        return order if isinstance(order, TrainingOrder) else None
 
     def _hooks(self, kind: type) -> list[Any]:
         return [hook for hook in self._trainer._hooks if isinstance(hook, kind)]

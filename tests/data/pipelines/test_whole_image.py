@@ -10,38 +10,39 @@ import pytest
 import torch
 from PIL import Image
 
-from querypose.config import get_cfg
-from querypose.d2 import (
-    BoxMode,
-    CfgNode,
-    DatasetCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-    seed_all_rng,
-)
+from querypose.config import ConfigError, get_cfg, load_config
+from querypose.d2 import BoxMode, CfgNode, DatasetCatalog
 from querypose.data import (
     DatasetError,
     ImageReadError,
     ImageSizeError,
-    PoseMapper,
-    load_datasets,
+    build_pipeline,
+    build_test_loader,
+    build_train_loader,
     register_builtin_datasets,
     register_pose_dataset,
 )
-from querypose.data.pixel_augmentation import CoarseDropout
-from querypose.data.transforms import RandomCrop, RandomFlip, RandomResize, RandomRotation, RandomTransform
+from querypose.data.augmentations import (
+    Augmentation,
+    CoarseDropout,
+    RandomCrop,
+    RandomFlip,
+    RandomResize,
+    RandomRotation,
+)
+from querypose.data.pipelines import WholeImage
 from querypose.skeleton import COCO_SKELETON
 from tests.data.toy_dataset import TOY_SKELETON, toy_document, write_dataset
 
-MARKER_COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255)])
+MARKER_COLORS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255)])
 
 
 def _record(folder: Path, keypoints: np.ndarray, size: tuple[int, int] = (120, 160)) -> dict[str, Any]:
-    """A black image with a square of 9x9 pixels in the colour of each keypoint at its place, and one person."""
+    """A black image with a square of 9x9 pixels in the color of each keypoint at its place, and one person."""
     image = np.zeros((*size, 3), np.uint8)
-    for (x, y, visibility), colour in zip(keypoints, MARKER_COLOURS, strict=True):
+    for (x, y, visibility), color in zip(keypoints, MARKER_COLORS, strict=True):
         if visibility:
-            image[int(y) - 4 : int(y) + 5, int(x) - 4 : int(x) + 5] = colour
+            image[int(y) - 4 : int(y) + 5, int(x) - 4 : int(x) + 5] = color
     path = folder / "markers.png"
     Image.fromarray(image).save(path)
     person = {
@@ -53,8 +54,12 @@ def _record(folder: Path, keypoints: np.ndarray, size: tuple[int, int] = (120, 1
     }  # fmt: skip
 
 
-def _mapper(*transforms: RandomTransform, channel_order: str = "RGB") -> PoseMapper:
-    return PoseMapper(is_train=True, channel_order=channel_order, transforms=transforms, skeleton=TOY_SKELETON)
+def _pipeline(*augmentations: Augmentation, **options: Any) -> WholeImage:
+    return WholeImage(is_train=True, augmentations=augmentations, skeleton=TOY_SKELETON, **options)
+
+
+def _generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 AUGMENTATIONS = (
@@ -68,11 +73,10 @@ KEYPOINTS = np.array([[60.5, 30.5, 2], [90.5, 50.5, 1], [40.5, 80.5, 2]])
 
 @pytest.mark.parametrize("channel_order", ["RGB", "BGR"])
 def test_what_is_drawn_at_a_keypoint_is_found_at_it_after_augmentation(tmp_path: Path, channel_order: str) -> None:
-    record, mapper = _record(tmp_path, KEYPOINTS), _mapper(*AUGMENTATIONS, channel_order=channel_order)
+    record, pipeline = _record(tmp_path, KEYPOINTS), _pipeline(*AUGMENTATIONS, channel_order=channel_order)
     seen_flips, seen_lost, seen = set(), 0, 0
     for seed in range(60):
-        np.random.seed(seed)  # noqa: NPY002  # as the loaders seed it
-        sample = mapper(record)
+        sample = pipeline.sample(record, _generator(seed))
         image = sample["image"].numpy().transpose(1, 2, 0)
         image = image if channel_order == "RGB" else image[:, :, ::-1]
         instances = sample["instances"]
@@ -81,10 +85,10 @@ def test_what_is_drawn_at_a_keypoint_is_found_at_it_after_augmentation(tmp_path:
             labelled = person[:, 2] > 0
             seen_lost += int((~labelled).sum())
             if labelled[1] and labelled[2]:
-                # A flip exchanges the names, so that `left` takes the place and colour of `right`.
-                colour = image[int(min(person[1, 1], image.shape[0] - 1)), int(min(person[1, 0], image.shape[1] - 1))]
-                seen_flips.add(bool(colour[2] > 128))
-                pair = [1, 2] if colour[1] > 128 else [2, 1]
+                # A flip exchanges the names, so that `left` takes the place and color of `right`.
+                color = image[int(min(person[1, 1], image.shape[0] - 1)), int(min(person[1, 0], image.shape[1] - 1))]
+                seen_flips.add(bool(color[2] > 128))
+                pair = [1, 2] if color[1] > 128 else [2, 1]
                 assert person[1, 2] == KEYPOINTS[pair[0], 2]
             else:
                 continue
@@ -93,16 +97,16 @@ def test_what_is_drawn_at_a_keypoint_is_found_at_it_after_augmentation(tmp_path:
                 if visibility:
                     seen += 1
                     row, column = int(min(y, image.shape[0] - 1)), int(min(x, image.shape[1] - 1))
-                    assert np.abs(image[row, column].astype(int) - MARKER_COLOURS[marker]).max() < 60
+                    assert np.abs(image[row, column].astype(int) - MARKER_COLORS[marker]).max() < 60
     assert seen_flips == {False, True}
     assert seen > 60
     assert seen_lost > 10
 
 
-def test_centre_of_a_marker_is_its_keypoint_to_a_tenth_of_a_pixel(tmp_path: Path) -> None:
+def test_center_of_a_marker_is_its_keypoint_to_a_tenth_of_a_pixel(tmp_path: Path) -> None:
     record = _record(tmp_path, KEYPOINTS)
     for size in (77, 120, 301):
-        sample = _mapper(RandomFlip(1.0), RandomResize((size,)))(record)
+        sample = _pipeline(RandomFlip(1.0), RandomResize((size,))).sample(record, _generator())
         image = sample["image"].numpy().astype(np.float64)
         y, x = np.mgrid[: image.shape[1], : image.shape[2]] + 0.5
         person = sample["instances"].gt_keypoints.tensor[0].numpy()
@@ -114,13 +118,15 @@ def test_centre_of_a_marker_is_its_keypoint_to_a_tenth_of_a_pixel(tmp_path: Path
 def test_box_and_output_of_a_sample(tmp_path: Path) -> None:
     record = _record(tmp_path, KEYPOINTS)
     before = copy.deepcopy(record)
-    sample = _mapper(RandomResize((240,)))(record)
+    sample = _pipeline(RandomResize((240,))).sample(record, _generator())
     assert record == before
-    assert sample.keys() == {"file_name", "height", "width", "image_id", "image", "instances"}
+    assert sample.keys() == {"file_name", "height", "width", "image_id", "image", "frame", "instances"}
     assert (sample["height"], sample["width"]) == (120, 160)
     assert sample["image"].shape == (3, 240, 320)
     assert sample["image"].dtype == torch.uint8
     assert sample["image"].is_contiguous()
+    np.testing.assert_array_equal(sample["frame"].matrix, [[2, 0, 0], [0, 2, 0]])
+    assert sample["frame"].source_size == (120, 160)
     instances = sample["instances"]
     assert instances.gt_boxes.tensor.tolist() == [[40, 20, 240, 200]]
     assert instances.gt_classes.tolist() == [0]
@@ -130,11 +136,10 @@ def test_box_and_output_of_a_sample(tmp_path: Path) -> None:
 
 def test_crop_clips_boxes_and_may_leave_nobody(tmp_path: Path) -> None:
     record = _record(tmp_path, KEYPOINTS)
-    mapper = _mapper(RandomCrop(1.0, (120,), (20, 24)))
+    pipeline = _pipeline(RandomCrop(1.0, (120,), (20, 24)))
     counts = set()
     for seed in range(80):
-        np.random.seed(seed)  # noqa: NPY002
-        sample = mapper(record)
+        sample = pipeline.sample(record, _generator(seed))
         instances = sample["instances"]
         counts.add(len(instances))
         height, width = instances.image_size
@@ -156,23 +161,34 @@ def test_crowd_regions_are_left_out_and_unlabelled_persons_kept(tmp_path: Path) 
     record = _record(tmp_path, KEYPOINTS)
     person = record["annotations"][0]
     record["annotations"] = [{**person, "iscrowd": 1}, {**person, "keypoints": [0.5, 0.5, 0] * 3}]
-    instances = _mapper()(record)["instances"]
+    instances = _pipeline().sample(record, _generator())["instances"]
     assert len(instances) == 1
     assert not instances.gt_keypoints.tensor.any()
     record["annotations"] = []
-    assert len(_mapper()(record)["instances"]) == 0
+    assert len(_pipeline().sample(record, _generator())["instances"]) == 0
 
 
 def test_same_seed_same_sample(tmp_path: Path) -> None:
-    record, mapper = _record(tmp_path, KEYPOINTS), _mapper(*AUGMENTATIONS)
+    record, pipeline = _record(tmp_path, KEYPOINTS), _pipeline(*AUGMENTATIONS)
     runs = []
     for seed in (3, 3, 4):
-        seed_all_rng(seed)
-        runs.append([mapper(record) for _ in range(6)])
+        generator = _generator(seed)
+        runs.append([pipeline.sample(record, generator) for _ in range(6)])
     for first, second in zip(runs[0], runs[1], strict=True):
         assert torch.equal(first["image"], second["image"])
         assert torch.equal(first["instances"].gt_keypoints.tensor, second["instances"].gt_keypoints.tensor)
     assert any(a["image"].shape != b["image"].shape for a, b in zip(runs[0], runs[2], strict=True))
+
+
+@pytest.mark.parametrize("channel_order", ["RGB", "BGR"])
+def test_an_image_at_hand_gives_what_its_file_gives(tmp_path: Path, channel_order: str) -> None:
+    record, pipeline = _record(tmp_path, KEYPOINTS), _pipeline(*AUGMENTATIONS, channel_order=channel_order)
+    with Image.open(record["file_name"]) as file:
+        image = np.asarray(file)
+    assert not image.flags.writeable
+    from_file, from_array = (pipeline.sample(record, _generator(3), array) for array in (None, image))
+    assert torch.equal(from_file["image"], from_array["image"])
+    assert pipeline.records_of_image((30, 40)) == [{"height": 30, "width": 40}]
 
 
 def _swap_stated_size(record: dict[str, Any]) -> None:
@@ -182,11 +198,11 @@ def _swap_stated_size(record: dict[str, Any]) -> None:
 def test_swapped_size_is_corrected_and_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, engine_logs: None
 ) -> None:
-    record, mapper = _record(tmp_path, KEYPOINTS), _mapper()
+    record, pipeline = _record(tmp_path, KEYPOINTS), _pipeline()
     record["annotations"][0]["bbox"] = [20, 10, 80, 80]
     _swap_stated_size(record)
     with caplog.at_level(logging.WARNING):
-        samples = [mapper(record), mapper(record)]
+        samples = [pipeline.sample(record, _generator()) for _ in range(2)]
     assert [(sample["height"], sample["width"]) for sample in samples] == [(120, 160)] * 2
     assert samples[0]["instances"].gt_boxes.tensor.tolist() == [[20, 10, 100, 90]]
     assert caplog.text.count("height and width are swapped in its json") == 1
@@ -194,31 +210,31 @@ def test_swapped_size_is_corrected_and_reported_once(
 
 
 def test_annotations_that_ignore_the_exif_rotation_are_an_error(tmp_path: Path) -> None:
-    record, mapper = _record(tmp_path, KEYPOINTS), _mapper()
+    record, pipeline = _record(tmp_path, KEYPOINTS), _pipeline()
     exif = Image.Exif()
     exif[0x0112] = 6
     with Image.open(record["file_name"]) as image:
         image.save(record["file_name"], exif=exif)
     record["annotations"][0]["bbox"] = [20.0, 10.0, 130.0, 90.0]
     with pytest.raises(ImageSizeError, match=r"is 120x160 pixels, its json says 160x120.*EXIF.*remove the tag"):
-        mapper(record)
+        pipeline.sample(record, _generator())
 
 
 def test_other_size_is_an_error_that_names_file_and_id(tmp_path: Path) -> None:
-    record, mapper = _record(tmp_path, KEYPOINTS), _mapper()
+    record, pipeline = _record(tmp_path, KEYPOINTS), _pipeline()
     record["width"] = 161
     with pytest.raises(ImageSizeError, match=r"markers.png: image 5 is 160x120 pixels, its json says 161x120.*json"):
-        mapper(record)
+        pipeline.sample(record, _generator())
 
 
 def test_missing_image_and_missing_annotations(tmp_path: Path) -> None:
-    record, mapper = _record(tmp_path, KEYPOINTS), _mapper()
+    record, pipeline = _record(tmp_path, KEYPOINTS), _pipeline()
     with pytest.raises(DatasetError, match="has no annotations"):
-        mapper({key: value for key, value in record.items() if key != "annotations"})
+        pipeline.sample({key: value for key, value in record.items() if key != "annotations"}, _generator())
     with pytest.raises(ImageReadError, match="no image"):
-        mapper({**record, "file_name": str(tmp_path / "gone.png")})
+        pipeline.sample({**record, "file_name": str(tmp_path / "gone.png")}, _generator())
     with pytest.raises(ValueError, match="needs a skeleton"):
-        PoseMapper(is_train=True, channel_order="RGB", transforms=())
+        WholeImage(is_train=True)
 
 
 def _config(name: str, **inputs: Any) -> CfgNode:
@@ -236,28 +252,28 @@ def toy_dataset(datasets_root: Path) -> str:
     return "toy"
 
 
-def test_mapper_of_a_config_does_what_the_config_says(toy_dataset: str) -> None:
+def test_pipeline_of_a_config_does_what_the_config_says(toy_dataset: str) -> None:
     cfg = _config(toy_dataset, MIN_SIZE_TRAIN=[64], MIN_SIZE_TEST=90, MAX_SIZE_TEST=100, RANDOM_FLIP="none")
     cfg.INPUT.CROP.PROBABILITY = 0.0
-    record = load_datasets(["toy"], require_persons=True)[0]
-    train, test = PoseMapper(cfg, is_train=True), PoseMapper(cfg, is_train=False)
-    assert train(record)["image"].shape == (3, 64, 85)
-    sample = test(record)
+    train, test = build_pipeline(cfg, is_train=True), build_pipeline(cfg, is_train=False)
+    [record] = train.records(["toy"])
+    assert record["sample_id"] == record["image_id"] == 7
+    assert [record["sample_id"] for record in test.records(["toy"])] == [2, 7]
+    assert train.sample(record, _generator())["image"].shape == (3, 64, 85)
+    sample = test.sample(record, _generator())
     assert sample["image"].shape == (3, 75, 100)
-    assert sample.keys() == {"file_name", "height", "width", "image_id", "sample_id", "image"}
+    assert sample.keys() == {"file_name", "height", "width", "image_id", "sample_id", "image", "frame"}
     cfg.INPUT.MIN_SIZE_TEST = 0
-    assert PoseMapper(cfg, is_train=False)(record)["image"].shape == (3, 30, 40)
+    assert build_pipeline(cfg, is_train=False).sample(record, _generator())["image"].shape == (3, 30, 40)
     cfg.INPUT.RANDOM_FLIP = "horizontal"
-    flipping = PoseMapper(cfg, is_train=True)
-    seed_all_rng(1)
+    flipping, generator = build_pipeline(cfg, is_train=True), _generator(1)
     # Of the pair only `left` is labelled; a flip makes that `right`.
-    right_is_labelled = {bool(flipping(record)["instances"].gt_keypoints.tensor[0, 2, 2] > 0) for _ in range(20)}
-    assert right_is_labelled == {False, True}
+    samples = [flipping.sample(record, generator) for _ in range(20)]
+    assert {bool(sample["instances"].gt_keypoints.tensor[0, 2, 2] > 0) for sample in samples} == {False, True}
 
 
 def test_default_crop_is_the_paper_s(toy_dataset: str) -> None:
-    transforms = PoseMapper(_config(toy_dataset), is_train=True).transforms
-    assert transforms == (
+    assert build_pipeline(_config(toy_dataset), is_train=True).augmentations == (
         RandomFlip(0.5), RandomCrop(0.5, (400, 500, 600), (384, 600)), RandomResize(tuple(range(480, 801, 32)), 1333)
     )  # fmt: skip
 
@@ -266,25 +282,52 @@ def test_rotation_and_dropout_come_with_their_keys_alone(toy_dataset: str) -> No
     cfg = _config(toy_dataset)
     cfg.INPUT.ROTATION.PROBABILITY = 0.4
     cfg.INPUT.COARSE_DROPOUT.PROBABILITY = 0.3
-    mapper = PoseMapper(cfg, is_train=True)
-    assert mapper.transforms[1] == RandomRotation(0.4, 25.0)
-    assert len(mapper.transforms) == 4
-    assert mapper.pixel_augmentations == (CoarseDropout(0.3, (0.05, 0.2), (0.015, 0.03), 0.5),)
-    assert PoseMapper(cfg, is_train=False).pixel_augmentations == ()
+    augmentations = build_pipeline(cfg, is_train=True).augmentations
+    assert augmentations[1] == RandomRotation(0.4, 25.0)
+    assert augmentations[4:] == (CoarseDropout(0.3, (0.05, 0.2), (0.015, 0.03), 0.5),)
+    assert build_pipeline(cfg, is_train=False).augmentations == (RandomResize([800], 1333),)
+
+
+def test_a_list_in_yaml_takes_the_place_of_the_default(toy_dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "DATASETS: {TRAIN: [toy]}\n"
+        "INPUT:\n"
+        "  AUGMENTATIONS:\n"
+        "  - {name: RandomResize, short_sides: [20, 24]}\n"
+        "  - {name: CoarseDropout, probability: 1, share: [0.1, 0.1]}\n"
+        "  - {name: RandomFlip}\n"
+    )
+    cfg = load_config(tmp_path / "config.yaml")
+    pipeline = build_pipeline(cfg, is_train=True)
+    resize, dropout, flip = pipeline.augmentations
+    assert resize == RandomResize([20, 24])
+    assert dropout == CoarseDropout(1.0, (0.1, 0.1))
+    assert flip == RandomFlip(0.5)
+    assert isinstance(dropout.share, tuple)
+    assert build_pipeline(cfg, is_train=False).augmentations == (RandomResize([800], 1333),)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{name: RandomFlop}", r"AUGMENTATIONS\[0\] has the name 'RandomFlop'; allowed: .*'RandomFlip'"),
+        ("{name: RandomFlip, share: 0.5}", r"'RandomFlip' the argument 'share'; allowed: probability: float"),
+        ("{name: RandomFlip, probability: often}", r"'probability' with 'often'; allowed: probability: float"),
+        ("{name: RandomRotation, probability: 1}", r"does not give 'RandomRotation' the argument 'max_degrees'"),
+        ("{name: CoarseDropout, probability: 1, share: [0.5]}", r"'share' with \[0.5\]; allowed: share: tuple"),
+    ],
+)
+def test_an_augmentation_that_cannot_be_is_refused(tmp_path: Path, entry: str, message: str) -> None:
+    (tmp_path / "config.yaml").write_text(f"INPUT: {{AUGMENTATIONS: [{entry}]}}\n")
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "config.yaml")
 
 
 def test_dropout_paints_the_image_and_leaves_the_annotations(tmp_path: Path) -> None:
     record, seen = _record(tmp_path, KEYPOINTS), []
-    for augmentations in ((), (CoarseDropout(1.0, share=(1.0, 1.0)),)):
-        mapper = PoseMapper(
-            is_train=True,
-            channel_order="RGB",
-            transforms=AUGMENTATIONS,
-            skeleton=TOY_SKELETON,
-            pixel_augmentations=augmentations,
-        )
-        seed_all_rng(3)
-        seen.append([mapper(record) for _ in range(5)])
+    for dropout in ((), (CoarseDropout(1.0, share=(1.0, 1.0)),)):
+        pipeline = _pipeline(*AUGMENTATIONS, *dropout)
+        seen.append([pipeline.sample(record, _generator(seed)) for seed in range(5)])
     for plain, painted in zip(*seen, strict=True):
         assert plain["image"].any()
         assert not painted["image"].any()
@@ -294,24 +337,19 @@ def test_dropout_paints_the_image_and_leaves_the_annotations(tmp_path: Path) -> 
 @pytest.mark.parametrize(("minimum", "kept"), [(0, 1), (2, 1), (3, 0)])
 def test_persons_with_too_few_visible_keypoints_are_left_out(tmp_path: Path, minimum: int, kept: int) -> None:
     """One of the three is hidden."""
-    mapper = PoseMapper(
-        is_train=True, channel_order="RGB", transforms=(), skeleton=TOY_SKELETON, min_visible_keypoints=minimum
-    )
-    assert len(mapper(_record(tmp_path, KEYPOINTS))["instances"]) == kept
+    pipeline = _pipeline(min_visible_keypoints=minimum)
+    assert len(pipeline.sample(_record(tmp_path, KEYPOINTS), _generator())["instances"]) == kept
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_loaders_of_the_engine_feed_from_it(toy_dataset: str, num_workers: int) -> None:
+def test_loaders_feed_from_it(toy_dataset: str, num_workers: int) -> None:
     cfg = _config(toy_dataset, MIN_SIZE_TRAIN=[32, 48], MAX_SIZE_TRAIN=64, MIN_SIZE_TEST=32)
     cfg.DATALOADER.NUM_WORKERS = num_workers
     cfg.SOLVER.IMS_PER_BATCH = 2
-    dataset = load_datasets(cfg.DATASETS.TRAIN, require_persons=True)
-    loader = build_detection_train_loader(cfg, mapper=PoseMapper(cfg, True), dataset=dataset)
-    batch = next(iter(loader))
+    batch = next(iter(build_train_loader(cfg)))
     assert [sample["image_id"] for sample in batch] == [7, 7]
     assert all(len(sample["instances"]) <= 1 for sample in batch)
-    test_loader = build_detection_test_loader(cfg, toy_dataset, mapper=PoseMapper(cfg, False))
-    assert [sample["image_id"] for batch in test_loader for sample in batch] == [2, 7]
+    assert [sample["image_id"] for batch in build_test_loader(cfg, toy_dataset) for sample in batch] == [2, 7]
 
 
 def test_real_photos_with_the_default_augmentation(shared_data: Path, datasets_root: Path) -> None:
@@ -319,9 +357,9 @@ def test_real_photos_with_the_default_augmentation(shared_data: Path, datasets_r
     samples = shared_data / "samples"
     register_pose_dataset("coco_samples", samples / "coco" / "test_coco.json", samples / "coco", COCO_SKELETON)
     for name in ("coco_samples", "lsp_multi_tiny", "lsp_tiny"):
-        mapper = PoseMapper(_config(name), is_train=True)
+        pipeline = build_pipeline(_config(name), is_train=True)
         for record in DatasetCatalog.get(name):
-            sample = mapper(record)
+            sample = pipeline.sample(record, _generator())
             height, width = sample["image"].shape[1:]
             assert 480 <= min(height, width) <= 800 or max(height, width) == 1333
             keypoints = sample["instances"].gt_keypoints.tensor

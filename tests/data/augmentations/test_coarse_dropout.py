@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from querypose.data.pixel_augmentation import CoarseDropout
+from querypose.data.augmentations import CoarseDropout
 
 IMAGE = torch.full((3, 200, 300), 200, dtype=torch.uint8)
 

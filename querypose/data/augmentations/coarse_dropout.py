@@ -1,25 +1,19 @@
-"""Augmentations that change what an image shows and leave every coordinate alone."""
+"""Coarse dropout: rectangles of an image painted black."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from querypose.data.augmentations.base import AUGMENTATION_REGISTRY
+
 _SMALLEST_GRID = 3
 
 
-class PixelAugmentation(Protocol):
-    """What changes the pixels of an image, none of them its place."""
-
-    def apply(self, image_CHW: Tensor, generator: np.random.Generator) -> Tensor:
-        """A changed image of the same size; everything random comes from `generator`."""
-        ...
-
-
+@AUGMENTATION_REGISTRY.register()
 @dataclass(frozen=True)
 class CoarseDropout:
     """With a probability paints rectangles of a grid black (DeVries and Taylor, 2017, as image libraries have it).

@@ -1,0 +1,133 @@
+"""Random maps of images: mirror, turn, shift, scale, crop, resize."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from querypose.data.augmentations.base import AUGMENTATION_REGISTRY
+from querypose.data.transforms import (
+    GeometricTransform,
+    ImageSize,
+    crop,
+    horizontal_flip,
+    identity,
+    resize,
+    rotate,
+    scale,
+    shift,
+    shortest_edge_size,
+)
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class RandomFlip:
+    """Mirrors with a probability."""
+
+    probability: float = 0.5
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Flip or identity."""
+        return horizontal_flip(size) if generator.random() < self.probability else identity(size)
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class RandomRotation:
+    """With a probability turns by an angle drawn evenly from ±`max_degrees`."""
+
+    probability: float
+    max_degrees: float
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Rotation or identity."""
+        if generator.random() >= self.probability:
+            return identity(size)
+        return rotate(size, float(generator.uniform(-self.max_degrees, self.max_degrees)))
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class RandomShift:
+    """With a probability moves the image by shares of its width and height, each drawn evenly from ±`max_share`."""
+
+    probability: float
+    max_share: float
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Shift or identity."""
+        if generator.random() >= self.probability:
+            return identity(size)
+        right, down = generator.uniform(-self.max_share, self.max_share, size=2)
+        return shift(size, float(right * size[1]), float(down * size[0]))
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class RandomScale:
+    """With a probability enlarges the image about its center by a factor drawn evenly from `bounds`; the size stays."""
+
+    probability: float
+    bounds: tuple[float, float]
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Scaling or identity."""
+        if generator.random() >= self.probability:
+            return identity(size)
+        return scale(size, float(generator.uniform(*self.bounds)))
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class RandomResize:
+    """Resizes to a short side drawn from `short_sides`, aspect kept, long side at most `max_size`.
+
+    A short side of 0 keeps the size of the image.
+    """
+
+    short_sides: Sequence[int]
+    max_size: int | None = None
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Resize to one of the short sides."""
+        short_side = int(generator.choice(np.asarray(self.short_sides)))
+        if short_side == 0:
+            return identity(size)
+        return resize(size, shortest_edge_size(size, short_side, self.max_size))
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class RandomCrop:
+    """With a probability cuts out a rectangle, sized as if the image had been resized to a drawn short side first.
+
+    This is the crop of DETR-like models: resize to one of `short_sides`, cut height and width each drawn from
+    `side_bounds`. The resize is not carried out; the rectangle is scaled back to whole pixels of the source.
+    Deviates: the authors' code resamples before the crop and again after it. One resampling is sharper and faster; the
+    rectangle differs by less than a pixel of the source.
+    """
+
+    probability: float
+    short_sides: Sequence[int]
+    side_bounds: tuple[int, int]
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Crop or identity."""
+        if generator.random() >= self.probability:
+            return identity(size)
+        resized = shortest_edge_size(size, int(generator.choice(np.asarray(self.short_sides))))
+        (y, height), (x, width) = (
+            self._draw_span(resized_side, side, generator) for resized_side, side in zip(resized, size, strict=True)
+        )
+        return crop(size, x, y, width, height)
+
+    def _draw_span(self, resized_side: int, side: int, generator: np.random.Generator) -> tuple[int, int]:
+        low, high = (min(bound, resized_side) for bound in self.side_bounds)
+        length = int(generator.integers(low, high, endpoint=True))
+        start = int(generator.integers(0, resized_side - length, endpoint=True))
+        first = min(round(start * side / resized_side), side - 1)
+        last = max(round((start + length) * side / resized_side), first + 1)
+        return first, last - first

@@ -1,0 +1,173 @@
+"""Loading in two layers: `Samples` turns a record and a seed into a sample, a batch sampler says which come when.
+
+torch's `DataLoader` does the rest; a batch is a list of samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import random
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from querypose.d2 import CfgNode, comm
+from querypose.data.bad_images import BadImages
+from querypose.data.image_io import ImageReadError, ImageSizeError
+from querypose.data.pipelines import Pipeline, build_pipeline
+from querypose.data.training_order import Draw, TrainingOrder
+
+Batch = list[dict[str, Any]]
+
+
+class Samples(Dataset[dict[str, Any]]):
+    """What a pipeline makes of records, each with random numbers of its own.
+
+    Records are kept pickled in one tensor. Forked loader processes read it in place, since nothing counts references in
+    it; to spawned ones torch hands it over in shared memory. Neither copies the records.
+    """
+
+    def __init__(
+        self, records: Sequence[dict[str, Any]], pipeline: Pipeline, max_bad_images: float | None = None
+    ) -> None:
+        """Pickles the records.
+
+        Args:
+            records: of the pipeline.
+            pipeline: makes a sample of a record.
+            max_bad_images: share of the images that may be unusable: another record takes the place of theirs. None:
+                each is an error.
+        """
+        pickled = [np.frombuffer(pickle.dumps(record, protocol=-1), dtype=np.uint8) for record in records]
+        self._ends = torch.from_numpy(np.cumsum([len(record) for record in pickled], dtype=np.int64))
+        self._bytes = torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *pickled]))
+        self._pipeline = pipeline
+        self.bad_images: BadImages | None = None
+        if max_bad_images is not None:
+            self.bad_images = BadImages(len({record["file_name"] for record in records}), max_bad_images)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def record(self, index: int) -> dict[str, Any]:
+        """A fresh copy."""
+        begin = int(self._ends[index - 1]) if index else 0
+        record: dict[str, Any] = pickle.loads(self._bytes[begin : int(self._ends[index])].numpy().data)
+        return record
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """The sample of a place: the same for the same record and seed, in any process.
+
+        Raises:
+            ImageReadError, ImageSizeError: the image cannot be used, and none may be skipped.
+            TooManyBadImagesError: no more may be skipped.
+        """
+        index = draw.record
+        with seeded_generators(draw.seed):
+            generator = np.random.default_rng(np.random.randint(2**32, dtype=np.uint64))  # noqa: NPY002  # seeded above
+            while True:
+                record = self.record(index)
+                try:
+                    sample = self._pipeline.sample(record, generator)
+                except (ImageReadError, ImageSizeError) as error:
+                    if self.bad_images is None:
+                        raise
+                    self.bad_images.add(str(record["file_name"]), error)
+                    index = random.randrange(len(self))
+                else:
+                    if self.bad_images is not None:
+                        self.bad_images.end_row()
+                    return sample
+
+
+def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
+    """Endless batches of DATASETS.TRAIN, augmented, without the images that cannot be read."""
+    pipeline = build_pipeline(cfg, is_train=True)
+    records = pipeline.records(cfg.DATASETS.TRAIN)
+    is_grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    groups = np.array([is_grouped and pipeline.is_landscape(record) for record in records])
+    return data_loader(
+        Samples(records, pipeline, cfg.DATALOADER.MAX_BAD_IMAGES),
+        TrainingOrder(groups, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED),
+        cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
+    """Every sample of a dataset once over all processes, TEST.IMS_PER_BATCH at a time.
+
+    An image that cannot be read is an error: left out it would count as an image where nothing was found, and the
+    metrics would be wrong.
+    """
+    pipeline = build_pipeline(cfg, is_train=False)
+    samples = Samples(pipeline.records([dataset_name]), pipeline)
+    # Each process takes one contiguous run; lengths differ by one at most.
+    bounds = np.linspace(0, len(samples), comm.get_world_size() + 1).round().astype(int).tolist()
+    begin, end = bounds[comm.get_rank() :][:2]
+    draws = [Draw(index, (0, index)) for index in range(begin, end)]
+    size = cfg.TEST.IMS_PER_BATCH
+    batches = [draws[first : first + size] for first in range(0, len(draws), size)]
+    return data_loader(samples, batches, cfg.DATALOADER.NUM_WORKERS)
+
+
+def data_loader(samples: Samples, batches: Iterable[list[Draw]], num_workers: int) -> DataLoader[Any]:
+    """A loader of `batches`; its processes outlive the signals that stop a run, until the run itself ends.
+
+    Args:
+        samples: what the batches draw from.
+        batches: the batch sampler.
+        num_workers: loader processes; 0 loads in this one.
+    """
+    return DataLoader(
+        samples,
+        batch_sampler=batches,  # type: ignore[arg-type]  # torch takes any iterable
+        num_workers=num_workers,
+        collate_fn=list,
+        worker_init_fn=_outlive_stop_signals,
+        generator=torch.Generator(),  # else a loader draws from the generator that the model draws from
+    )
+
+
+@contextlib.contextmanager
+def seeded_generators(seed: Sequence[int]) -> Iterator[None]:
+    """Within the context the generators of random, numpy and torch (CPU) start from `seed`; afterwards they go on.
+
+    So an augmentation that draws from one of them, and not from the generator that it is given, is reproducible too.
+    """
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    python_seed, numpy_seed, torch_seed = np.random.SeedSequence(seed).generate_state(3).tolist()
+    try:
+        random.seed(python_seed)
+        np.random.seed(numpy_seed)  # noqa: NPY002
+        torch.default_generator.manual_seed(torch_seed)  # torch.manual_seed would seed the GPU's too
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+
+
+def _outlive_stop_signals(worker_id: int) -> None:
+    """Lets a loader process go on when Ctrl-C or a cluster signals every process of a run.
+
+    The training process then finishes its iteration and saves, for which it still needs its loader processes; they end
+    when it tells them to, or has ended itself. (Where the system cannot tell who sent a signal, as on macOS, they die.)
+    """
+    if get_worker_info() is None or not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

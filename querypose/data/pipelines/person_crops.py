@@ -1,0 +1,131 @@
+"""A sample is a person's crop: what top-down models are fed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from querypose.d2 import CfgNode, MetadataCatalog
+from querypose.data.datasets import load_datasets
+from querypose.data.pipelines.pipeline import PIPELINE_REGISTRY, Pipeline, Record, box_xyxy
+from querypose.data.problems import DatasetError
+from querypose.data.transforms import GeometricTransform, ImageSize, box_to_canvas
+
+
+class PersonCrops(Pipeline):
+    """A record is a person: `person_box` (corners), and `box_score` where the box was detected.
+
+    The padded box fills a canvas of one size; what lies outside the image is black. Augmentations move that canvas:
+    to turn, shift or scale it is to turn, shift or scale the box.
+    """
+
+    def __init__(
+        self, *, size: ImageSize, padding: float, detections: Mapping[str, str] | None = None, **options: Any
+    ) -> None:
+        """Sets up the crops.
+
+        Args:
+            size: height and width of a sample.
+            padding: factor on both sides of a box.
+            detections: COCO results files with the boxes to evaluate on, by dataset; the boxes of other datasets, and
+                those to train on, are the annotated ones.
+            options: see `Pipeline`.
+        """
+        super().__init__(**options)
+        self.size = size
+        self.padding = padding
+        self.detections = dict(detections or {})
+
+    def records(self, dataset_names: Sequence[str]) -> list[Record]:
+        """A person each: in training those with a labelled keypoint; crowd regions are none."""
+        records = []
+        for name in dataset_names:
+            images = load_datasets([name])
+            if not self.is_train and self.detections.get(name):
+                records += _detected_persons(images, name, self.detections[name])
+            elif any("annotations" in image for image in images):
+                records += _annotated_persons(images)
+            else:
+                raise DatasetError(
+                    f"Dataset {name!r} has no annotations, so that its persons are not known. Set "
+                    "DATASETS.PERSON_BOXES to a file of detected boxes."
+                )
+        if self.is_train:
+            records = [record for record in records if self._is_trainable(record["annotations"][0])]
+        if not records:
+            raise DatasetError(f"No person of {', '.join(dataset_names)} is left. Check the json, or the boxes.")
+        return records
+
+    def records_of_image(self, size: ImageSize, boxes_xyxy: np.ndarray | None = None) -> list[Record]:
+        """One a box; without boxes the image is taken for the box of one person."""
+        boxes = [[0, 0, size[1], size[0]]] if boxes_xyxy is None else np.asarray(boxes_xyxy).tolist()
+        return [{"height": size[0], "width": size[1], "person_box": box} for box in boxes]
+
+    def start(self, record: Record, size: ImageSize) -> GeometricTransform:
+        """The box in the middle of the canvas."""
+        return box_to_canvas(size, record["person_box"], self.size, self.padding)
+
+    def is_landscape(self, record: Record) -> bool:
+        """All samples have one size."""
+        return self.size[1] > self.size[0]
+
+    def _is_trainable(self, annotation: dict[str, Any]) -> bool:
+        visibilities = np.array(annotation["keypoints"][2::3])
+        return bool((visibilities > 0).any() and (visibilities > 1).sum() >= self.min_visible_keypoints)
+
+
+def _annotated_persons(images: Sequence[Record]) -> list[Record]:
+    return [
+        {**image, "annotations": [annotation], "sample_id": (image["image_id"], annotation["id"]), "person_box": box}
+        for image in images
+        for annotation in image.get("annotations", ())
+        if not annotation.get("iscrowd", 0) and _has_area(box := box_xyxy(annotation)[0].tolist())
+    ]
+
+
+def _detected_persons(images: Sequence[Record], dataset_name: str, file: str) -> list[Record]:
+    """The boxes of a COCO results file, of the category that the dataset annotates."""
+    by_id = {image["image_id"]: image for image in images}
+    category_ids = MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id
+    if not Path(file).is_file():
+        raise DatasetError(f"There is no file {file!r} of DATASETS.PERSON_BOXES.")
+    records = []
+    for index, entry in enumerate(json.loads(Path(file).read_text())):
+        try:
+            image_id, category_id, score = entry["image_id"], entry["category_id"], float(entry["score"])
+            x, y, width, height = map(float, entry["bbox"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"{file}, entry {index}, is no detected box ({error!r}); a COCO results file has image_id, "
+                "category_id, bbox (x, y, width, height) and score in each."
+            ) from error
+        if image_id not in by_id:
+            raise DatasetError(
+                f"{file}, entry {index}, is of image {image_id}, which dataset {dataset_name!r} does not have. Set "
+                "DATASETS.PERSON_BOXES to the file of this dataset."
+            )
+        box = [x, y, x + width, y + height]
+        if category_id in category_ids and _has_area(box):
+            image = {key: value for key, value in by_id[image_id].items() if key != "annotations"}
+            records.append({**image, "sample_id": (image_id, index), "person_box": box, "box_score": score})
+    return records
+
+
+def _has_area(box: Sequence[float]) -> bool:
+    return box[2] > box[0] and box[3] > box[1]
+
+
+@PIPELINE_REGISTRY.register()
+def person_crops(cfg: CfgNode, is_train: bool) -> PersonCrops:
+    """`PersonCrops` as INPUT.PERSON_CROP describes it."""
+    height, width = cfg.INPUT.PERSON_CROP.SIZE
+    return PersonCrops(
+        size=(height, width),
+        padding=cfg.INPUT.PERSON_CROP.PADDING,
+        detections=dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PERSON_BOXES, strict=False)),
+        **Pipeline.from_config(cfg, is_train),
+    )

@@ -1,0 +1,173 @@
+"""Samples and loaders: random numbers of their own, records that are shared, every sample once, and dying processes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+from collections import Counter
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from querypose.config import get_cfg
+from querypose.d2 import CfgNode, comm
+from querypose.data import LoaderError, build_test_loader, explain_loader_failures, register_pose_dataset
+from querypose.data.loading import Samples, data_loader, seeded_generators
+from querypose.data.pipelines import WholeImage
+from querypose.data.training_order import Draw, TrainingOrder
+from tests.data.toy_dataset import TOY_SKELETON, toy_document, write_dataset
+
+SIZE, BATCH = 22, 4
+
+
+def noise() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002  # what users draw from
+
+
+class Noise(WholeImage):
+    """Gives the record's number and random numbers, of the generator and of the global ones."""
+
+    def sample(self, record: dict[str, Any], generator: np.random.Generator, image: Any = None) -> Any:
+        return record["id"], (generator.random(), *noise())
+
+
+def records(count: int = SIZE) -> list[dict[str, Any]]:
+    return [{"id": index, "file_name": f"{index}.jpg", "width": 10 + index % 3, "height": 11} for index in range(count)]
+
+
+def noise_loader(num_workers: int = 0, grouping: bool = True) -> Any:
+    groups = np.array([grouping and record["width"] > record["height"] for record in records()])
+    return data_loader(Samples(records(), Noise(is_train=False)), TrainingOrder(groups, BATCH, 5), num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("grouping", [True, False])
+def test_samples_depend_neither_on_processes_nor_on_loader_processes(
+    monkeypatch: pytest.MonkeyPatch, processes: int, num_workers: int, grouping: bool
+) -> None:
+    def drawn(processes: int, num_workers: int) -> list[Any]:
+        shares = []
+        monkeypatch.setattr(comm, "get_world_size", lambda: processes)
+        for rank in range(processes):
+            monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+            shares.append(list(itertools.islice(iter(noise_loader(num_workers, grouping)), 9)))
+        return [[sample for share in batch for sample in share] for batch in zip(*shares, strict=True)]
+
+    expected = drawn(1, 0)
+    assert drawn(processes, num_workers) == expected
+    values = Counter(value for batch in expected for _, noise in batch for value in noise)
+    assert max(values.values()) == 1, "no two samples have the same random numbers"
+
+
+def test_loading_leaves_the_generators_of_the_model_alone() -> None:
+    with seeded_generators((1, 2)):
+        expected = noise()
+    with seeded_generators((1, 2)):
+        next(iter(noise_loader()))
+        assert noise() == expected
+
+
+def test_spawned_loader_process_gets_a_handle_of_the_records_not_the_records() -> None:
+    many = [{**record, "annotations": [[float(index)] * 51]} for index, record in enumerate(records(2000))]
+    samples = Samples(many, Noise(is_train=False))
+    assert len(ForkingPickler.dumps(many)) > 500_000
+    handle = ForkingPickler.dumps(samples)
+    assert len(handle) < 10_000
+    assert ForkingPickler.loads(handle).record(1234) == many[1234]
+
+
+def test_records_are_kept_where_nothing_counts_references() -> None:
+    samples = Samples(records(), Noise(is_train=False))
+    assert [samples.record(index) for index in range(SIZE)] == records()
+    assert samples.record(3) is not samples.record(3)
+    assert not any(isinstance(value, list | dict) for value in vars(samples).values())
+
+
+class KilledAt(Noise):
+    """Its process is killed at one record, as the kernel does when memory runs out."""
+
+    def sample(self, record: dict[str, Any], generator: np.random.Generator, image: Any = None) -> Any:
+        if record["id"] == 12:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return record
+
+
+def test_killed_loader_process_ends_with_a_message() -> None:
+    order = TrainingOrder(np.zeros(SIZE), BATCH, seed=1)
+    with (
+        pytest.raises(LoaderError, match=r"killed, as a rule because .*out of memory\. Lower DATALOADER\.NUM_WORKERS"),
+        explain_loader_failures(),
+    ):
+        list(itertools.islice(data_loader(Samples(records(), KilledAt(is_train=False)), order, 2), 100))
+
+
+class ToldToStop(Noise):
+    """Its process gets the signals of a cluster and of Ctrl-C at every record."""
+
+    def sample(self, record: dict[str, Any], generator: np.random.Generator, image: Any = None) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        return record["id"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system cannot tell who sent a signal")
+def test_loader_processes_outlive_the_signals_that_stop_a_run() -> None:
+    draws = [[Draw(index, (0,))] for index in range(SIZE)]
+    loader = data_loader(Samples(records(), ToldToStop(is_train=False)), draws, 2)
+    assert [sample for batch in loader for sample in batch] == list(range(SIZE))
+
+
+@pytest.fixture
+def toy_config(datasets_root: Path) -> CfgNode:
+    """A dataset of two images."""
+    register_pose_dataset("toy", *write_dataset(datasets_root, toy_document()), TOY_SKELETON)
+    cfg = get_cfg()
+    cfg.DATASETS.TEST = ["toy"]
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.MIN_SIZE_TEST = 32
+    return cfg
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), [(1, 1), (1, 2), (2, 1), (3, 5)])
+def test_an_evaluation_has_every_sample_once_over_all_processes(
+    toy_config: CfgNode, monkeypatch: pytest.MonkeyPatch, processes: int, batch_size: int
+) -> None:
+    toy_config.TEST.IMS_PER_BATCH = batch_size
+    monkeypatch.setattr(comm, "get_world_size", lambda: processes)
+    ids, batches = [], []
+    for rank in range(processes):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        loader = build_test_loader(toy_config, "toy")
+        batches += list(loader)
+        assert len(loader) <= 2
+    ids = [sample["sample_id"] for batch in batches for sample in batch]
+    assert ids == [2, 7]
+    assert max(map(len, batches)) <= batch_size
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that …", "--shm-size"),
+        ("unable to write to file </torch_1_2_3>: No space left on device (28)", "--shm-size"),
+        ("received 0 items of ancdata", "ulimit -n"),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "out of memory"),
+    ],
+)
+def test_failures_of_loaders_are_explained(message: str, remedy: str) -> None:
+    with pytest.raises(LoaderError, match=remedy), explain_loader_failures():
+        raise RuntimeError(message)
+
+
+def test_other_errors_pass() -> None:
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError) as caught, explain_loader_failures():
+        raise error
+    assert caught.value is error

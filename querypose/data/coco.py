@@ -62,6 +62,7 @@ class PoseAnnotations:
         num_keypoints: of the file where it says so, else the number of labeled ones (N). It decides which persons an
             evaluation ignores, and CrowdPose leaves head and neck out of it.
         areas: of the file (N), NaN where there is none.
+        head_sizes: `head_size` of the file (N), in pixels, NaN where there is none; PCKh divides by it.
     """
 
     path: str
@@ -84,6 +85,7 @@ class PoseAnnotations:
     keypoints: NDArray[np.float64] = field(init=False)
     num_keypoints: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     areas: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    head_sizes: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         self.keypoints = np.zeros((0, self.skeleton.num_keypoints, 3))
@@ -315,6 +317,7 @@ class _Reader:
         file.image_indices, file.keypoints, file.boxes_xywh = image_indices[order], keypoints[order], boxes_xywh[order]
         file.is_crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in chosen], bool)
         file.areas = np.array([_number_or_nan(annotation.get("area")) for annotation in chosen], np.float64)
+        file.head_sizes = np.array([_number_or_nan(annotation.get("head_size")) for annotation in chosen], np.float64)
         labeled = np.count_nonzero(file.keypoints[..., 2] > 0, axis=1).tolist()
         stated = [annotation.get("num_keypoints") for annotation in chosen]
         counts = [count if number is None else number for number, count in zip(stated, labeled, strict=True)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ def test_usual_names_are_registered_under_the_root(datasets_root: Path, name: st
         ("left_eye", "right_eye") if is_coco else ("left_shoulder", "right_shoulder")
     )
     assert metadata.thing_dataset_id_to_contiguous_id == {1: 0}
+    rules = metadata.keypoint_connection_rules
+    assert len(rules) > 10
+    assert {name for first, second, _ in rules for name in (first, second)} <= set(metadata.keypoint_names)
 
 
 def test_registration_touches_no_file(datasets_root: Path) -> None:
@@ -134,10 +138,33 @@ def test_dataset_and_skeleton_from_yaml_alone(datasets_root: Path) -> None:
     assert len(load_datasets(cfg.DATASETS.TRAIN, require_persons=True)) == 1
 
 
+def test_limbs_are_the_edges_of_the_skeleton_each_in_a_color(datasets_root: Path) -> None:
+    register_pose_dataset("toy", "a.json", "a", TOY_SKELETON)
+    rules = MetadataCatalog.get("toy").keypoint_connection_rules
+    assert rules == [("nose", "left", (255, 0, 0)), ("nose", "right", (0, 255, 255))]
+    register_pose_dataset("toy", "a.json", "a", COCO_SKELETON)
+    assert len(MetadataCatalog.get("toy").keypoint_connection_rules) == len(COCO_SKELETON.edges)
+
+
+def test_what_another_framework_says_of_limbs_stays(datasets_root: Path) -> None:
+    MetadataCatalog.get("toy").keypoint_connection_rules = [("nose", "left", (1, 2, 3))]
+    for _ in range(2):
+        register_pose_dataset("toy", "a.json", "a", TOY_SKELETON)
+        assert MetadataCatalog.get("toy").keypoint_connection_rules == [("nose", "left", (1, 2, 3))]
+
+
+def test_a_stream_is_not_read_to_its_end(datasets_root: Path) -> None:
+    MetadataCatalog.get("stream")
+    stream: Any = itertools.repeat({"file_name": "a.jpg"})
+    DatasetCatalog.register("stream", lambda: stream)
+    with pytest.raises(DatasetError, match="'stream' gives a repeat, not a list of dicts"):
+        load_datasets(["stream"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"skeleton": "hand"}, "'my_toys': there is no skeleton 'hand'; known: coco, crowdpose, toy"),
+        ({"skeleton": "hand"}, "'my_toys': there is no skeleton 'hand'; known: coco, crowdpose, mpii, toy"),
         ({"name": "lsp_val"}, "'lsp_val': the name is taken"),
         ({"name": "synthetic_val"}, "'synthetic_val': the name is taken"),
         ({"image": "x"}, r"has unknown fields \['image'\]; known: .*'evaluator', 'images', 'json'"),

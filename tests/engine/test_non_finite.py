@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from querypose.d2 import CheckpointError, EventStorage, build_model
+from querypose.data.transforms import rotate
 from querypose.engine import NonFiniteError, TrainStep, build_optimizer
 from querypose.engine.dumps import DumpWriter, read_dumps
 from querypose.engine.non_finite import RunningStatistics, gradient_norms, nan_unless_finite
@@ -261,6 +263,18 @@ def test_dumps_are_few_whole_and_never_stand_in_the_way(
     assert [folder.name for folder in sorted((tmp_path / "dumps").glob("*/rank_0.pth"))] == ["rank_0.pth"]
     assert caplog.text.count("python tools/replay.py") == 1
     torch.load(tmp_path / "dumps" / "iteration_0000001" / "rank_0.pth", weights_only=True)
+
+
+def test_a_dump_keeps_what_a_sample_says_of_itself(tmp_path: Path) -> None:
+    [item] = random_batch([1], 17)
+    item.update(frame=rotate((40, 50), 30), sample_id=(7, 12), person_box=[1.5, 2.5, 30.0, 40.0])
+    DumpWriter(tmp_path, "", 1).write({"iteration": 0, "losses": {}, "random_state": {}, "loss_scale": 1}, [item], {})
+    [dump] = read_dumps(tmp_path / "iteration_0000000")
+    [read] = dump["batch"]
+    assert (read["sample_id"], read["person_box"]) == (item["sample_id"], item["person_box"])
+    assert np.array_equal(read["frame"].matrix, item["frame"].matrix)
+    assert (read["frame"].source_size, read["frame"].output_size) == ((40, 50), (40, 50))
+    assert torch.equal(read["instances"].gt_keypoints.tensor, item["instances"].gt_keypoints.tensor)
 
 
 def test_dumps_that_are_not_whole_are_refused(tmp_path: Path) -> None:

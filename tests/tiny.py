@@ -109,6 +109,7 @@ def exact_model(*overrides: str, seed: int = 0) -> PoseModel:
     """In float64, with constant BatchNorms: its losses are sums over images to about 15 digits."""
     torch.manual_seed(seed)
     model = build_model(tiny_config(*overrides)).double()
+    assert isinstance(model, PoseModel)
     hold_batch_norms(model)
     return model
 

@@ -15,8 +15,8 @@ from querypose.modeling import Component, PoseModel
 
 
 def prepare_model(
-    model: PoseModel, *, channels_last: bool = False, compiled: Sequence[str] = (), recomputed: Sequence[str] = ()
-) -> PoseModel:
+    model: nn.Module, *, channels_last: bool = False, compiled: Sequence[str] = (), recomputed: Sequence[str] = ()
+) -> nn.Module:
     """Sets, in place, how `model` computes; its results, its parameters and their names stay.
 
     Args:
@@ -72,8 +72,8 @@ def compile_in_place(module: nn.Module, varying_dims: Sequence[int] = (), backen
     module.forward = compiled
 
 
-def _components(model: PoseModel, key: str, names: Sequence[str]) -> dict[str, Component]:
-    components = model.components
+def _components(model: nn.Module, key: str, names: Sequence[str]) -> dict[str, Component]:
+    components = model.components if isinstance(model, PoseModel) else {}
     if unknown := [name for name in names if name not in components]:
         raise ConfigError(f"{key} has {unknown}; allowed for {type(model).__name__}: {sorted(components)}.")
     return {name: components[name] for name in names}

@@ -82,7 +82,7 @@ def replay(folder: str | Path, device: str = "auto") -> Replay:
     device_type = torch.device(cfg.MODEL.DEVICE).type
     step = PoseTrainer.build_train_step(cfg, model, (), PoseTrainer.build_optimizer(cfg, model))
     # This process stands for all: the sums over their batches, divided by their number.
-    sums = model.global_normalizers(*(dump["batch"] for dump in dumps))
+    sums = step.pose_model.global_normalizers(*(dump["batch"] for dump in dumps))
     normalizers = {name: value / len(dumps) for name, value in sums.items()}
     gradients = [torch.zeros_like(parameter) for parameter in model.parameters()]
     processes = []

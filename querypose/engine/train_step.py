@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from querypose.d2 import comm, get_event_storage
@@ -51,12 +51,13 @@ class TrainStep:
         guard: keywords of `NonFiniteGuard`.
 
     Attributes:
+        pose_model: the model itself.
         figures: those that have not been reported yet.
     """
 
     def __init__(
         self,
-        model: PoseModel | DistributedDataParallel,
+        model: nn.Module,
         data_loader: Iterable[Batch],
         optimizer: torch.optim.Optimizer,
         *,
@@ -80,8 +81,14 @@ class TrainStep:
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._device = self._parameters[0].device
         self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=precision == torch.float16)
-        self._pose_model: PoseModel = model.module if isinstance(model, DistributedDataParallel) else model
-        self._guard = NonFiniteGuard(self._pose_model, self._parameters, self.grad_scaler, **(guard or {}))
+        pose_model = model.module if isinstance(model, DistributedDataParallel) else model
+        if not isinstance(pose_model, PoseModel):
+            raise TypeError(
+                f"{type(pose_model).__name__} cannot be trained: it is not a PoseModel, so it does not say what its "
+                "losses are divided by. Derive the class from querypose.modeling.PoseModel."
+            )
+        self.pose_model = pose_model
+        self._guard = NonFiniteGuard(pose_model, self._parameters, self.grad_scaler, **(guard or {}))
         # On a GPU an iteration is judged once the next one is under way, which waits for nothing.
         self.figures = ScalarQueue(self._guard.judge, lag=1 if self._device.type == "cuda" else 0)
         self._data_seconds: list[float] = []
@@ -134,7 +141,7 @@ class TrainStep:
         """
         micro_batches = cut_batch(batch, self.num_micro_batches)
         if normalizers is None:
-            normalizers = self._pose_model.global_normalizers(*micro_batches)
+            normalizers = self.pose_model.global_normalizers(*micro_batches)
         names: tuple[str, ...] = ()
         totals: list[Tensor] = []
         for index, micro_batch in enumerate(micro_batches):

@@ -81,6 +81,7 @@ def test_counts_of_a_model_that_can_be_counted_by_hand() -> None:
 def test_products_that_are_not_carried_out_cost_the_same() -> None:
     cfg = tiny_config()
     model = build_model(cfg).eval().requires_grad_(False)
+    assert isinstance(model, PoseModel)
     image = {"image": torch.zeros(3, 64, 96, dtype=torch.uint8)}
     counts = []
     for mode in (torch.no_grad(), ZeroProducts()):

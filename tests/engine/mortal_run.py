@@ -74,7 +74,7 @@ def _in_iteration(iteration: int, act: Callable[[], None], rank: int = 0) -> Non
             act()
         return result
 
-    TrainStep.accumulate_gradients = accumulate_gradients  # type: ignore[method-assign]  # dies in it
+    TrainStep.accumulate_gradients = accumulate_gradients  # type: ignore[method-assign, assignment]  # dies in it
 
 
 def _while_writing(iteration: int) -> None:

@@ -17,7 +17,6 @@ from querypose.d2 import EventStorage, comm
 from querypose.engine import TrainStep, build_optimizer
 from querypose.engine.model_preparation import prepare_model
 from querypose.engine.trainer import distribute, share_buffers
-from querypose.modeling import PoseModel
 from tests.engine.toy_pose import toy_batch, toy_model
 from tests.tiny import ARCHITECTURES, exact_model, hold_batch_norms, random_batch
 
@@ -32,7 +31,7 @@ class Case(NamedTuple):
     images_of_first: int = 2  # of the first process; the second has the rest
     recomputed: bool = False
 
-    def model(self, seed: int) -> PoseModel:
+    def model(self, seed: int) -> nn.Module:
         if not self.architecture:
             return toy_model(seed)
         model = exact_model(*ARCHITECTURES[self.architecture], seed=seed)
@@ -83,7 +82,7 @@ CASES = (
 
 
 def train(
-    model: PoseModel, batch: Sequence[dict[str, Any]], optimizer: torch.optim.Optimizer, num_micro_batches: int
+    model: nn.Module, batch: Sequence[dict[str, Any]], optimizer: torch.optim.Optimizer, num_micro_batches: int
 ) -> dict[str, float]:
     """A few steps; gives the figures of the last one on the main process."""
     step = TrainStep(

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from querypose.d2 import EventStorage, build_model
 from querypose.engine import TrainStep, build_optimizer
 from querypose.engine.train_step import cut_batch
-from querypose.modeling.pose_model import Batch, PoseModel
+from querypose.modeling.pose_model import Batch
 from tests.engine.toy_pose import ToyPose, toy_batch, toy_model
 from tests.tiny import ARCHITECTURES, exact_model, hold_batch_norms, random_batch, tiny_config
 
 
-def make_step(model: PoseModel, batch: Sequence[dict[str, Any]], lr: float = 0.01, **settings: Any) -> TrainStep:
+def make_step(model: nn.Module, batch: Sequence[dict[str, Any]], lr: float = 0.01, **settings: Any) -> TrainStep:
     optimizer = build_optimizer(model, base_lr=lr, weight_decay=0.0, weight_decay_norm=0.0, weight_decay_bias=0.0)
     return TrainStep(model, itertools.repeat(batch), optimizer, **settings)
 

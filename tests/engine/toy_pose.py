@@ -73,7 +73,7 @@ class ToyPose(PoseModel):
     def predict(self, batch: Batch) -> list[Instances]:
         return [self.person(points, item) for points, item in zip(self.keypoints(batch), batch, strict=True)]
 
-    def person(self, keypoints: Tensor, item: dict[str, Any]) -> Instances:
+    def person(self, keypoints: Tensor, item: Mapping[str, Any]) -> Instances:
         size = item["height"], item["width"]
         points = keypoints * keypoints.new_tensor([size[1], size[0]])
         instances = Instances(size)

@@ -26,7 +26,9 @@ BACKBONES: dict[str, list[str]] = {
 
 
 def _model(*overrides: str, dataset: str = "keypoints_coco_2017_val") -> PoseModel:
-    return build_model(tiny_config(*overrides, dataset=dataset))
+    model = build_model(tiny_config(*overrides, dataset=dataset))
+    assert isinstance(model, PoseModel)
+    return model
 
 
 def _total(losses: dict[str, torch.Tensor]) -> torch.Tensor:

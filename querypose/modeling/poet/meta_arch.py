@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, ImageList, Instances, build_backbone, configurable
 from querypose.layers import Transformer
 from querypose.modeling.backbone import BackboneError
 from querypose.modeling.images import has_padding, image_cells
-from querypose.modeling.loss_terms import LossTerm
+from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.poet.criterion import PoseCriterion, QueryOutputs
 from querypose.modeling.poet.loss_terms import POET_LOSS_REGISTRY
 from querypose.modeling.poet.pose_terms import POSE_TERMS
@@ -59,7 +59,7 @@ class POET(PoseModel):
         self.criterion = criterion
         self.detections_per_image = detections_per_image
         self.score_threshold = score_threshold
-        self.extra_terms = nn.ModuleDict(extra_terms)
+        self.extra_terms = LossTerms(extra_terms)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -119,25 +119,21 @@ class POET(PoseModel):
         """`persons` and `class_weights` (see `PoseCriterion`), and those of the extra terms."""
         counts = [len(image["instances"]) for image in batch]
         class_weights = self.criterion.class_weight_sum(counts, len(self.pose_transformer.transformer.queries))
-        normalizers = {
+        return {
             "persons": num_instances(batch),
             "class_weights": torch.tensor(class_weights, dtype=torch.float64),
+            **self.extra_terms.normalizers(batch),
         }
-        for term in self.extra_terms.values():
-            normalizers.update(term.normalizers(batch))
-        return normalizers
 
     def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `PoseModel.losses`; reads `gt_keypoints` of `instances`."""
         outputs, _ = self._query_outputs(batch)
         targets = PoseTargets.from_persons(self.person_targets(batch))
         matches_S = self.criterion.match(outputs, targets)
-        losses = self.criterion(outputs, targets, matches_S, normalizers)
-        for name, term in self.extra_terms.items():
-            losses[f"loss_{name}"] = term(
-                outputs=outputs, matches_S=matches_S, targets=targets, normalizers=normalizers
-            )
-        return losses
+        extra_losses = self.extra_terms.losses(
+            outputs=outputs, matches_S=matches_S, targets=targets, normalizers=normalizers
+        )
+        return {**self.criterion(outputs, targets, matches_S, normalizers), **extra_losses}
 
     def predict(self, batch: Batch) -> list[Instances]:
         """As `PoseModel.predict`, with `pred_visibilities` (N, K) in [0, 1] beside it.

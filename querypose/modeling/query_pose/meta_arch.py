@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from querypose.d2 import (
     META_ARCH_REGISTRY,
@@ -23,7 +23,7 @@ from querypose.d2 import (
 )
 from querypose.layers import RealNVP, RegionPooler, pooling_layout
 from querypose.modeling.images import zero_padding
-from querypose.modeling.loss_terms import LossTerm
+from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
 from querypose.modeling.query_pose.box_decoder import BoxStage
 from querypose.modeling.query_pose.criterion import SetCriterion
@@ -85,7 +85,7 @@ class QueryPose(PoseModel):
         self.matcher = matcher
         self.criterion = criterion
         self.heatmap = heatmap
-        self.extra_terms = nn.ModuleDict(extra_terms)
+        self.extra_terms = LossTerms(extra_terms)
         self.selection = selection
         self.mask_padding = mask_padding
 
@@ -141,10 +141,7 @@ class QueryPose(PoseModel):
 
     def loss_normalizers(self, batch: Batch) -> dict[str, Tensor]:
         """`persons`, and those of the extra terms."""
-        normalizers = {"persons": num_instances(batch)}
-        for term in self._loss_terms().values():
-            normalizers.update(term.normalizers(batch))
-        return normalizers
+        return {"persons": num_instances(batch), **self.extra_terms.normalizers(batch)}
 
     def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `PoseModel.losses`; reads `gt_boxes` and `gt_keypoints` of `instances`."""
@@ -152,9 +149,10 @@ class QueryPose(PoseModel):
         targets = self.person_targets(batch)
         stages = self.decoder.decode_training(features, targets, self.matcher)
         losses = self.criterion(stages, targets, normalizers)
-        for name, term in self._loss_terms().items():
-            losses[f"loss_{name}"] = term(features=features, stages=stages, targets=targets, normalizers=normalizers)
-        return losses
+        outputs = {"features": features, "stages": stages, "targets": targets, "normalizers": normalizers}
+        if self.heatmap is not None:
+            losses["loss_heatmap"] = self.heatmap(**outputs)
+        return {**losses, **self.extra_terms.losses(**outputs)}
 
     def predict(self, batch: Batch) -> list[Instances]:
         """As `PoseModel.predict`; `scores` are the pose scores of Sec. 3.4."""
@@ -168,11 +166,6 @@ class QueryPose(PoseModel):
         images = self.normalized_images(batch, self.backbone.size_divisibility)
         features = {name: pooling_layout(feature) for name, feature in self.backbone(images.tensor).items()}
         return (zero_padding(features, images) if self.mask_padding else features), images
-
-    def _loss_terms(self) -> dict[str, LossTerm]:
-        """The heat maps, whose weights keep the name that they have in checkpoints, and the extra terms."""
-        heatmap = {} if self.heatmap is None else {"heatmap": self.heatmap}
-        return {**heatmap, **dict(self.extra_terms.items())}  # type: ignore[dict-item]  # it holds nothing else
 
 
 def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> PoseDecoder:

@@ -61,9 +61,9 @@ class Replay(NamedTuple):
 
 
 def replay(folder: str | Path, device: str = "auto") -> Replay:
-    """Runs the iteration of a dump again: same weights, batches, random numbers, precision and normalisation.
+    """Runs the iteration of a dump again: same weights, batches, random numbers, precision and normalization.
 
-    Synchronised BatchNorm is the exception: here every process has the statistics of its own batch.
+    Synchronized BatchNorm is the exception: here every process has the statistics of its own batch.
 
     Args:
         folder: of the dump, `OUTPUT_DIR/dumps/iteration_N`.
@@ -126,7 +126,9 @@ def format_replay(result: Replay) -> str:
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
     count = f"{len(names)} of {len(result.replayed_norms)}"
     lines.append(f"parameters whose gradient is not finite: {count} {shown}".rstrip())
-    lines.append("Reproduced." if result.is_reproduced else "NOT reproduced: other figures are not finite than then.")
+    lines.append(
+        "Reproduced." if result.is_reproduced else "NOT reproduced: now other losses or gradients are not finite."
+    )
     return "\n".join(lines)
 
 
@@ -134,8 +136,8 @@ def _image(image: Mapping[str, Any]) -> str:
     return f"{image.get('file_name', 'image')} (id {image.get('image_id', '?')})"
 
 
-def _non_finite(figures: Mapping[str, float]) -> set[str]:
-    return {name for name, value in figures.items() if not math.isfinite(value)}
+def _non_finite(scalars: Mapping[str, float]) -> set[str]:
+    return {name for name, value in scalars.items() if not math.isfinite(value)}
 
 
 def _by_part(norms: Mapping[str, float], depth: int = 3) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""One training iteration: micro-batches, mixed precision, clipping, the update, and the figures it reports."""
+"""One training iteration: micro-batches, mixed precision, clipping, the update, and the scalars it reports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TrainStep:
     """The inner trainer: `run_step` is one update of the weights from one batch of the loader.
 
     Losses and the gradient's norm are reported to the event storage every `log_period` iterations, as means over those
-    iterations and over the processes; between reports no iteration waits for the device. An iteration whose figures are
+    iterations and over the processes; between reports no iteration waits for the device. An iteration whose scalars are
     not finite changes nothing: `guard` ends the run or skips it (`querypose.engine.non_finite`).
 
     Args:
@@ -52,7 +52,7 @@ class TrainStep:
 
     Attributes:
         pose_model: the model itself.
-        figures: those that have not been reported yet.
+        scalars: those that have not been reported yet.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class TrainStep:
             )
         self.pose_model = pose_model
         self._guard = NonFiniteGuard(pose_model, self._parameters, self.grad_scaler, **(guard or {}))
-        # On a GPU an iteration is judged once the next one is under way, which waits for nothing.
-        self.figures = ScalarQueue(self._guard.judge, lag=1 if self._device.type == "cuda" else 0)
+        # On a GPU an iteration is checked once the next one is under way, which waits for nothing.
+        self.scalars = ScalarQueue(self._guard.check, lag=1 if self._device.type == "cuda" else 0)
         self._data_seconds: list[float] = []
 
     def run_step(self, after_backward: Callable[[], None] = lambda: None) -> None:
@@ -117,11 +117,11 @@ class TrainStep:
         self.grad_scaler.unscale_(self.optimizer)
         after_backward()
         norm = self._clip_gradients()
-        figures = torch.stack((norm.to(values), self._is_non_finite(values, norm).to(values)))
-        self.figures.put(self.iter, (*names, GRAD_NORM, NON_FINITE), torch.cat((values, figures)))
+        extra = torch.stack((norm.to(values), self._is_non_finite(values, norm).to(values)))
+        self.scalars.put(self.iter, (*names, GRAD_NORM, NON_FINITE), torch.cat((values, extra)))
         self._update(norm)
         if (self.iter + 1) % self.log_period == 0:
-            self.write_figures()
+            self.write_scalars()
 
     def accumulate_gradients(
         self, batch: Batch, normalizers: Mapping[str, Tensor] | None = None
@@ -180,7 +180,7 @@ class TrainStep:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # How the scaler tells a fused optimiser, which then does nothing on the device.
+            # How the scaler tells a fused optimizer, which then does nothing on the device.
             optimizer: Any = self.optimizer
             optimizer.grad_scale, optimizer.found_inf = None, (~norm.isfinite()).float()
             optimizer.step()
@@ -188,21 +188,21 @@ class TrainStep:
         elif norm.isfinite():
             self.optimizer.step()
 
-    def settle(self) -> None:
-        """Waits until all iterations so far are judged; every process must call it together, before any saves.
+    def flush(self) -> None:
+        """Waits until all iterations so far are checked; every process must call it together, before any saves.
 
         Raises:
             NonFiniteError: one is not finite.
         """
-        self.figures.wait()
+        self.scalars.wait()
 
-    def write_figures(self) -> None:
+    def write_scalars(self) -> None:
         """Puts the means since the last report into the event storage; every process must call it together.
 
         Raises:
-            NonFiniteError: a figure is not finite.
+            NonFiniteError: a scalar is not finite.
         """
-        means = self.figures.means()
+        means = self.scalars.means()
         if not means:
             return
         del means[NON_FINITE]
@@ -223,9 +223,9 @@ class TrainStep:
         """State of the iteration, the optimizer and the gradient scaler.
 
         Raises:
-            NonFiniteError: a recent figure is not finite.
+            NonFiniteError: a recent scalar is not finite.
         """
-        self.settle()
+        self.flush()
         return {
             "iteration": self.iter,
             "optimizer": self.optimizer.state_dict(),

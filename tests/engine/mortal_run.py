@@ -23,7 +23,8 @@ from torch import Tensor, nn
 import tests.engine.toy_pose
 from querypose.d2 import META_ARCH_REGISTRY, CfgNode, default_argument_parser
 from querypose.engine import PoseTrainer, TrainStep, launch, setup
-from querypose.engine.recovery import RunCheckpointer, WriteFigures
+from querypose.engine.checkpointer import RunCheckpointer
+from querypose.engine.hooks import PeriodicWriter
 from querypose.modeling.pose_model import Batch
 
 MAX_ITER = 20
@@ -127,16 +128,16 @@ def _in_evaluation(iteration: int) -> None:
 
 def _in_line(iteration: int) -> None:
     """Leaves half of a line of metrics.json."""
-    original = WriteFigures.after_step
+    original = PeriodicWriter.after_step
 
-    def after_step(self: WriteFigures) -> None:
+    def after_step(self: PeriodicWriter) -> None:
         if self.trainer.iter == iteration:
             with open(self._metrics_file, "a") as stream:
                 stream.write('{"iteration": 11, "lo')
             kill()
         original(self)
 
-    WriteFigures.after_step = after_step  # type: ignore[method-assign]  # dies in it
+    PeriodicWriter.after_step = after_step  # type: ignore[method-assign]  # dies in it
 
 
 def _signal_everything(number: int) -> None:
@@ -272,7 +273,7 @@ def assert_same_run(folder: Path, reference: Path) -> None:
 def _without_timings(state: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint without the pending figures that depend on the clock."""
     if "trainer" in state:
-        figures = state["trainer"]["hooks"]["WriteFigures"]
+        figures = state["trainer"]["hooks"]["PeriodicWriter"]
         figures["pending"] = [figure for figure in figures["pending"] if figure[0] not in TIMINGS]
     return state
 

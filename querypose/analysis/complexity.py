@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from querypose.analysis.part_meter import PartMeter, part_name
 from querypose.d2 import META_ARCH_REGISTRY, CfgNode
-from querypose.data.transforms import shortest_edge_size
+from querypose.data import build_pipeline
 from querypose.modeling import PoseModel
 
 PHOTO_SIZE = (480, 640)
@@ -79,10 +80,12 @@ def measure_complexity(cfg: CfgNode, *, image_size: tuple[int, int] | None = Non
 
 
 def image_size_for_testing(cfg: CfgNode, photo_size: tuple[int, int] = PHOTO_SIZE) -> tuple[int, int]:
-    """Height and width to which the config resizes a photo for testing."""
-    if cfg.INPUT.MIN_SIZE_TEST == 0:
-        return photo_size
-    return shortest_edge_size(photo_size, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    """Height and width of what the config makes of a photo for testing."""
+    pipeline = build_pipeline(cfg, is_train=False)
+    record = pipeline.records_of_image(photo_size)[0]
+    sample = pipeline.sample(record, np.random.default_rng(0), np.zeros((*photo_size, 3), np.uint8))
+    height, width = sample["image"].shape[1:]
+    return height, width
 
 
 def count_parameters(model: nn.Module, depth: int) -> dict[str, int]:

@@ -56,7 +56,8 @@ class Keypoints:
 class Instances:
     """The instances of one image: any number of fields, all of one length.
 
-    A field is an attribute (`instances.gt_boxes = boxes`). Indexing, `to` and `cat` act on every field.
+    A field is an attribute (`instances.gt_boxes = boxes`). Indexing, `to` and `cat` act on every field. Deviates: a list
+    can be indexed as a tensor can; in detectron2 by slices alone.
 
     Attributes:
         image_size: (height, width) of the image that the fields refer to.
@@ -204,6 +205,8 @@ def _join(name: str, values: list[Any]) -> Any:
 
 class ImageList:
     """Images of unlike sizes in one padded tensor.
+
+    Deviates: detectron2's can be scripted and traced by torch.jit.
 
     Attributes:
         tensor: B x … x H x W, padded on the right and below.

@@ -398,7 +398,7 @@ def test_no_memory(
     error: Exception,
     message: str,
 ) -> None:
-    def forward(self: ToyPose, batch: Any) -> Any:
+    def forward(self: ToyPose, *given: Any) -> Any:
         raise error
 
     monkeypatch.setattr(ToyPose, "forward", forward)
@@ -423,7 +423,7 @@ def test_a_loss_that_is_not_finite(
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(self: ToyPose, batch: Any) -> Any:
+    def forward(self: ToyPose, *given: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(ToyPose, "forward", forward)

@@ -56,8 +56,9 @@ class Keypoints:
 class Instances:
     """The instances of one image: any number of fields, all of one length.
 
-    A field is an attribute (`instances.gt_boxes = boxes`). Indexing, `to` and `cat` act on every field. Deviates: a list
-    can be indexed as a tensor can; in detectron2 by slices alone.
+    A field is an attribute (`instances.gt_boxes = boxes`). Indexing, `to` and `cat` act on every field.
+
+    Deviates: a field that is a list can be indexed as a tensor can, and torch.jit cannot script the class.
 
     Attributes:
         image_size: (height, width) of the image that the fields refer to.

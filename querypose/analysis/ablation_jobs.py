@@ -22,8 +22,8 @@ from submitit.core.utils import UncompletedJobError
 from querypose.analysis.ablation_runs import AblationRun
 from querypose.analysis.training_job import Training
 from querypose.config import ConfigError
-from querypose.engine.recovery.stop_signal import STOPPED_EXIT_CODE
 from querypose.engine.setup import available_cores
+from querypose.engine.stop_signal import STOPPED_EXIT_CODE
 
 _LOG_LINES_SHOWN = 5
 _MAX_REQUEUES = 1000

@@ -177,11 +177,11 @@ class TrainingSubject(Subject):
         accumulate = step.accumulate_gradients
         with PartMeter(self._model, self._depth, self._clock.read, outside="update") as meter:
 
-            def metered(batch: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], Tensor]:
+            def metered(*given: Any) -> tuple[tuple[str, ...], Tensor]:
                 with meter.running("backward"):  # less the forward pass, whose parts come on top
-                    return accumulate(batch)
+                    return accumulate(*given)
 
-            step.accumulate_gradients = metered  # type: ignore[method-assign]  # for this step alone
+            step.accumulate_gradients = metered  # type: ignore[method-assign, assignment]  # for this step alone
             try:
                 self.step()
             finally:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from torch import Tensor
 
 from querypose.d2 import CheckpointError, DetectionCheckpointer, atomic_write, comm, to_plain
-from querypose.engine.recovery.background_writer import BackgroundWriter, SnapshotBuffers
-from querypose.engine.recovery.manifest import MANIFEST, Condition, Entry, HashingStream, Manifest
+from querypose.engine.manifest import MANIFEST, Condition, Entry, HashingStream, Manifest
 
 _LAST_CHECKPOINT = "last_checkpoint"
 
@@ -30,8 +31,8 @@ class RunCheckpointer(DetectionCheckpointer):
     def __init__(self, model: Any, save_dir: str = "", **checkpointables: Any) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._manifest = Manifest(save_dir)
-        self._buffers = SnapshotBuffers()
-        self._writer = BackgroundWriter()
+        self._buffers = _SnapshotBuffers()
+        self._writer = _BackgroundWriter()
 
     def save(self, name: str, *, keep: int = 0, **kwargs: Any) -> None:
         """Saves everything as `{name}.pth`, which becomes the last checkpoint; returns before the file is there.
@@ -102,7 +103,7 @@ class RunCheckpointer(DetectionCheckpointer):
         if found is None:
             raise CheckpointError(
                 f"None of the checkpoints that {self.save_dir}/{_LAST_CHECKPOINT} and {MANIFEST} name is intact. To "
-                "begin anew train without --resume; another folder's weights can be given in MODEL.WEIGHTS."
+                "start from the beginning, leave out --resume; MODEL.WEIGHTS can name weights of another folder."
             )
         return os.path.join(self.save_dir, found) if found else ""
 
@@ -147,7 +148,7 @@ class RunCheckpointer(DetectionCheckpointer):
             if condition in (Condition.INTACT, Condition.UNLISTED):
                 return file
             if condition is Condition.DAMAGED or file == last:
-                logger.warning(f"{self.save_dir}/{file} is {condition.value}; going back to the checkpoint before it.")
+                logger.warning(f"{self.save_dir}/{file} is {condition.value}. Trying the checkpoint before it.")
         return None
 
     def _write(self, name: str, state: dict[str, Any], keep: int, has_state: bool) -> None:
@@ -183,3 +184,74 @@ class RunCheckpointer(DetectionCheckpointer):
 
 def _has_number(file: str) -> bool:
     return Path(file).stem.rpartition("_")[2].isdigit()
+
+
+class _SnapshotBuffers:
+    """Copies of tensors in host memory, in buffers that are used again by the next copy.
+
+    Memory that is used for the first time costs ten times what the copy costs; so `prepare` can do that beforehand.
+    What lies on a GPU goes to page-locked memory, all of it at once.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def prepare(self, name: str, tensor: Tensor) -> Tensor:
+        """Gets the buffer of a tensor ready; copies nothing."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).zero_()
+            self._buffers[name] = buffer
+        return buffer
+
+    def copy(self, name: str, tensor: Tensor) -> Tensor:
+        """A copy, complete after `wait`, and valid until the next copy under that name."""
+        return self.prepare(name, tensor).copy_(tensor, non_blocking=True)
+
+    def wait(self) -> None:
+        """Waits for the copies from a GPU."""
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+
+
+class _BackgroundWriter:
+    """One job at a time in a thread. What it raises is raised where the training asks next."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Starts a job once the one before is done.
+
+        Raises: what the one before raised.
+        """
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(job,), name="checkpoint writer", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits for the job.
+
+        Raises: what the job raised.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def is_busy(self) -> bool:
+        """Whether a job is running."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raises what the last job raised, if it has ended; waits for nothing."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:  # raised again by `check`, in the training
+            self._error = error

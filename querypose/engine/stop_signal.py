@@ -78,7 +78,10 @@ class StopSignal:
             self.is_requested = True
             # Not by a logger: the signal may have come in the midst of writing a log line.
             name = signal.Signals(number).name
-            os.write(2, f"{name}: stopping after this iteration; a second SIGINT stops at once\n".encode())
+            message = (
+                "saving and stopping after this iteration. A second SIGINT (Ctrl-C) stops at once, without saving."
+            )
+            os.write(2, f"{name}: {message}\n".encode())
 
 
 @contextlib.contextmanager

@@ -150,26 +150,26 @@ CASES: tuple[Case, ...] = (
     config("misspelt key", "SOLVER: {MAX_ITERS: 5}", "bad.yaml", "SOLVER.MAX_ITERS", "Did you mean SOLVER.MAX_ITER"),
     config("unknown section", "OPTIMIZER: {LR: 5}", "bad.yaml", "OPTIMIZER"),
     config("key of the wrong section", "MODEL: {NUM_QUERIES: 5}", "Did you mean", "MODEL.QUERYPOSE.NUM_QUERIES"),
-    config("text for a number", "SOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER is many", "type int"),
-    config("fraction for an integer", "SOLVER: {MAX_ITER: 1.5}", "SOLVER.MAX_ITER is 1.5", "type int"),
-    config("truth for a number", "SOLVER: {MAX_ITER: true}", "SOLVER.MAX_ITER is True", "type int"),
-    config("number for text", "MODEL: {WEIGHTS: 3}", "MODEL.WEIGHTS is 3", "type str"),
+    config("text for a number", "SOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER is 'many'", "an integer"),
+    config("fraction for an integer", "SOLVER: {MAX_ITER: 1.5}", "SOLVER.MAX_ITER is 1.5", "an integer"),
+    config("truth for a number", "SOLVER: {MAX_ITER: true}", "SOLVER.MAX_ITER is True", "an integer"),
+    config("number for text", "MODEL: {WEIGHTS: 3}", "MODEL.WEIGHTS is 3", "text"),
     config("value for a section", "SOLVER: 3", "SOLVER is 3", "a section of keys"),
     config("nothing for a section", "SOLVER:", "SOLVER is None", "a section of keys"),
-    config("nothing for a value", "SOLVER: {MAX_ITER: }", "SOLVER.MAX_ITER is None", "type int"),
-    config("one name for a list", "DATASETS: {TRAIN: coco}", "DATASETS.TRAIN is coco", "type list"),
+    config("nothing for a value", "SOLVER: {MAX_ITER: }", "SOLVER.MAX_ITER is None", "an integer"),
+    config("one name for a list", "DATASETS: {TRAIN: coco}", "DATASETS.TRAIN is 'coco'", "a list"),
     config("infinite", "SOLVER: {BASE_LR: .inf}", "SOLVER.BASE_LR is inf", "> 0"),
     config("not a number", "SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR is nan", "> 0"),
     config("a list", "[1, 2]", "bad.yaml", "mapping of keys"),
     config("a number", "3", "bad.yaml", "mapping of keys"),
     config("empty", "", "bad.yaml", "empty"),
-    config("no YAML", "SOLVER: {", "bad.yaml is not valid YAML"),
-    config("tabs", "SOLVER:\n\tMAX_ITER: 3", "bad.yaml is not valid YAML"),
+    config("no YAML", "SOLVER: {", "bad.yaml", "not valid YAML"),
+    config("tabs", "SOLVER:\n\tMAX_ITER: 3", "bad.yaml", "not valid YAML"),
     config("binary", b"\x80\x04\x95\xff\xfe", "bad.yaml"),
-    config("NUL", "OUTPUT_DIR: \0", "bad.yaml is not valid YAML"),
-    config("code", "SOLVER: !!python/object/apply:os.system ['echo hi']", "bad.yaml is not valid", "python/object"),
-    config("key that is a number", "1: 2", "bad.yaml", "1 is not the name of a key"),
-    config("key that is a list", "? [a]\n: b", "bad.yaml is not valid YAML"),
+    config("NUL", "OUTPUT_DIR: \0", "bad.yaml", "not valid YAML"),
+    config("code", "SOLVER: !!python/object/apply:os.system ['echo hi']", "bad.yaml", "YAML", "python/object"),
+    config("key that is a number", "1: 2", "bad.yaml", "there is no key 1"),
+    config("key that is a list", "? [a]\n: b", "bad.yaml", "not valid YAML"),
     config("nested without end", "a: &a [*a]\nb: " + "[" * 3000, "bad.yaml"),
     config("base that is missing", "_BASE_: nowhere.yaml", "bad.yaml", "_BASE_", "nowhere.yaml", "does not exist"),
     config("base that leads back", "_BASE_: bad.yaml", "bad.yaml", "leads back to itself"),
@@ -179,7 +179,7 @@ CASES: tuple[Case, ...] = (
     tool("config that is a folder", LOOK, lambda folder: ["--config-file", str(folder), "--output", str(folder / "o")],
          "no config file"),
     # ---- keys ---------------------------------------------------------------------------------------------------
-    override("without value", ["SOLVER.MAX_ITER"], "odd length"),
+    override("without value", ["SOLVER.MAX_ITER"], "has no value"),
     override("misspelt", ["SOLVER.BASE_RL", "1"], "SOLVER.BASE_RL", "Did you mean SOLVER.BASE_LR"),
     override("inside a value", ["SOLVER.BASE_LR.X", "1"], "no key SOLVER.BASE_LR.X"),
     override("below its least", ["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER is 0", ">= 1"),
@@ -398,7 +398,7 @@ def test_no_memory(
     error: Exception,
     message: str,
 ) -> None:
-    def forward(self: ToyPose, batch: Any) -> Any:
+    def forward(self: ToyPose, *given: Any) -> Any:
         raise error
 
     monkeypatch.setattr(ToyPose, "forward", forward)
@@ -423,7 +423,7 @@ def test_a_loss_that_is_not_finite(
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(self: ToyPose, batch: Any) -> Any:
+    def forward(self: ToyPose, *given: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(ToyPose, "forward", forward)

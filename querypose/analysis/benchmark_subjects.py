@@ -7,6 +7,8 @@ the peak of its memory to be its own.
 from __future__ import annotations
 
 import itertools
+import json
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,13 +31,13 @@ from querypose.analysis.random_data import (
 )
 from querypose.config import ConfigError, load_config
 from querypose.d2 import META_ARCH_REGISTRY, CfgNode, EventStorage, seed_all_rng
-from querypose.data import register_custom_datasets
+from querypose.data import read_annotations, register_custom_datasets
 from querypose.engine import PoseTrainer
 from querypose.engine.predictor import PosePredictor
 from querypose.engine.progress import peak_memory
 from querypose.engine.setup import prepare_process
-from querypose.evaluation import evaluate_oks, read_ground_truth
-from querypose.skeleton import Skeleton, skeleton_of_datasets
+from querypose.evaluation import find_metric, read_detections
+from querypose.skeleton import skeleton_of_datasets
 
 NUM_RANDOM_BATCHES = 4
 EVALUATION_IMAGES = 5000
@@ -52,6 +54,7 @@ class Workload:
     Attributes:
         config_file: the experiment, None for the defaults.
         overrides: KEY VALUE pairs.
+        imports: modules to import first, as of --import.
         image_size: height and width of the random images, in pixels.
         persons: in every random image.
         batch_size: images of a step; None is 2 in training and 1 in inference.
@@ -62,6 +65,7 @@ class Workload:
 
     config_file: str | None
     overrides: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
     image_size: ImageSize = (800, 1066)
     persons: int = 4
     batch_size: int | None = None
@@ -76,7 +80,7 @@ class Workload:
             ConfigError: there is no such file, or it cannot be used.
         """
         try:
-            cfg = load_config(self.config_file, self.overrides, row=self.row)
+            cfg = load_config(self.config_file, self.overrides, self.imports, row=self.row)
         except FileNotFoundError as error:
             raise ConfigError(f"--config-file: {error}") from error
         register_custom_datasets(cfg)
@@ -171,11 +175,11 @@ class TrainingSubject(Subject):
         accumulate = step.accumulate_gradients
         with PartMeter(self._model, self._depth, self._clock.read, outside="update") as meter:
 
-            def metered(batch: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], Tensor]:
+            def metered(*given: Any) -> tuple[tuple[str, ...], Tensor]:
                 with meter.running("backward"):  # less the forward pass, whose parts come on top
-                    return accumulate(batch)
+                    return accumulate(*given)
 
-            step.accumulate_gradients = metered  # type: ignore[method-assign]  # for this step alone
+            step.accumulate_gradients = metered  # type: ignore[method-assign, assignment]  # for this step alone
             try:
                 self.step()
             finally:
@@ -240,15 +244,18 @@ class EvaluationSubject(Subject):
     def __init__(self, workload: Workload) -> None:
         cfg = workload.load()
         random = np.random.default_rng(0)
-        self._skeleton: Skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        self._coco = random_coco(random, EVALUATION_IMAGES, (480, 640), EVALUATION_PERSONS, self._skeleton)
-        self._detections = random_detections(random, self._coco, EVALUATION_DETECTIONS)
+        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        coco = random_coco(random, EVALUATION_IMAGES, (480, 640), EVALUATION_PERSONS, skeleton)
+        self._results = random_detections(random, coco, EVALUATION_DETECTIONS)
+        with tempfile.TemporaryDirectory() as folder:
+            json_file = Path(folder) / "annotations.json"
+            json_file.write_text(json.dumps(coco), encoding="utf-8")
+            self._annotations = read_annotations(json_file, None, skeleton)
+        self._metric = find_metric("coco", "the metric")
 
     def step(self) -> float:
         """One evaluation."""
-        return seconds_of(
-            lambda: evaluate_oks(read_ground_truth(self._coco, self._skeleton), self._detections, self._skeleton)
-        )
+        return seconds_of(lambda: self._metric(self._annotations, read_detections(self._results, self._annotations)))
 
 
 class ComplexitySubject(Subject):

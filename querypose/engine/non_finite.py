@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from querypose.engine.dumps import DumpWriter, random_state
 from querypose.engine.errors import NonFiniteError
-from querypose.engine.micro_batches import Batch
+from querypose.modeling.pose_model import Batch
 
 GRAD_NORM = "grad_norm"
 NON_FINITE = "non_finite"

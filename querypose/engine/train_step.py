@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -13,9 +14,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from querypose.d2 import comm, get_event_storage
-from querypose.engine.micro_batches import Batch, cut_batch, micro_batch_weights
 from querypose.engine.non_finite import GRAD_NORM, NON_FINITE, NonFiniteGuard, gradient_norms, nan_unless_finite
 from querypose.engine.scalars import ScalarQueue
+from querypose.modeling.pose_model import Batch, PoseModel
+
+
+def cut_batch(batch: Batch, num_micro_batches: int) -> list[Batch]:
+    """Cuts a batch into `num_micro_batches` runs of consecutive items whose lengths differ by one at most.
+
+    Raises:
+        ValueError: the batch has fewer items than that.
+    """
+    if len(batch) < num_micro_batches:
+        raise ValueError(f"A batch of {len(batch)} images cannot be cut into {num_micro_batches} micro-batches.")
+    bounds = [len(batch) * index // num_micro_batches for index in range(num_micro_batches + 1)]
+    return [batch[low:high] for low, high in itertools.pairwise(bounds)]
 
 
 class TrainStep:
@@ -26,7 +39,7 @@ class TrainStep:
     not finite changes nothing: `guard` ends the run or skips it (`querypose.engine.non_finite`).
 
     Args:
-        model: gives a dict of scalar losses for a batch; may be wrapped in DistributedDataParallel.
+        model: a `PoseModel`; may be wrapped in DistributedDataParallel.
         data_loader: endless batches, lists of dicts.
         optimizer: updates the model's parameters.
         precision: bfloat16 or float16 runs the forward pass under autocast, float16 with a scaled loss; None is
@@ -38,6 +51,7 @@ class TrainStep:
         guard: keywords of `NonFiniteGuard`.
 
     Attributes:
+        pose_model: the model itself.
         scalars: those that have not been reported yet.
     """
 
@@ -67,8 +81,14 @@ class TrainStep:
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._device = self._parameters[0].device
         self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=precision == torch.float16)
-        unwrapped = model.module if isinstance(model, DistributedDataParallel) else model
-        self._guard = NonFiniteGuard(unwrapped, self._parameters, self.grad_scaler, **(guard or {}))
+        pose_model = model.module if isinstance(model, DistributedDataParallel) else model
+        if not isinstance(pose_model, PoseModel):
+            raise TypeError(
+                f"{type(pose_model).__name__} cannot be trained: it is not a PoseModel, so it does not say what its "
+                "losses are divided by. Derive the class from querypose.modeling.PoseModel."
+            )
+        self.pose_model = pose_model
+        self._guard = NonFiniteGuard(pose_model, self._parameters, self.grad_scaler, **(guard or {}))
         # On a GPU an iteration is checked once the next one is under way, which waits for nothing.
         self.scalars = ScalarQueue(self._guard.check, lag=1 if self._device.type == "cuda" else 0)
         self._data_seconds: list[float] = []
@@ -103,24 +123,34 @@ class TrainStep:
         if (self.iter + 1) % self.log_period == 0:
             self.write_scalars()
 
-    def accumulate_gradients(self, batch: Batch) -> tuple[tuple[str, ...], Tensor]:
+    def accumulate_gradients(
+        self, batch: Batch, normalizers: Mapping[str, Tensor] | None = None
+    ) -> tuple[tuple[str, ...], Tensor]:
         """Adds the gradient of the whole batch's loss to the parameters' `.grad`, one micro-batch at a time.
+
+        Every loss is a sum, divided by normalizers of the whole batch; those of the micro-batches therefore add up to
+        it, also where one has no person, and where DistributedDataParallel averages over the processes. Statistics of
+        BatchNorm in training remain those of the micro-batch.
+
+        Args:
+            batch: of this process.
+            normalizers: what losses are divided by; by default those of `batch` and of the batches of other processes.
 
         Returns:
             the names of the losses, and their values over the whole batch: one float tensor.
         """
         micro_batches = cut_batch(batch, self.num_micro_batches)
-        weights = micro_batch_weights(micro_batches, self._device)
+        if normalizers is None:
+            normalizers = self.pose_model.global_normalizers(*micro_batches)
         names: tuple[str, ...] = ()
         totals: list[Tensor] = []
-        for index, (micro_batch, weight) in enumerate(zip(micro_batches, weights, strict=True)):
+        for index, micro_batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             with self._without_gradient_exchange(unless=is_last):
                 with self._autocast():
-                    losses = self.model(micro_batch)
+                    losses = self.model(micro_batch, normalizers)
                 names = tuple(losses)
                 values = torch.stack([loss.float() if loss.dtype.itemsize < 4 else loss for loss in losses.values()])
-                values = values * weight
                 self.grad_scaler.scale(nan_unless_finite(values.sum())).backward()
             totals.append(values.detach())
         return names, torch.stack(totals).sum(dim=0)

@@ -23,11 +23,10 @@ from querypose.engine.non_finite import RunningStatistics, gradient_norms, nan_u
 from querypose.engine.replay import format_replay, replay
 from querypose.engine.scalars import ScalarQueue
 from querypose.engine.trainer import PoseTrainer
-from tests.engine.toy_pose import toy_batch, toy_cfg, toy_model, write_toy_config
+from querypose.modeling.pose_model import Batch
+from tests.engine.toy_pose import ToyPose, toy_batch, toy_cfg, toy_model, write_toy_config
 from tests.scripts import load_script
 from tests.tiny import random_batch, tiny_config
-
-Batch = Sequence[dict[str, Any]]
 
 
 def spoilt(batch: Batch, value: float = math.inf) -> Batch:
@@ -120,13 +119,10 @@ def test_figures_of_skipped_iterations_are_not_reported() -> None:
 
 
 def test_a_gradient_that_is_infinite_for_ever_ends_a_run_with_scaled_loss() -> None:
-    class Endless(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(()))
-
-        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-            return {"loss": self.weight.abs().sqrt()}  # its gradient at 0 is infinite or NaN, whatever the scale
+    class Endless(ToyPose):
+        def losses(self, batch: Batch, normalizers: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            # Its gradient at 0, where the weights start, is infinite or NaN, whatever the scale.
+            return {"loss": self.flow.weight.abs().sqrt().sum()}
 
     step = make_step(Endless(), [toy_batch([1])] * 60, precision=torch.float16)
     with pytest.raises(NonFiniteError, match="gradient became infinite or NaN at iteration 50"):

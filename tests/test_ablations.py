@@ -21,11 +21,12 @@ from querypose.skeleton import SkeletonError
 from tests.test_configs import CONFIGS, ROWS, TABLES, leaves, load
 
 ABLATIONS = CONFIGS / "ablations"
-QUERY_POSE_ROWS = [name for name in ROWS if not name.startswith("ablations/poet/")]
+QUERY_POSE_ROWS = [name for name in ROWS if not name.startswith(("ablations/poet/", "ablations/lqr/"))]
+LQR_ROWS = [name for name in ROWS if name.startswith("ablations/lqr/")]
 POET_ROWS = [name for name in ROWS if name.startswith("ablations/poet/")]
 # Of the rows of each model: the keys that they may set, and a small experiment that they can stand on.
-OWN_KEYS = {"QueryPose": "MODEL.QUERYPOSE.", "POET": "MODEL.POET."}
-LIGHT_BASES = {"QueryPose": "quickstart.yaml", "POET": "lsp/poet_r18.yaml"}
+OWN_KEYS = {"QueryPose": "MODEL.QUERYPOSE.", "POET": "MODEL.POET.", "LQR": "MODEL.LQR."}
+LIGHT_BASES = {"QueryPose": "quickstart.yaml", "POET": "lsp/poet_r18.yaml", "LQR": "lsp/lqr_r18.yaml"}
 
 
 def table_and_row(name: str) -> tuple[Table, TableRow]:
@@ -35,7 +36,7 @@ def table_and_row(name: str) -> tuple[Table, TableRow]:
 
 def test_every_file_is_a_table() -> None:
     assert {str(path.relative_to(CONFIGS)) for path in ABLATIONS.rglob("*.yaml")} == {*TABLES}
-    assert len(ROWS) == 48
+    assert len(ROWS) == 68
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -229,6 +230,37 @@ def test_a_row_of_poet_changes_weights_of_its_loss_alone(name: str) -> None:
     with torch.device("meta"):
         model = POET(cfg)
     assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == 41_272_888 - 257
+
+
+# In millions, as Tables 2 to 4 of LQR print them, or as they follow from the counts of its layers.
+LQR_PARAMETERS = {
+    "table2:baseline": 29.545, "table2:cir": 29.545, "table2:cir_kqe": 29.560, "table2:kqe_pqe": 29.625,
+    "table2:model": 29.625,
+    "table3:discrete": 29.625, "table3:discrete_quality": 29.695, "table3:gaussian": 29.625,
+    "table3:gaussian_quality": 29.695, "table3:cir": 29.625,
+    "table4:0": 29.618, "table4:3": 29.620, "table4:6": 29.623, "table4:9": 29.625, "table4:12": 29.628,
+    "table4:15": 29.630,
+    "table6:learned": 29.645, "table6:semantic_points": 29.625, "table6:keypoints": 29.625,
+    "table6:keypoint_queries": 29.625,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LQR_ROWS)
+def test_a_row_of_lqr_has_the_parameters_of_the_paper(name: str) -> None:
+    row, base = shapes_of_row(name)
+    number = sum(math.prod(shape) for shape in row.values())
+    assert round(number / 1e6, 3) == LQR_PARAMETERS[short(name).removeprefix("lqr/")]
+    if short(name) == "lqr/table6:learned":
+        assert number - sum(math.prod(shape) for shape in base.values()) == 19_618
+
+
+def test_every_table_of_lqr_has_a_row_that_is_the_model() -> None:
+    base = dict(leaves(load("lqr/lqr_hrnet_w32_512.yaml")))
+    of_tables: dict[str, int] = {}
+    for name in LQR_ROWS:
+        is_model = all(base[key] == value for key, value in table_and_row(name)[1].keys.items())
+        of_tables[name.partition(":")[0]] = of_tables.get(name.partition(":")[0], 0) + is_model
+    assert set(of_tables.values()) == {1}
 
 
 @pytest.mark.parametrize(("scheme", "num_parts"), [("", 6), ("fingers", 6), ("joint", 21)])

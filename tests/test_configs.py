@@ -47,6 +47,7 @@ REDUCED = [
     "MODEL.POET.DIM_FEEDFORWARD", "32",
     "MODEL.POET.NUM_ENCODER_LAYERS", "2",
     "MODEL.POET.NUM_DECODER_LAYERS", "2",
+    "MODEL.LQR.MIN_AREA", "0",
 ]  # fmt: skip
 SMALL_ARCHS = {
     "resnet": "resnet18",
@@ -118,10 +119,11 @@ def test_builds_at_full_size(name: str) -> None:
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     shapes = model.backbone.output_shape()
     if cfg.MODEL.FPN.TYPE == "none":
-        assert list(shapes) == cfg.MODEL.BACKBONE.OUT_FEATURES
+        assert list(shapes) == (cfg.MODEL.BACKBONE.OUT_FEATURES or ["c2", "c3", "c4", "c5"])
         assert max(shape.stride for shape in shapes.values()) == cfg.MODEL.BACKBONE.OUTPUT_STRIDE
     else:
-        assert [shape.stride for shape in shapes.values()] == [4, 8, 16, 32]
+        levels = cfg.MODEL.BACKBONE.OUT_FEATURES or ["p2", "p3", "p4", "p5"]
+        assert [shape.stride for shape in shapes.values()] == [2 ** int(level[1:]) for level in levels]
         assert {shape.channels for shape in shapes.values()} == {cfg.MODEL.FPN.OUT_CHANNELS}
 
 

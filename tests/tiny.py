@@ -35,6 +35,9 @@ TINY_MODEL = [
     "MODEL.POET.NUM_ENCODER_LAYERS", "2",
     "MODEL.POET.NUM_DECODER_LAYERS", "2",
     "MODEL.POET.DROPOUT", "0.0",
+    "MODEL.LQR.KEYPOINT_DIM", "4",
+    "MODEL.LQR.INSTANCE_DIM", "8",
+    "MODEL.LQR.MIN_AREA", "0",
 ]  # fmt: skip
 FULL_VERSION = [
     "MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial",
@@ -43,9 +46,11 @@ FULL_VERSION = [
 
 
 POET = ["MODEL.META_ARCHITECTURE", "POET", "MODEL.FPN.TYPE", "none", "MODEL.BACKBONE.OUT_FEATURES", "['c5']"]
+LQR = ["MODEL.META_ARCHITECTURE", "LQR"]
 ARCHITECTURES: dict[str, list[str]] = {
     "QueryPose": [],
     "POET": POET,
+    "LQR": LQR,
 }
 """Overrides of TINY_MODEL that make each; a row is all that the tests of every meta-architecture need of a new one."""
 
@@ -84,7 +89,20 @@ POET_VERSIONS: dict[str, list[str]] = {
         *("MODEL.META_ARCHITECTURE", "POET", "MODEL.BACKBONE.OUT_FEATURES", "['p4']"),
     ],
 }
-VERSIONS = {**ARCHITECTURES, **QUERY_POSE_VERSIONS, **POET_VERSIONS}
+LQR_VERSIONS: dict[str, list[str]] = {
+    "LQR on raw features": [*LQR, "MODEL.FPN.TYPE", "none"],
+    "LQR without queries": [*LQR, "MODEL.LQR.KEYPOINT_QUERIES", "False", "MODEL.LQR.POSE_QUERY", "cell"],
+    "LQR, Gaussian, quality": [*LQR, "MODEL.LQR.LABEL", "gaussian", "MODEL.LQR.QUALITY_BRANCH", "True"],
+    "LQR, discrete, learned places": [*LQR, "MODEL.LQR.LABEL", "discrete", "MODEL.LQR.POSE_QUERY", "learned"],
+    "LQR, weighted semantic points": [
+        *LQR,
+        *("MODEL.LQR.NUM_POINTS", "2", "MODEL.LQR.AGGREGATION", "weighted"),
+        *("MODEL.LQR.POSE_QUERY", "semantic_points"),
+    ],
+    "LQR, no points, keypoints": [*LQR, "MODEL.LQR.NUM_POINTS", "0", "MODEL.LQR.POSE_QUERY", "keypoints"],
+    "LQR, several scales": [*LQR, "MODEL.LQR.TEST_SCALES", "[0.5, 1.0, 2.0]", "MODEL.LQR.FLIP_TEST", "False"],
+}
+VERSIONS = {**ARCHITECTURES, **QUERY_POSE_VERSIONS, **POET_VERSIONS, **LQR_VERSIONS}
 """Overrides of every version of every meta-architecture that is worth a test of its own."""
 
 

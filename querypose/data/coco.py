@@ -29,6 +29,9 @@ from querypose.skeleton import Skeleton
 # A box or keypoint may leave its image by this much, in pixels, before the image's size is doubted.
 SIZE_TOLERANCE = 2.0
 PIXEL_INDEX_TO_CONTINUOUS = 0.5
+# A person's area where a file has only the box: what CrowdPose's own evaluation takes, for every person; under the
+# COCO protocol it stands in for an `area` that an annotation lacks.
+AREA_OF_BOX = 0.53
 # Numbers from here on count as infinite: their squares could overflow.
 _INFINITE = 1e100
 
@@ -63,6 +66,8 @@ class PoseAnnotations:
             evaluation ignores, and CrowdPose leaves head and neck out of it.
         areas: of the file (N), NaN where there is none.
         head_sizes: `head_size` of the file (N), in pixels, NaN where there is none; PCKh divides by it.
+        segmentations: of crowds and of persons without a keypoint, which some models leave out of their losses, by id
+            of the annotation: polygons or RLE, as in the file.
     """
 
     path: str
@@ -86,6 +91,7 @@ class PoseAnnotations:
     num_keypoints: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     areas: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     head_sizes: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    segmentations: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.keypoints = np.zeros((0, self.skeleton.num_keypoints, 3))
@@ -110,7 +116,8 @@ class PoseAnnotations:
         """An image as a dict in detectron2's format, with `sample_id`.
 
         Its `annotations` are dicts of id, bbox (x, y, w, h, inside the image), bbox_mode, keypoints (flat x, y, v;
-        continuous coordinates), category_id (0) and iscrowd. A test split without annotations has no such key.
+        continuous coordinates), category_id (0), iscrowd and area; those of `segmentations` have theirs. A test split
+        without annotations has no such key.
         """
         height, width = self.sizes_hw[index].tolist()
         record: dict[str, Any] = {
@@ -127,8 +134,11 @@ class PoseAnnotations:
         boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
         keypoints = self.keypoints[place].copy()
         keypoints[:, :, :2] += PIXEL_INDEX_TO_CONTINUOUS
+        of_boxes = AREA_OF_BOX * self.boxes_xywh[place, 2:].prod(axis=1)
+        areas = np.where(np.isnan(self.areas[place]), of_boxes, self.areas[place])
         rows = zip(
-            self.ids[place], boxes_xywh.tolist(), keypoints.reshape(-1, 3 * self.skeleton.num_keypoints).tolist(),
+            self.ids[place], areas.tolist(), boxes_xywh.tolist(),
+            keypoints.reshape(-1, 3 * self.skeleton.num_keypoints).tolist(),
             self.is_crowd[place].tolist(), self.is_usable[place].tolist(), strict=True,
         )  # fmt: skip
         record["annotations"] = [
@@ -139,8 +149,10 @@ class PoseAnnotations:
                 "keypoints": flat,
                 "category_id": 0,
                 "iscrowd": int(is_crowd),
+                "area": area,
+                **({"segmentation": self.segmentations[id]} if id in self.segmentations else {}),
             }
-            for id, box, flat, is_crowd, is_usable in rows
+            for id, area, box, flat, is_crowd, is_usable in rows
             if is_usable
         ]
         return record
@@ -323,8 +335,23 @@ class _Reader:
         counts = [count if number is None else number for number, count in zip(stated, labeled, strict=True)]
         file.num_keypoints = np.array(counts, np.int64)
         self._correct_swapped_sizes()
+        self._take_segmentations(chosen)
         self._check_keypoints_inside()
         self._clip_boxes()
+
+    def _take_segmentations(self, annotations: Sequence[Mapping[str, Any]]) -> None:
+        """Keeps the segmentations of crowds and of persons without a keypoint."""
+        file = self.file
+        is_labeled = (file.keypoints[..., 2] > 0).any(axis=1) & ~file.is_crowd
+        for index in np.flatnonzero(~is_labeled).tolist():
+            id, segmentation = file.ids[index], annotations[index].get("segmentation")
+            if not segmentation:
+                continue
+            if is_segmentation(segmentation, file.sizes_hw[file.image_indices[index]].tolist()):
+                file.segmentations[id] = segmentation
+            else:
+                what = f"'segmentation' of annotation {id} is neither polygons nor an RLE of the size of its image"
+                self.warning("segmentation that is none", f"annotation {id}", what, "its box stands in for it")
 
     def _of_category(self, annotations: Sequence[Any]) -> Iterator[dict[str, Any]]:
         """The annotations with an id of their own that are of the category."""
@@ -535,6 +562,24 @@ def _rows_of_finite_numbers(rows: list[list[Any]]) -> NDArray[np.bool_]:
     except ValueError:  # one of them holds a list
         pass
     return np.array([not any(np.isnan(_number_or_nan(value)) for value in row) for row in rows], dtype=bool)
+
+
+def is_segmentation(value: Any, size_hw: Sequence[int]) -> bool:
+    """Whether a json's `segmentation` is a list of polygons, or an RLE for an image of that height and width."""
+    if isinstance(value, list):
+        return all(
+            isinstance(polygon, list)
+            and len(polygon) >= 6
+            and len(polygon) % 2 == 0
+            and not any(np.isnan(_number_or_nan(coordinate)) for coordinate in polygon)
+            for polygon in value
+        )
+    if not isinstance(value, dict) or value.get("size") != list(size_hw):
+        return False
+    counts = value.get("counts")
+    if isinstance(counts, list):
+        return all(is_integer(count) and count >= 0 for count in counts) and sum(counts) == size_hw[0] * size_hw[1]
+    return isinstance(counts, str) and len(counts) > 0
 
 
 def _short(value: Any, length: int = 120) -> str:

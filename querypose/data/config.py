@@ -76,7 +76,8 @@ add_keys((
     Key("DATALOADER.MIN_VISIBLE_KEYPOINTS", 0,
         "do not train on persons with fewer visible keypoints, before and after augmentation", at_least(0)),
     Key("INPUT.PIPELINE", "whole_image",
-        "what a sample is: an image with all its persons, or one person's crop", registered(PIPELINE_REGISTRY)),
+        "what a sample is: an image with all its persons, the same with a mask of crowds for dense models, or one "
+        "person's crop", registered(PIPELINE_REGISTRY)),
     Key("INPUT.AUGMENTATIONS", [],
         "augmentations of training, in this order: list of {name, arguments}; [] takes those that RANDOM_FLIP, "
         "ROTATION, CROP, MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and COARSE_DROPOUT describe",
@@ -92,6 +93,9 @@ add_keys((
     Key("INPUT.MAX_SIZE_TRAIN", 1333, "bound of the long side, in pixels", at_least(1)),
     Key("INPUT.MIN_SIZE_TEST", 800, "short side, in pixels; 0 keeps the image's size", at_least(0)),
     Key("INPUT.MAX_SIZE_TEST", 1333, "bound of the long side, in pixels", at_least(1)),
+    Key("INPUT.CANVAS_MULTIPLE", 64,
+        "for dense_image: the long side of an evaluated canvas is a multiple of this, its short side MIN_SIZE_TEST, in "
+        "pixels", at_least(1)),
     Key("INPUT.RANDOM_FLIP", "horizontal", "mirror half of the training images", one_of("horizontal", "none")),
     Key("INPUT.ROTATION.PROBABILITY", 0.0, "probability of turning a training image about its center", between(0, 1)),
     Key("INPUT.ROTATION.MAX_DEGREES", 25.0, "greatest angle, either way", between(0, 180)),

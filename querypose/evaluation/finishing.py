@@ -77,3 +77,37 @@ def oks_nms(skeleton: Skeleton, threshold: float = 0.9, max_poses: int = 0) -> F
         return poses[kept[: max_poses or None]]
 
     return without_repetitions
+
+
+@FINISHING_REGISTRY.register()
+def pose_nms(distance: float = 0.05, share: float = 0.5, max_poses: int = 30) -> FinishingStep:
+    """Keeps the best pose and removes those of which many keypoints are near its own, then the best of the rest, ….
+
+    The non-maximum suppression of DEKR and other models that predict a pose at every cell.
+
+    Args:
+        distance: keypoints nearer than this share of the diagonal of the better pose's extent are near.
+        share: a pose with more of its keypoints near, as a share of all, is removed.
+        max_poses: how many to keep in an image at most; 0 sets no limit.
+
+    Raises:
+        ValueError: an argument is negative.
+    """
+    if min(distance, share, max_poses) < 0:
+        raise ValueError(f"distance, share and max_poses are {distance}, {share} and {max_poses}; allowed: 0 or more.")
+
+    def without_repetitions(poses: Poses) -> Poses:
+        poses = poses[np.argsort(-poses.scores, kind="stable")]
+        positions_NKD = poses.keypoints[..., :2]
+        is_left_N = np.ones(len(poses), dtype=bool)
+        kept: list[int] = []
+        for index in range(len(poses)):
+            if not is_left_N[index]:
+                continue
+            kept.append(index)
+            reach = distance * np.linalg.norm(np.ptp(positions_NKD[index], axis=0))
+            is_near_NK = np.linalg.norm(positions_NKD - positions_NKD[index], axis=-1) < reach
+            is_left_N &= is_near_NK.mean(axis=1) <= share
+        return poses[kept[: max_poses or None]]
+
+    return without_repetitions

@@ -18,7 +18,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
-from querypose.data.coco import PoseAnnotations
+from querypose.data.coco import AREA_OF_BOX, PoseAnnotations
 from querypose.evaluation.detections import Detections, EvaluationError
 from querypose.evaluation.metrics import METRIC_REGISTRY
 
@@ -29,10 +29,6 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "coco": ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"),
     "crowdpose": ("AP", "AP50", "AP75", "APE", "APM", "APH", "AR", "AR50", "AR75"),
 }
-
-# A person's area where a file has only the box: what CrowdPose's own evaluation takes, for every person; under the
-# COCO protocol it stands in for an `area` that an annotation lacks.
-AREA_OF_BOX = 0.53
 
 # CrowdPose's paper splits easy, medium and hard at crowdIndex 0.1 and 0.8, its code (and every other one) at 0.2 and
 # 0.8; published metrics are those of the code.

@@ -35,7 +35,7 @@ def test_records_are_those_of_detectron2(tmp_path: Path) -> None:
     person, region = somebody["annotations"]
     assert person == {
         "id": 1, "bbox": [10.0, 5.0, 20.0, 15.0], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0,
-        "keypoints": [15.5, 8.5, 2.0, 25.75, 12.5, 1.0, 0.5, 0.5, 0.0],
+        "area": 159.0, "keypoints": [15.5, 8.5, 2.0, 25.75, 12.5, 1.0, 0.5, 0.5, 0.0],
     }  # fmt: skip
     assert region["iscrowd"] == 1
     annotations = read_annotations(json_file, images, TOY_SKELETON)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from querypose.config import ConfigError, build_part
 from querypose.evaluation import FINISHING_REGISTRY, Poses
-from querypose.evaluation.finishing import oks_nms, rescore
+from querypose.evaluation.finishing import oks_nms, pose_nms, rescore
 from tests.data.toy_dataset import TOY_SKELETON
 
 AREA = 100.0
@@ -78,7 +78,7 @@ def test_number_of_poses_is_bounded_after_the_removal() -> None:
     assert left_of(oks_nms(TOY_SKELETON)(poses)) == [0.0, 50.0, 90.0]
 
 
-@pytest.mark.parametrize("step", [rescore(), oks_nms(TOY_SKELETON)])
+@pytest.mark.parametrize("step", [rescore(), oks_nms(TOY_SKELETON), pose_nms()])
 def test_no_poses(step: Any) -> None:
     assert len(step(Poses(np.zeros((0, 3, 3)), np.zeros(0)))) == 0
 
@@ -102,6 +102,49 @@ def test_equals_a_loop_over_pairs() -> None:
             kept.append(index)
     assert 20 <= len(kept) < 40
     np.testing.assert_array_equal(oks_nms(TOY_SKELETON, threshold=0.7)(poses).keypoints, keypoints[kept])
+
+
+def moved_poses(moved: list[list[float]], scores: list[float]) -> Poses:
+    """Poses of four keypoints at the corners of a 30x40 rectangle, each moved to the right by so many pixels."""
+    keypoints = np.zeros((len(moved), 4, 3))
+    keypoints[:, :, :2] = [[0, 0], [30, 0], [30, 40], [0, 40]]
+    keypoints[:, :, 0] += moved
+    return Poses(keypoints, np.array(scores))
+
+
+@pytest.mark.parametrize(
+    ("moved", "kept"),
+    [
+        ([2.4, 2.4, 2.4, 2.4], 1),  # a twentieth of the diagonal is 2.5
+        ([2.6, 2.6, 2.6, 2.6], 2),
+        ([2.4, 2.4, 2.4, 9.0], 1),
+        ([2.4, 2.4, 9.0, 9.0], 2),  # half of them is not more than half
+    ],
+)
+def test_a_pose_of_which_most_keypoints_are_near_those_of_a_better_one_is_removed(
+    moved: list[float], kept: int
+) -> None:
+    finished = pose_nms()(moved_poses([moved, [0.0] * 4], [0.5, 0.9]))
+    assert len(finished) == kept
+    assert finished.scores[0] == 0.9
+
+
+def test_nearness_goes_by_the_better_pose_and_what_a_removed_one_is_near_stays() -> None:
+    step = 2.4
+    poses = moved_poses([[0.0] * 4, [step] * 4, [2 * step] * 4], [0.9, 0.8, 0.7])
+    assert pose_nms()(poses).scores.tolist() == [0.9, 0.7]
+    assert pose_nms(distance=0.15)(poses).scores.tolist() == [0.9]
+    larger = moved_poses([[0.0, 70.0, 70.0, 0.0], [4.0] * 4], [0.8, 0.9])
+    larger.keypoints[1] = larger.keypoints[0] + [4, 0, 0]  # a diagonal of 107.7, of which a twentieth is 5.4
+    assert len(pose_nms()(larger)) == 1
+
+
+def test_pose_nms_bounds_the_number_of_poses_and_refuses_less_than_nothing() -> None:
+    poses = moved_poses([[0.0] * 4, [50.0] * 4, [0.0] * 4, [100.0] * 4], [0.9, 0.8, 0.7, 0.6])
+    assert pose_nms(max_poses=2)(poses).scores.tolist() == [0.9, 0.8]
+    assert len(pose_nms(max_poses=0)(poses)) == 3
+    with pytest.raises(ValueError, match=r"-0\.1"):
+        pose_nms(distance=-0.1)
 
 
 def test_arguments_are_those_of_yaml() -> None:

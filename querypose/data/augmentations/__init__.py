@@ -14,21 +14,27 @@ from querypose.data.augmentations.base import (
     augment,
 )
 from querypose.data.augmentations.coarse_dropout import CoarseDropout
+from querypose.data.augmentations.color import ColorJitter, PCALighting
 from querypose.data.augmentations.geometric import (
+    CenteredCanvas,
     RandomCrop,
     RandomFlip,
     RandomResize,
     RandomRotation,
     RandomScale,
     RandomShift,
+    RandomSquare,
 )
 from querypose.data.augmentations.person import RandomBoxRotation, RandomBoxScale, RandomHalfBody
 
 __all__ = [
     "AUGMENTATION_REGISTRY",
     "Augmentation",
+    "CenteredCanvas",
     "CoarseDropout",
+    "ColorJitter",
     "GeometricAugmentation",
+    "PCALighting",
     "PersonAugmentation",
     "PixelAugmentation",
     "RandomBoxRotation",
@@ -40,5 +46,6 @@ __all__ = [
     "RandomRotation",
     "RandomScale",
     "RandomShift",
+    "RandomSquare",
     "augment",
 ]

@@ -131,3 +131,60 @@ class RandomCrop:
         first = min(round(start * side / resized_side), side - 1)
         last = max(round((start + length) * side / resized_side), first + 1)
         return first, last - first
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class RandomSquare:
+    """Turns the image, cuts out a square and resizes it, in one map: the augmentation of bottom-up models.
+
+    The square's side is a drawn factor times the short side of the image, its center that of the image plus a shift.
+
+    Attributes:
+        size: of a side of the output, in pixels.
+        side_bounds: of the factor, drawn evenly.
+        max_shift: each way, as a share of the square's side, drawn evenly.
+        max_degrees: of the turn, either way, drawn evenly.
+    """
+
+    size: int
+    side_bounds: tuple[float, float] = (0.75, 1.5)
+    max_shift: float = 0.2
+    max_degrees: float = 30.0
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """The square in the middle of the output."""
+        side = float(generator.uniform(*self.side_bounds)) * min(size)
+        right, down = generator.uniform(-self.max_shift, self.max_shift, size=2)
+        angle = np.deg2rad(generator.uniform(-self.max_degrees, self.max_degrees))
+        linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * self.size / side
+        center = np.array([size[1] / 2 + right * side, size[0] / 2 + down * side])
+        matrix = np.column_stack([linear, self.size / 2 - linear @ center])
+        return GeometricTransform(matrix, size, (self.size, self.size))
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class CenteredCanvas:
+    """Resizes to a short side, aspect kept, in the middle of a canvas whose long side is a multiple; draws nothing.
+
+    Attributes:
+        short_side: in pixels, of image and canvas; 0 keeps that of the image.
+        multiple: of the long side, rounded up.
+    """
+
+    short_side: int
+    multiple: int = 64
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """The canvas; what is beside the image is black."""
+        short_side = self.short_side or min(size)
+        factor = short_side / min(size)
+        # A long side that is a multiple but for rounding stays.
+        sides = [
+            short_side if side == min(size) else int(np.ceil(factor * side / self.multiple - 1e-9)) * self.multiple
+            for side in size
+        ]
+        canvas = (sides[0], sides[1])
+        offset = (np.array(canvas[::-1]) - factor * np.array(size[::-1])) / 2
+        return GeometricTransform(np.column_stack([np.eye(2) * factor, offset]), size, canvas)

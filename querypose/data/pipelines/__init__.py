@@ -3,8 +3,9 @@
 `build_pipeline(cfg, is_train)` gives it to training, evaluation, demo and data viewer alike.
 """
 
+from querypose.data.pipelines.dense_image import DenseImage
 from querypose.data.pipelines.person_crops import PersonCrops
 from querypose.data.pipelines.pipeline import PIPELINE_REGISTRY, Pipeline, build_pipeline
 from querypose.data.pipelines.whole_image import WholeImage
 
-__all__ = ["PIPELINE_REGISTRY", "PersonCrops", "Pipeline", "WholeImage", "build_pipeline"]
+__all__ = ["DenseImage", "PIPELINE_REGISTRY", "PersonCrops", "Pipeline", "WholeImage", "build_pipeline"]

@@ -20,6 +20,7 @@ from querypose.data.augmentations import (
     RandomRotation,
     augment,
 )
+from querypose.data.coco import AREA_OF_BOX
 from querypose.data.image_checks import check_image_size
 from querypose.data.image_io import ImageSizeError, read_image
 from querypose.data.problems import DatasetError
@@ -146,8 +147,9 @@ class Pipeline(abc.ABC):
 
         Returns:
             the record without annotations, and: `height` and `width` (of the file), `image` (uint8 (3, H', W')),
-            `frame` (from the file to `image`), and with a skeleton `instances` with gt_boxes, gt_classes and
-            gt_keypoints in the frame of `image`, continuous pixels. A crop may leave none.
+            `frame` (from the file to `image`), and with a skeleton `instances` with gt_boxes, gt_classes, gt_keypoints
+            and gt_areas (of whole persons, whatever a crop leaves of them) in the frame of `image`, continuous pixels.
+            A crop may leave none.
 
         Raises:
             ImageReadError: the file cannot be read.
@@ -207,6 +209,9 @@ class Pipeline(abc.ABC):
         instances.gt_boxes = Boxes(torch.from_numpy(boxes[is_kept]).float())
         instances.gt_classes = torch.zeros(int(is_kept.sum()), dtype=torch.int64)
         instances.gt_keypoints = Keypoints(torch.from_numpy(keypoints[is_kept]).float())
+        areas = np.array([person.get("area", _area_of_box(person)) for person in persons], dtype=np.float64)
+        areas *= abs(np.linalg.det(frame.matrix[:, :2]))
+        instances.gt_areas = torch.from_numpy(areas[is_kept]).float()
         return instances
 
 
@@ -220,6 +225,12 @@ def _default_augmentations(cfg: CfgNode, cropping: Sequence[Augmentation]) -> li
         share, grid = tuple(dropout.SHARE), tuple(dropout.GRID)
         augmentations.append(CoarseDropout(dropout.PROBABILITY, share, grid, dropout.PER_CHANNEL))
     return augmentations
+
+
+def _area_of_box(annotation: dict[str, Any]) -> float:
+    """What stands in for the area of a person of whom only the box is known."""
+    corners = box_xyxy(annotation)[0]
+    return float(AREA_OF_BOX * (corners[2:] - corners[:2]).prod())
 
 
 def box_xyxy(annotation: dict[str, Any]) -> np.ndarray:

@@ -17,6 +17,7 @@ from querypose.data.augmentations import (
     RandomRotation,
     RandomScale,
     RandomShift,
+    RandomSquare,
     augment,
 )
 from querypose.data.transforms import identity, resize
@@ -107,6 +108,24 @@ def test_random_shift_and_scale_stay_within_their_bounds() -> None:
     for augmentation in (RandomShift(0.3, 0.2), RandomScale(0.3, (0.5, 0.9))):
         moved = sum((augmentation.draw(SIZE, generator).matrix != np.eye(2, 3)).any() for _ in range(400))
         assert 80 < moved < 160
+
+
+def test_random_square_stays_within_its_bounds() -> None:
+    generator = np.random.default_rng(0)
+    drawn = [RandomSquare(64, (0.75, 1.5), 0.2, 30.0).draw(SIZE, generator) for _ in range(400)]
+    assert {transform.output_size for transform in drawn} == {(64, 64)}
+    linear = np.array([transform.matrix[:, :2] for transform in drawn])
+    sides = 64 / np.sqrt(np.linalg.det(linear)) / min(SIZE)
+    assert 0.75 <= sides.min() < 0.77
+    assert 1.48 < sides.max() <= 1.5
+    angles = np.degrees(np.arctan2(linear[:, 1, 0], linear[:, 0, 0]))
+    assert -30 <= angles.min() < -28
+    assert 28 < angles.max() <= 30
+    middles = np.array([transform.inverse().apply_coords(np.array([32, 32])) for transform in drawn])
+    shifts = (middles - [40, 30]) / (sides * min(SIZE))[:, None]
+    assert (np.abs(shifts) <= 0.2).all()
+    assert (shifts.max(axis=0) > 0.19).all()
+    assert (shifts.min(axis=0) < -0.19).all()
 
 
 class Invert:

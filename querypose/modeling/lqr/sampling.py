@@ -1,0 +1,29 @@
+"""Bilinear reading of a map at displaced positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cell_positions(height: int, width: int, like: Tensor) -> Tensor:
+    """The position of every cell, (D, height, width), with the type and on the device of `like`."""
+    y_H, x_W = (torch.arange(length, device=like.device, dtype=like.dtype) for length in (height, width))
+    return torch.stack([x_W.expand(height, width), y_H[:, None].expand(height, width)])
+
+
+def reading_grid(displacement_RDHW: Tensor) -> Tensor:
+    """The positions that lie `displacement_RDHW` cells from every cell, (R, H, W, D), as `read` takes them.
+
+    -1 and 1 are the outermost cells of the map.
+    """
+    height, width = displacement_RDHW.shape[-2:]
+    position_RDHW = displacement_RDHW + cell_positions(height, width, displacement_RDHW)
+    last_D11 = position_RDHW.new_tensor([max(width - 1, 1), max(height - 1, 1)])[:, None, None]
+    return (position_RDHW * (2 / last_D11) - 1).permute(0, 2, 3, 1)
+
+
+def read(map_RCHW: Tensor, grid_RMWD: Tensor) -> Tensor:
+    """Bilinear values of a map, (R, C, M, W), at positions of `reading_grid`; those outside clamp to the border."""
+    return F.grid_sample(map_RCHW, grid_RMWD, mode="bilinear", padding_mode="border", align_corners=True)

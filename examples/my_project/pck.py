@@ -1,0 +1,1 @@
+"""A metric: the share of annotated keypoints that some detection finds."""

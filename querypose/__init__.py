@@ -5,6 +5,7 @@ importing a detectron2 project does, and declares every YAML key; no file is tou
 """
 
 from querypose import data as data
+from querypose import engine as engine
 from querypose import evaluation as evaluation
 from querypose import modeling as modeling
 

@@ -31,6 +31,8 @@ class Skeleton:
         edges: index pairs that a drawing joins.
         part_schemes: divisions of the keypoints into parts, by name (Figure 4 of QueryPose); each part lists indices.
         default_part_scheme: the one that is used where a config names none.
+        upper_body: indices of the keypoints above the hips; where there are none, no half body is cut out.
+        head_segment: indices of the two ends of the head, whose distance stands for its size.
 
     Raises:
         SkeletonError: on construction, when an index is out of range, a sigma is not positive, a keypoint is in two
@@ -44,13 +46,20 @@ class Skeleton:
     edges: tuple[tuple[int, int], ...] = ()
     part_schemes: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
     default_part_scheme: str = "joint"
+    upper_body: tuple[int, ...] = ()
+    head_segment: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.keypoints or len(set(self.keypoints)) != len(self.keypoints):
             raise self._error(f"keypoints {list(self.keypoints)} must be one or more different names")
         if len(self.sigmas) != len(self.keypoints) or not all(sigma > 0 for sigma in self.sigmas):
             raise self._error(f"sigmas must be {len(self.keypoints)} positive numbers, not {list(self.sigmas)}")
-        for kind, groups in (("flip pair", self.flip_pairs), ("edge", self.edges)):
+        if not all(0 <= index < len(self.keypoints) for index in self.upper_body):
+            raise self._error(f"upper_body {self.upper_body} must be indices below {len(self.keypoints)}")
+        head_segments = () if self.head_segment is None else (self.head_segment,)
+        for kind, groups in (
+            ("flip pair", self.flip_pairs), ("edge", self.edges), ("head_segment", head_segments),
+        ):  # fmt: skip
             for group in groups:
                 if len(group) != 2 or not all(0 <= index < len(self.keypoints) for index in group):
                     raise self._error(f"{kind} {tuple(group)} must be two indices below {len(self.keypoints)}")
@@ -95,14 +104,14 @@ class Skeleton:
 
         Args:
             entry: `name`, `keypoints`, `sigmas`, and optionally `flip_pairs`, `edges`, `part_schemes`,
-                `default_part_scheme`. Keypoints are referred to by name.
+                `default_part_scheme`, `upper_body`, `head_segment`. Keypoints are referred to by name.
 
         Raises:
             SkeletonError: a field is missing or unknown, or a name is not among the keypoints.
         """
         name = str(entry.get("name", "?"))
         required, optional = {"name", "keypoints", "sigmas"}, {"flip_pairs", "edges", "part_schemes"}
-        optional = optional | {"default_part_scheme"}
+        optional = optional | {"default_part_scheme", "upper_body", "head_segment"}
         if missing := required - entry.keys():
             raise SkeletonError(f"Skeleton {name!r} of DATASETS.SKELETONS lacks {sorted(missing)}.")
         if unknown := entry.keys() - required - optional:
@@ -136,6 +145,8 @@ class Skeleton:
             edges=pairs(entry.get("edges", ())),
             part_schemes=schemes,
             default_part_scheme=entry.get("default_part_scheme", next(iter(schemes), "joint")),
+            upper_body=indices(entry.get("upper_body", ())),
+            head_segment=indices(entry["head_segment"]) if "head_segment" in entry else None,  # type: ignore[arg-type]
         )
 
     def _check_part_scheme(self, scheme: str, parts: Sequence[Part]) -> None:
@@ -210,6 +221,7 @@ COCO_SKELETON = Skeleton(
         "limb": ((0, 1, 2, 3, 4), (5, 7, 9), (6, 8, 10), (11, 13, 15), (12, 14, 16)),
     },
     default_part_scheme="rigid",
+    upper_body=tuple(range(11)),
 )
 
 # CrowdPose has no part scheme in the paper; these are the counterparts, with head and neck for the face.
@@ -232,9 +244,32 @@ CROWDPOSE_SKELETON = Skeleton(
         "limb": ((12, 13), (0, 2, 4), (1, 3, 5), (6, 8, 10), (7, 9, 11)),
     },
     default_part_scheme="rigid",
+    upper_body=(0, 1, 2, 3, 4, 5, 12, 13),
+    head_segment=(12, 13),
+)
+
+# MPII scores by the size of the head and has no sigmas; these are COCO's, and CrowdPose's of head and neck, with the
+# hip's for the pelvis and the shoulder's for the thorax. It has no part schemes: a keypoint is a part.
+MPII_SKELETON = Skeleton(
+    name="mpii",
+    keypoints=(
+        "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax",
+        "upper_neck", "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow",
+        "left_wrist",
+    ),
+    flip_pairs=((5, 0), (4, 1), (3, 2), (13, 12), (14, 11), (15, 10)),
+    sigmas=(
+        0.089, 0.087, 0.107, 0.107, 0.087, 0.089, 0.107, 0.079, 0.079, 0.079, 0.062, 0.072, 0.079, 0.079, 0.072, 0.062,
+    ),
+    edges=(
+        (0, 1), (1, 2), (2, 6), (3, 6), (3, 4), (4, 5), (6, 7), (7, 8), (8, 9), (7, 12), (12, 11), (11, 10), (7, 13),
+        (13, 14), (14, 15),
+    ),
+    upper_body=tuple(range(7, 16)),
+    head_segment=(9, 8),
 )
 
 # fmt: on
 BUILTIN_SKELETONS: Mapping[str, Skeleton] = {
-    skeleton.name: skeleton for skeleton in (COCO_SKELETON, CROWDPOSE_SKELETON)
+    skeleton.name: skeleton for skeleton in (COCO_SKELETON, CROWDPOSE_SKELETON, MPII_SKELETON)
 }

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import nn
 
-from querypose.config import get_cfg, load_config
+from querypose.config import get_cfg, load_config, read_table
 from querypose.d2 import META_ARCH_REGISTRY, CfgNode, build_model
 from querypose.data import register_custom_datasets
 from querypose.engine.trainer import PoseTrainer
@@ -20,10 +20,14 @@ from querypose.skeleton import skeleton_of_datasets
 from tests.tiny import has_no_effect, random_batch
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-TABLES = sorted(path for path in CONFIGS.rglob("*.yaml") if "rows" in yaml.safe_load(path.read_text()))
-FILES = sorted(str(path.relative_to(CONFIGS)) for path in {*CONFIGS.rglob("*.yaml")} - {*TABLES})
-EXPERIMENTS = [name for name in FILES if not Path(name).name.startswith("Base-")]
-ROWS = [name for name in EXPERIMENTS if name.startswith("ablations/")]
+TABLES = {
+    str(path.relative_to(CONFIGS)): table
+    for path in sorted(CONFIGS.rglob("*.yaml"))
+    if (table := read_table(path)) is not None
+}
+FILES = sorted({str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")} - {*TABLES})
+ROWS = [f"{file}:{row}" for file, table in TABLES.items() for row in table.rows]
+EXPERIMENTS = [name for name in FILES if not Path(name).name.startswith("Base-")] + ROWS
 
 REDUCED = [
     "MODEL.DEVICE", "cpu",
@@ -63,7 +67,9 @@ def leaves(node: CfgNode | dict[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def load(name: str, *overrides: str) -> CfgNode:
-    cfg = load_config(CONFIGS / name, ["MODEL.BACKBONE.PRETRAINED", "False", *overrides])
+    """The config of a name in EXPERIMENTS: of a file, or of `file:row` of a table."""
+    file, _, row = name.partition(":")
+    cfg = load_config(CONFIGS / file, ["MODEL.BACKBONE.PRETRAINED", "False", *overrides], row=row or None)
     register_custom_datasets(cfg)
     return cfg
 
@@ -78,7 +84,7 @@ def test_there_are_configs() -> None:
     assert len(EXPERIMENTS) >= 20
 
 
-@pytest.mark.parametrize("name", sorted({*FILES} - {*ROWS}))  # a row of a table says what it is, base or not
+@pytest.mark.parametrize("name", FILES)  # a row of a table says what it is, base or not
 def test_a_file_says_only_what_is_new_in_it(name: str) -> None:
     own = yaml.safe_load((CONFIGS / name).read_text())
     base = own.pop("_BASE_", None)
@@ -87,7 +93,7 @@ def test_a_file_says_only_what_is_new_in_it(name: str) -> None:
     assert repeated == []
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FILES + ROWS)
 def test_schedules_end_after_their_last_step(name: str) -> None:
     solver = load(name).SOLVER
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":

@@ -232,8 +232,8 @@ CASES: tuple[Case, ...] = (
     weights("of another architecture", lambda path: torch.save({"model": {"encoder.weight": torch.zeros(2)}}, path),
             "encoder.weight" if ENGINE == "builtin" else "another model"),
     weights("of which a part is missing", lambda path: torch.save(
-            {"model": {"hidden.weight": toy_weights()["model"]["hidden.weight"]}}, path), "another model", "lacks",
-            "config.yaml"),
+            {"model": {"hidden.weight": toy_weights()["model"]["hidden.weight"]}}, path), "another model",
+            "Missing in the file", "config.yaml"),
     weights("of another skeleton", lambda path: torch.save(
             toy_weights(**{"flow.weight": torch.zeros(28, 16), "flow.bias": torch.zeros(28)}), path),
             "another model", "flow.weight (28, 16), not (34, 16)", "skeleton"),
@@ -398,7 +398,7 @@ def test_no_memory(
     error: Exception,
     message: str,
 ) -> None:
-    def forward(self: ToyPose, batch: Any) -> Any:
+    def forward(self: ToyPose, *given: Any) -> Any:
         raise error
 
     monkeypatch.setattr(ToyPose, "forward", forward)
@@ -423,7 +423,7 @@ def test_a_loss_that_is_not_finite(
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(self: ToyPose, batch: Any) -> Any:
+    def forward(self: ToyPose, *given: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(ToyPose, "forward", forward)

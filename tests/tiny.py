@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from querypose.config import load_config
-from querypose.d2 import Boxes, CfgNode, Instances, Keypoints
+from querypose.d2 import Boxes, CfgNode, Instances, Keypoints, build_model
+from querypose.modeling import PoseModel
 
 TINY_MODEL = [
     "MODEL.DEVICE", "cpu",
@@ -41,8 +43,11 @@ FULL_VERSION = [
 
 
 POET = ["MODEL.META_ARCHITECTURE", "POET", "MODEL.FPN.TYPE", "none", "MODEL.BACKBONE.OUT_FEATURES", "['c5']"]
-ARCHITECTURES: dict[str, list[str]] = {"QueryPose": [], "POET": POET}
-"""Overrides that make each."""
+ARCHITECTURES: dict[str, list[str]] = {
+    "QueryPose": [],
+    "POET": POET,
+}
+"""Overrides of TINY_MODEL that make each; a row is all that the tests of every meta-architecture need of a new one."""
 
 
 def keypoint_queries(query_type: str, interaction: str, iteration: str = "none") -> list[str]:
@@ -53,7 +58,6 @@ def keypoint_queries(query_type: str, interaction: str, iteration: str = "none")
 
 
 QUERY_POSE_VERSIONS: dict[str, list[str]] = {
-    "light": [],
     "full": FULL_VERSION,
     "full on matched": [*FULL_VERSION, "MODEL.QUERYPOSE.TRAIN_QUERIES", "matched"],
     "heat maps": ["MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT", "0.5"],
@@ -72,16 +76,15 @@ QUERY_POSE_VERSIONS: dict[str, list[str]] = {
     "no query": keypoint_queries("none", "average_pooling"),
 }
 POET_VERSIONS: dict[str, list[str]] = {
-    "POET": POET,
     "POET of the authors' code": [*POET, "MODEL.POET.EMPTY_CLASS", "True", "MODEL.POET.LOSS.TERMS", "released"],
     "POET, stride 16": [*POET, "MODEL.BACKBONE.OUTPUT_STRIDE", "16"],
-    "POET, centre in offsets": [*POET, "MODEL.POET.LOSS.CENTER_IN_OFFSETS", "True"],
+    "POET, center in offsets": [*POET, "MODEL.POET.LOSS.CENTER_IN_OFFSETS", "True"],
     "POET, last layer": [*POET, "MODEL.POET.LOSS.DEEP_SUPERVISION", "False"],
     "POET on a pyramid's level": [
         *("MODEL.META_ARCHITECTURE", "POET", "MODEL.BACKBONE.OUT_FEATURES", "['p4']"),
     ],
 }
-VERSIONS = {**QUERY_POSE_VERSIONS, **POET_VERSIONS}
+VERSIONS = {**ARCHITECTURES, **QUERY_POSE_VERSIONS, **POET_VERSIONS}
 """Overrides of every version of every meta-architecture that is worth a test of its own."""
 
 
@@ -100,6 +103,22 @@ def tiny_config(*overrides: str, dataset: str = "keypoints_coco_2017_val") -> Cf
     """The default config with a tiny model on the CPU; `dataset` decides the skeleton."""
     datasets = ["DATASETS.TRAIN", f"['{dataset}']", "DATASETS.TEST", f"['{dataset}']"]
     return load_config(None, [*TINY_MODEL, *datasets, *overrides])
+
+
+def exact_model(*overrides: str, seed: int = 0) -> PoseModel:
+    """In float64, with constant BatchNorms: its losses are sums over images to about 15 digits."""
+    torch.manual_seed(seed)
+    model = build_model(tiny_config(*overrides)).double()
+    assert isinstance(model, PoseModel)
+    hold_batch_norms(model)
+    return model
+
+
+def hold_batch_norms(model: nn.Module) -> None:
+    """In training they take the statistics of the images at hand, which are no sums over images."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
 
 
 def random_persons(num_persons: int, num_keypoints: int, image_size: tuple[int, int]) -> Instances:

@@ -1,15 +1,16 @@
 #!/usr/bin/env python
-"""Trains and compares the rows of an ablation table, and writes one table of what came out beside the paper's figures.
+"""Trains and compares the rows of an ablation table, and writes one table of what came out beside the paper's metrics.
 
     python tools/ablate.py configs/ablations/table2a.yaml --dry-run
     python tools/ablate.py configs/ablations/table2a.yaml --base configs/quickstart.yaml --max-iter 2000 --jobs 2
-    python tools/ablate.py configs/ablations/table2d.yaml --gpus 0,1,2,3 --seeds 1,2,3 SOLVER.IMS_PER_BATCH 8
+    python tools/ablate.py configs/ablations/table2d.yaml --cluster slurm --partition gpu --gpus-per-node 8
     python tools/ablate.py configs/quickstart.yaml my/other.yaml --output output/compared
 
-A row is a training by tools/train_net.py in a process of its own. The same command again goes on after a stop: finished
-rows are not run again, an interrupted or failed one goes on from its last checkpoint, and one whose settings have
-changed is refused. A failing row does not end the others. Written into the output folder, after every row: table.md,
-table.csv and plots. Exit code: 0 all rows finished, 1 some failed, 2 nothing could be done, 130 interrupted.
+A row is a training by tools/train_net.py, which submitit starts: on this machine, or as a job of SLURM. The same
+command again goes on after a stop: finished rows are not run again, an interrupted or failed one goes on from its last
+checkpoint, and one whose settings have changed is refused. A failing row does not end the others. Written into the
+output folder, after every row: table.md, table.csv and charts. Exit code: 0 all rows finished, 1 some failed, 2 nothing
+could be done, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from querypose.analysis.ablation import Ablation
-from querypose.analysis.ablation_runs import make_slots, plan_runs
+from querypose.analysis.ablation_jobs import Cluster
+from querypose.analysis.ablation_runs import plan_runs
 from querypose.analysis.ablation_table import read_ablation
 from querypose.engine import report_user_errors
 
 FAILED_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
-TRAIN_NET = Path(__file__).with_name("train_net.py")
+TRAIN_NET = Path(__file__).resolve().with_name("train_net.py")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,12 +47,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument(
         "items", nargs="+", metavar="FILE.yaml | KEY VALUE",
-        help="one table file (title, rows: name, config, paper), or configs, each then a row; after them KEY VALUE "
-        "pairs that change the config of all rows",
+        help="one table file (title, base, rows), or configs, each then a row; after them KEY VALUE pairs that change "
+        "the config of all rows",
     )  # fmt: skip
     parser.add_argument(
         "--base", metavar="F",
-        help="a config on which every row's own keys are put, in place of the row's _BASE_: smaller model, other data",
+        help="a config on which every row's own keys are put, in place of the row's base: smaller model, other data",
     )  # fmt: skip
     parser.add_argument(
         "--max-iter", type=positive, metavar="N",
@@ -63,19 +66,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of everything written (default: output/ablations/NAME)"
     )
-    parser.add_argument(
-        "--jobs", type=positive, default=1, metavar="N",
-        help="without GPUs: rows side by side, which share the cores (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--gpus", type=lambda text: text.split(","), metavar="0,1,…",
-        help="GPUs to spread the rows over (default: all that torch sees); each row has --gpus-per-row of them",
-    )  # fmt: skip
-    parser.add_argument("--gpus-per-row", type=positive, default=1, metavar="N", help="default: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="build every row, print parameters and GFLOPs, and end")
-    parser.add_argument(
-        "--report-period", type=float, default=30.0, metavar="S",
-        help="seconds between two reports of progress (default: %(default)g)",
+    where = parser.add_argument_group("where rows train")
+    where.add_argument("--cluster", choices=("local", "slurm"), default="local", help="default: %(default)s")
+    where.add_argument(
+        "--jobs", type=positive, metavar="N",
+        help="rows at a time (default: on SLURM all; locally as many as there are GPUs for, without a GPU one); they "
+        "share the cores of a machine",
+    )  # fmt: skip
+    where.add_argument(
+        "--gpus-per-node", type=int, metavar="N",
+        help="GPUs of a row, all on one machine; 0 trains on the CPU (default: 1 where torch sees a GPU and on SLURM)",
+    )  # fmt: skip
+    where.add_argument("--partition", metavar="NAME", help="of SLURM")
+    where.add_argument("--cpus", type=positive, metavar="N", help="CPU cores of a row on SLURM")
+    where.add_argument(
+        "--timeout", type=float, default=24.0, metavar="HOURS",
+        help="of a job on SLURM; a row that takes longer saves and goes on in another job (default: %(default)g)",
+    )  # fmt: skip
+    where.add_argument(
+        "--slurm", action="append", default=[], type=parameter, metavar="NAME=VALUE",
+        help="any other parameter of SLURM, as submitit names it: account=mine, qos=high, mem=64GB; may be repeated",
     )  # fmt: skip
     parsed = parser.parse_intermixed_args(arguments)
     count = next((index for index, item in enumerate(parsed.items) if not is_yaml(item)), len(parsed.items))
@@ -106,11 +117,36 @@ def seeds(text: str) -> list[int]:
     return values
 
 
-def visible_gpus() -> list[str]:
-    """The ids of all GPUs that torch sees, as CUDA_VISIBLE_DEVICES names them."""
+def parameter(text: str) -> tuple[str, Any]:
+    """A name and a value, a number where it looks like one."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, yaml.safe_load(value)
+
+
+def visible_gpus() -> list[int]:
+    """The GPUs that this process may use, as CUDA numbers them."""
     if os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-    return [str(index) for index in range(torch.cuda.device_count())]
+        return [int(index) for index in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+    return list(range(torch.cuda.device_count()))
+
+
+def make_cluster(arguments: argparse.Namespace) -> Cluster:
+    """Where the command line says that rows train."""
+    gpus = visible_gpus()
+    share = arguments.gpus_per_node
+    if share is None:
+        share = int(arguments.cluster == "slurm" or bool(gpus))
+    named = {"partition": arguments.partition, "cpus_per_task": arguments.cpus}
+    return Cluster(
+        arguments.cluster,
+        jobs=arguments.jobs,
+        gpus_per_node=share,
+        gpus=gpus,
+        hours=arguments.timeout,
+        parameters={**{name: value for name, value in named.items() if value is not None}, **dict(arguments.slurm)},
+    )
 
 
 def end_on_sigterm(number: int, frame: Any) -> None:
@@ -120,22 +156,21 @@ def end_on_sigterm(number: int, frame: Any) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs what the command line names; returns the exit code."""
-    table = read_ablation(arguments.files)
+    table = read_ablation(arguments.files, arguments.base)
     output = arguments.output or Path("output") / "ablations" / table.name
+    cluster = make_cluster(arguments)
+    device = []
+    if cluster.name == "slurm" or arguments.gpus_per_node is not None:  # "auto" would mean the device of this machine
+        device = ["MODEL.DEVICE", "cuda" if cluster.gpus_per_node else "cpu"]
     runs = plan_runs(
-        table, output,
-        base=arguments.base, max_iter=arguments.max_iter, seeds=arguments.seeds, overrides=arguments.opts,
-    )  # fmt: skip
+        table, output, max_iter=arguments.max_iter, seeds=arguments.seeds, overrides=[*device, *arguments.opts]
+    )
     ablation = Ablation(table, output, runs)
     if arguments.dry_run:
         print(ablation.dry_run())
         return 0
-    on_gpu = any(run.cfg.MODEL.DEVICE.startswith("cuda") for run in runs)
-    gpus = arguments.gpus or (visible_gpus() if on_gpu else ())
-    slots = make_slots(arguments.jobs, gpus, arguments.gpus_per_row)
     signal.signal(signal.SIGTERM, end_on_sigterm)
-    report = functools.partial(print, flush=True)
-    failed = ablation.run([sys.executable, str(TRAIN_NET)], slots, report=report, report_period=arguments.report_period)
+    failed = ablation.run([sys.executable, str(TRAIN_NET)], cluster, report=functools.partial(print, flush=True))
     print(f"\n{ablation.report().markdown()}\nWritten to {output}.")
     if failed:
         print(f"error: {len(failed)} of {len(runs)} runs failed: {', '.join(run.label for run in failed)}")

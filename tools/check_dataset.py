@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         test = [] if options.dataset else list(cfg.DATASETS.TEST)
         if not [*train, *test]:
             raise DatasetError("No dataset is named: give --dataset NAME, or a --config-file with DATASETS.TRAIN.")
-        problems = validate_datasets(train, test, options.images, num_threads=options.threads, show_progress=True)
+        problems = validate_datasets(
+            train, test, options.images, cfg.TEST.METRICS, num_threads=options.threads, show_progress=True
+        )
     errors = errors_of(problems)
     for line in summarize(problems, options.examples):
         print(line)

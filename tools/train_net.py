@@ -4,6 +4,7 @@
     python tools/train_net.py --config-file configs/quickstart.yaml
     python tools/train_net.py --config-file F --num-gpus 8 SOLVER.IMS_PER_BATCH 32 OUTPUT_DIR output/mine
     python tools/train_net.py --config-file F --resume
+    python tools/train_net.py --config-file configs/ablations/table2a.yaml --row selective
     python tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS output/mine/model_final.pth
     torchrun --nproc-per-node 8 tools/train_net.py --config-file F
 
@@ -16,6 +17,7 @@ import argparse
 from datetime import timedelta
 from typing import Any
 
+from querypose.config import add_row_argument
 from querypose.d2 import default_argument_parser
 from querypose.engine import PoseTrainer, add_timeout_argument, launch, report_user_errors, setup
 
@@ -34,6 +36,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 def run() -> None:
     """Reads the command line and starts the run's processes."""
     parser = default_argument_parser(epilog=__doc__)
+    add_row_argument(parser)
     add_timeout_argument(parser)
     args = parser.parse_args()
     with report_user_errors(parser.prog):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from querypose.analysis.ablation_jobs import AblationJobs, Cluster
 from querypose.analysis.ablation_report import AblationReport, dry_run_table
-from querypose.analysis.ablation_runs import AblationRun, AblationRunner, RunFigures, Slot
+from querypose.analysis.ablation_runs import AblationRun, RunResult
 from querypose.analysis.ablation_table import AblationTable
 from querypose.analysis.complexity import Complexity, measure_complexity
-from querypose.config import ConfigError
 from querypose.data import load_datasets
-from querypose.visualization import plot_precisions, save_dot_chart
+from querypose.visualization.charts import plot_precisions, plot_rows
 
 
 class Ablation:
@@ -41,49 +39,41 @@ class Ablation:
         """The table of parameters and GFLOPs."""
         return dry_run_table(self.table, self.complexities)
 
-    def run(self, command: Sequence[str], slots: Sequence[Slot], **options: Any) -> list[AblationRun]:
+    def run(self, command: Sequence[str], cluster: Cluster, **options: Any) -> list[AblationRun]:
         """Builds every row, trains what has not finished, and writes the report after every run.
 
         Args:
             command: starts a training: `[python, train_net.py]`.
-            slots: where runs can train.
-            options: of `AblationRunner`.
+            cluster: where runs train.
+            options: of `AblationJobs`.
 
         Returns:
             the runs that failed.
 
         Raises:
-            ConfigError: another process trains in this folder.
+            ConfigError: a row or the cluster cannot be used.
         """
         self.output.mkdir(parents=True, exist_ok=True)
-        with exclusive(self.output / ".lock") as lock:
-            # A row that cannot be built and data that is missing are known before any row trains; and data that is
-            # made on first use is made once.
-            self.write_report()
-            self._read_datasets()
-            runner = AblationRunner(
-                self.runs, command, slots, on_finish=self.write_report, inherited_files=[lock], **options
-            )
-            return runner.run()
-
-    def _read_datasets(self) -> None:
-        names = {name for run in self.runs for name in (*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST)}
-        for name in sorted(names):
+        # A row that cannot be built and data that is missing are known before any row trains; and data that is made on
+        # first use is made once.
+        self.write_report()
+        for name in sorted({name for run in self.runs for name in (*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST)}):
             load_datasets([name])
+        return AblationJobs(self.runs, self.output, command, cluster, on_finish=self.write_report, **options).run()
 
     def report(self) -> AblationReport:
         """What is known by now."""
-        figures: dict[str, list[RunFigures]] = {}
+        results: dict[str, list[RunResult]] = {}
         for run in self.runs:
             if run.is_finished:
-                figures.setdefault(run.row.name, []).append(run.result())
+                results.setdefault(run.row.name, []).append(run.result())
         cfg = self.runs[0].cfg
         notes = [
             f"Trained on {', '.join(cfg.DATASETS.TRAIN)}, evaluated on {', '.join(cfg.DATASETS.TEST[:1])}: "
             f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images on {cfg.MODEL.DEVICE}. "
-            "The paper's figures are those of its own data and schedule."
+            "The paper's metrics are those of its own data and schedule."
         ]
-        return AblationReport(self.table, self.complexities, figures, notes)
+        return AblationReport(self.table, self.complexities, results, notes)
 
     def write_report(self) -> None:
         """table.md, table.csv; once there is an AP ap.png, and ap_curves.png where it was evaluated on the way."""
@@ -94,27 +84,7 @@ class Ablation:
         if any(row.paper.get("AP") for row in self.table.rows):
             precisions["AP, paper"] = [[row.paper["AP"]] if "AP" in row.paper else [] for row in self.table.rows]
         if any(precisions["AP, measured"]):
-            save_dot_chart([row.name for row in self.table.rows], precisions, self.output / "ap.png")
+            plot_rows([row.title for row in self.table.rows], precisions, self.output / "ap.png")
         curves = report.ap_curves()
         if any(len(points) > 1 for points in curves.values()):
             plot_precisions(curves, self.output / "ap_curves.png")
-
-
-@contextlib.contextmanager
-def exclusive(lock_file: Path) -> Iterator[int]:
-    """Holds a folder for this process; a training that inherits the file keeps it, should this process be killed.
-
-    Yields:
-        the open file's descriptor.
-
-    Raises:
-        ConfigError: another process holds it.
-    """
-    with lock_file.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"{lock_file.parent} is in use: another ablation, or a training that one has left behind, writes there."
-            ) from error
-        yield stream.fileno()

@@ -1,4 +1,4 @@
-"""What an ablation has shown: one table, in Markdown and CSV, beside the paper's figures."""
+"""What an ablation has shown: one table, in Markdown and CSV, beside the paper's metrics."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from querypose.analysis.ablation_runs import RunFigures
-from querypose.analysis.ablation_table import PAPER_ONLY_METRICS, AblationRow, AblationTable
+from querypose.analysis.ablation_runs import RunResult
+from querypose.analysis.ablation_table import AblationRow, AblationTable
 from querypose.analysis.complexity import CONVENTION, Complexity
 from querypose.visualization.charts import Curve
 
-# In the order of the table; those that neither a run nor the paper has are left out.
-_METRICS = ("AP", "APm", "APl", "APE", "APM", "APH", "AP50", "AP75", "AR", "AR50", "AR75", "ARm", "ARl")
-_RUN_METRICS = ("AP", "APm", "APl", "APE", "APM", "APH", "AP50")
+# Of a run's metrics these are shown; others only where the paper gives them.
+_SHOWN = ("AP", "APm", "APl", "APE", "APM", "APH", "AP50")
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """Mean of a figure over seeds and its sample standard deviation (NaN of a single seed)."""
+    """Mean of a metric over seeds and its sample standard deviation (NaN of a single seed)."""
 
     mean: float
     spread: float
@@ -46,55 +45,58 @@ class AblationReport:
     Attributes:
         table: the rows.
         complexities: by name of the row.
-        figures: of the finished runs, one per seed, by name of the row.
+        results: of the finished runs, one per seed, by name of the row.
         notes: said under the table.
     """
 
     table: AblationTable
     complexities: Mapping[str, Complexity]
-    figures: Mapping[str, Sequence[RunFigures]]
+    results: Mapping[str, Sequence[RunResult]]
     notes: Sequence[str] = ()
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Evaluation figures that the table shows."""
-        of_paper = {name for row in self.table.rows for name in row.paper}
-        of_runs = {name for runs in self.figures.values() for run in runs for name in run.metrics}
-        return tuple(name for name in _METRICS if name in of_paper or (name in of_runs and name in _RUN_METRICS))
+        """Metrics that the table shows of the runs: those of the paper, and the most common ones."""
+        measured = {name for results in self.results.values() for result in results for name in result.metrics}
+        return tuple(name for name in dict.fromkeys([*_SHOWN, *self.paper_metrics]) if name in measured)
+
+    @property
+    def paper_metrics(self) -> tuple[str, ...]:
+        """Metrics that the paper gives for any row."""
+        return tuple(dict.fromkeys(name for row in self.table.rows for name in row.paper))
 
     def values(self, metric: str) -> list[list[float]]:
-        """A figure of every row, one value per seed that has it."""
+        """A metric of every row, one value per seed that has it."""
         return [
-            [run.metrics[metric] for run in self.figures.get(row.name, ()) if metric in run.metrics]
+            [run.metrics[metric] for run in self.results.get(row.name, ()) if metric in run.metrics]
             for row in self.table.rows
         ]
 
     def statistic(self, row: AblationRow, metric: str) -> Statistic | None:
-        """A figure of a row over its seeds, None where no run has it."""
+        """A metric of a row over its seeds, None where no run has it."""
         values = self.values(metric)[self.table.rows.index(row)]
         return Statistic.of(values) if values else None
 
     def ap_curves(self) -> dict[str, Curve]:
-        """AP over the iterations by name of every row that was evaluated, the mean over its seeds."""
+        """AP over the iterations by title of every row that was evaluated, the mean over its seeds."""
         curves = {}
         for row in self.table.rows:
             values: dict[float, list[float]] = {}
-            for run in self.figures.get(row.name, ()):
+            for run in self.results.get(row.name, ()):
                 for iteration, ap in run.ap_curve:
                     values.setdefault(iteration, []).append(ap)
             if values:
-                curves[row.name] = [(iteration, statistics.fmean(values[iteration])) for iteration in sorted(values)]
+                curves[row.title] = [(iteration, statistics.fmean(values[iteration])) for iteration in sorted(values)]
         return curves
 
     def seconds_per_step(self, row: AblationRow) -> float | None:
         """Median over the seeds."""
-        values = [run.seconds_per_step for run in self.figures.get(row.name, ()) if run.seconds_per_step]
+        values = [run.seconds_per_step for run in self.results.get(row.name, ()) if run.seconds_per_step]
         return statistics.median(values) if values else None
 
     def markdown(self) -> str:
         """Title, table and notes."""
-        given = {name for row in self.table.rows for name in row.paper}
-        of_paper = [name for name in (*self.metrics, *PAPER_ONLY_METRICS) if name in given]
+        of_paper = self.paper_metrics
         heads = ["row", "params (M)", "GFLOPs", "s/step", *self.metrics, *(f"paper {name}" for name in of_paper)]
         lines = []
         for row in self.table.rows:
@@ -102,11 +104,11 @@ class AblationReport:
             ours = [self.statistic(row, name) for name in self.metrics]
             lines.append(
                 [
-                    row.name,
+                    row.title,
                     f"{complexity.num_parameters / 1e6:.2f}",
                     f"{complexity.gflops:.4g}",
                     "–" if seconds is None else f"{seconds:.3f}",
-                    *("–" if figure is None else figure.text(1) for figure in ours),
+                    *("–" if metric is None else metric.text(1) for metric in ours),
                     *(f"{row.paper[name]:.1f}" if name in row.paper else "–" for name in of_paper),
                 ]
             )
@@ -115,9 +117,9 @@ class AblationReport:
 
     @property
     def all_notes(self) -> list[str]:
-        """How to read the figures, then `notes`."""
+        """How to read the numbers, then `notes`."""
         height, width = next(iter(self.complexities.values())).image_size
-        seeds = max((len(runs) for runs in self.figures.values()), default=0)
+        seeds = max((len(runs) for runs in self.results.values()), default=0)
         spread = f"; mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
         return [
             f"AP in percent{spread}. GFLOPs of one {height}x{width} image: {CONVENTION}.",
@@ -126,8 +128,9 @@ class AblationReport:
 
     def csv(self) -> str:
         """One line a row, numbers in full; empty where unknown."""
-        heads = ["row", "config", "parameters", "gflops", "seconds_per_step", "seeds"]
-        heads += [f"{name}{suffix}" for name in self.metrics for suffix in ("", "_spread", "_paper")]
+        heads = ["row", "title", "parameters", "gflops", "seconds_per_step", "seeds"]
+        metrics = tuple(dict.fromkeys([*self.metrics, *self.paper_metrics]))
+        heads += [f"{name}{suffix}" for name in metrics for suffix in ("", "_spread", "_paper")]
         stream = io.StringIO()
         writer = csv.DictWriter(stream, heads, lineterminator="\n")
         writer.writeheader()
@@ -135,16 +138,16 @@ class AblationReport:
             complexity = self.complexities[row.name]
             line: dict[str, object] = {
                 "row": row.name,
-                "config": row.config_file.name,
+                "title": row.title,
                 "parameters": complexity.num_parameters,
                 "gflops": complexity.gflops,
                 "seconds_per_step": self.seconds_per_step(row),
-                "seeds": len(self.figures.get(row.name, ())),
+                "seeds": len(self.results.get(row.name, ())),
             }
-            for name in self.metrics:
-                if (figure := self.statistic(row, name)) is not None:
-                    line[name] = figure.mean
-                    line[f"{name}_spread"] = None if math.isnan(figure.spread) else figure.spread
+            for name in metrics:
+                if (metric := self.statistic(row, name)) is not None:
+                    line[name] = metric.mean
+                    line[f"{name}_spread"] = None if math.isnan(metric.spread) else metric.spread
                 line[f"{name}_paper"] = row.paper.get(name)
             writer.writerow(line)
         return stream.getvalue()
@@ -164,7 +167,7 @@ def dry_run_table(table: AblationTable, complexities: Mapping[str, Complexity]) 
         complexity = complexities[row.name]
         lines.append(
             [
-                row.name,
+                row.title,
                 f"{complexity.num_parameters / 1e6:.3f}",
                 f"{(complexity.num_parameters - first.num_parameters) / 1e6:+.3f}",
                 f"{complexity.gflops:.4g}",

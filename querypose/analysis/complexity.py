@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from querypose.analysis.part_meter import PartMeter, part_name
 from querypose.d2 import META_ARCH_REGISTRY, CfgNode
-from querypose.data.transforms import shortest_edge_size
+from querypose.data import build_pipeline
+from querypose.modeling import PoseModel
 
 PHOTO_SIZE = (480, 640)
 CONVENTION = "1 GMAC = 2 GFLOPs; convolutions, matrix products and attention count, RoIAlign and element-wise do not"
@@ -70,7 +72,7 @@ def measure_complexity(cfg: CfgNode, *, image_size: tuple[int, int] | None = Non
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.BACKBONE.PRETRAINED = False
-    model: nn.Module = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    model: PoseModel = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     image_size = image_size or image_size_for_testing(cfg)
     return Complexity(
         parameters=count_parameters(model, depth), flops=count_flops(model, image_size, depth), image_size=image_size
@@ -78,10 +80,12 @@ def measure_complexity(cfg: CfgNode, *, image_size: tuple[int, int] | None = Non
 
 
 def image_size_for_testing(cfg: CfgNode, photo_size: tuple[int, int] = PHOTO_SIZE) -> tuple[int, int]:
-    """Height and width to which the config resizes a photo for testing."""
-    if cfg.INPUT.MIN_SIZE_TEST == 0:
-        return photo_size
-    return shortest_edge_size(photo_size, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    """Height and width of what the config makes of a photo for testing."""
+    pipeline = build_pipeline(cfg, is_train=False)
+    record = pipeline.records_of_image(photo_size)[0]
+    sample = pipeline.sample(record, np.random.default_rng(0), np.zeros((*photo_size, 3), np.uint8))
+    height, width = sample["image"].shape[1:]
+    return height, width
 
 
 def count_parameters(model: nn.Module, depth: int) -> dict[str, int]:
@@ -92,27 +96,25 @@ def count_parameters(model: nn.Module, depth: int) -> dict[str, int]:
     return dict(counts)
 
 
-def count_flops(model: nn.Module, image_size: tuple[int, int], depth: int) -> dict[str, int]:
+def count_flops(model: PoseModel, image_size: tuple[int, int], depth: int) -> dict[str, int]:
     """Operations of inference on one image, by part.
 
     The products are not carried out: their results are zeros. So it takes seconds for the largest models, and does not
     depend on their weights.
 
     Args:
-        model: takes detectron2's list of dicts; in inference mode afterwards, and without gradients.
+        model: of any meta-architecture; in inference mode afterwards, and without gradients.
         image_size: height and width in pixels.
         depth: how many names of a module's path tell parts apart.
     """
-    device = next(model.parameters()).device
-    height, width = image_size
-    image = torch.zeros(3, height, width, dtype=torch.uint8, device=device)
+    batch = model.example_batch(image_size)
     model.eval().requires_grad_(False)
     counter = FlopCounterMode(display=False)
     with (
         torch.no_grad(), ZeroProducts(), counter, PartMeter(model, depth, counter.get_total_flops) as meter,
         sdpa_kernel(SDPBackend.MATH),  # as matrix products: not every torch counts the fused attention of a CPU
     ):  # fmt: skip
-        model([{"image": image, "height": height, "width": width}])
+        model(batch)
     flops: Counter[str] = Counter()
     for span in meter.spans:
         flops[span.part] += span.end - span.start

@@ -28,6 +28,7 @@ from querypose.config.keys import (
 )
 from querypose.config.loading import add_querypose_config, get_cfg, load_config
 from querypose.config.parts import build_part, part_list
+from querypose.config.tables import add_row_argument, flatten, read_table
 
 __all__ = [
     "KEYS",
@@ -37,9 +38,11 @@ __all__ = [
     "above",
     "add_keys",
     "add_querypose_config",
+    "add_row_argument",
     "at_least",
     "between",
     "build_part",
+    "flatten",
     "get_cfg",
     "is_finite",
     "list_of_names",
@@ -47,6 +50,7 @@ __all__ = [
     "lookup",
     "one_of",
     "part_list",
+    "read_table",
     "registered",
     "sequence_of",
 ]

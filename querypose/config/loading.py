@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from querypose import d2
 from querypose.config.keys import KEYS, ConfigError, check_config, lookup
 from querypose.config.merging import merge_file, merge_overrides
+from querypose.config.tables import read_table
 from querypose.d2 import CfgNode
 
 
@@ -31,12 +33,15 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
-def load_config(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
+def load_config(
+    config_file: str | Path | None = None, overrides: Sequence[Any] = (), *, row: str | None = None
+) -> CfgNode:
     """Reads an experiment: defaults, then `config_file` with its `_BASE_`, then KEY VALUE `overrides`.
 
     Args:
         config_file: a YAML file, or None for the defaults.
         overrides: `["SOLVER.MAX_ITER", "100", …]`, as they stand on the command line.
+        row: name of a row where `config_file` is a table of ablations (see `config.tables`).
 
     Returns:
         the checked config, `MODEL.DEVICE` resolved to a device; not frozen.
@@ -49,6 +54,10 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[str] 
     if config_file is not None:
         if not Path(config_file).is_file():
             raise FileNotFoundError(f"There is no config file {str(config_file)!r}.")
+        if (table := read_table(config_file)) is not None:
+            config_file, overrides = table.base, [*table.row(row).overrides, *overrides]
+        elif row is not None:
+            raise ConfigError(f"--row {row}: {config_file} is a config, not a table of ablations with `rows`.")
         merge_file(cfg, str(config_file))
     merge_overrides(cfg, overrides)
     _resolve(cfg)

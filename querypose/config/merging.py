@@ -40,13 +40,13 @@ def merge_file(cfg: CfgNode, config_file: str) -> None:
         raise ConfigError(f"{config_file}: {_explain(cfg, error)}") from error
 
 
-def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
+def merge_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
     """Merges KEY VALUE pairs, as they stand on the command line, into `cfg`.
 
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type.
     """
-    pairs: list[str] = []
+    pairs: list[Any] = []
     for index in range(0, len(overrides), 2):
         name, *value = overrides[index : index + 2]
         try:

@@ -18,13 +18,7 @@ with warnings.catch_warnings():
     import detectron2
     from detectron2.checkpoint import DetectionCheckpointer as _DetectionCheckpointer
     from detectron2.config import CfgNode, configurable, get_cfg
-    from detectron2.data import (
-        DatasetCatalog,
-        DatasetFromList,
-        MetadataCatalog,
-        build_detection_test_loader,
-        build_detection_train_loader,
-    )
+    from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.engine import (
         DefaultTrainer,
         HookBase,

@@ -62,6 +62,7 @@ class PoseAnnotations:
         num_keypoints: of the file where it says so, else the number of labeled ones (N). It decides which persons an
             evaluation ignores, and CrowdPose leaves head and neck out of it.
         areas: of the file (N), NaN where there is none.
+        head_sizes: `head_size` of the file (N), in pixels, NaN where there is none; PCKh divides by it.
     """
 
     path: str
@@ -84,6 +85,7 @@ class PoseAnnotations:
     keypoints: NDArray[np.float64] = field(init=False)
     num_keypoints: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     areas: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    head_sizes: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         self.keypoints = np.zeros((0, self.skeleton.num_keypoints, 3))
@@ -315,6 +317,7 @@ class _Reader:
         file.image_indices, file.keypoints, file.boxes_xywh = image_indices[order], keypoints[order], boxes_xywh[order]
         file.is_crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in chosen], bool)
         file.areas = np.array([_number_or_nan(annotation.get("area")) for annotation in chosen], np.float64)
+        file.head_sizes = np.array([_number_or_nan(annotation.get("head_size")) for annotation in chosen], np.float64)
         labeled = np.count_nonzero(file.keypoints[..., 2] > 0, axis=1).tolist()
         stated = [annotation.get("num_keypoints") for annotation in chosen]
         counts = [count if number is None else number for number, count in zip(stated, labeled, strict=True)]
@@ -367,9 +370,9 @@ class _Reader:
         elif area is not None and not (_number_or_nan(area) >= 0):
             what, remedy = f"'area' of {id} is {_short(area)}", "allowed: a finite number >= 0, or no 'area' at all"
             self.error("area that is no area", id, what, remedy)
-        elif count is not None and not (is_integer(count) and 0 <= count <= self.skeleton.num_keypoints):
+        elif count is not None and not (is_integer(count) and 0 <= count < 2**31):
             what = f"'num_keypoints' of {id} is {_short(count)}"
-            remedy = f"allowed: an integer from 0 to {self.skeleton.num_keypoints}, or no 'num_keypoints' at all"
+            remedy = "allowed: an integer >= 0, or no 'num_keypoints' at all"
             self.error("num_keypoints that is no such number", id, what, remedy)
         else:
             return True
@@ -491,8 +494,8 @@ class _Reader:
         corners[:, 2:] += corners[:, :2]
         sizes_whwh = np.tile(file.sizes_hw[file.image_indices, ::-1], 2)
         file.boxes_xyxy = np.clip(corners, 0, sizes_whwh)
-        is_empty = (file.boxes_xyxy[:, 2:] <= file.boxes_xyxy[:, :2]).any(axis=1)
-        file.is_usable = ~is_empty
+        is_empty = np.asarray((file.boxes_xyxy[:, 2:] <= file.boxes_xyxy[:, :2]).any(axis=1))
+        file.is_usable = np.logical_not(is_empty)
         is_clipped = (file.boxes_xyxy != corners).any(axis=1) & ~is_empty
         for is_wrong, kind, what, remedy in (
             (is_clipped, "box outside the image", "reaches outside", "it is clipped"),

@@ -58,7 +58,8 @@ add_keys((
     Key("DATASETS.CUSTOM", [],
         "your datasets: list of {name, json, images, skeleton} and, if not coco, evaluator: crowdpose", _MAPPINGS),
     Key("DATASETS.SKELETONS", [],
-        "your skeletons: list of {name, keypoints, flip_pairs, sigmas, edges, part_schemes, default_part_scheme}",
+        "your skeletons: list of {name, keypoints, flip_pairs, sigmas, edges, part_schemes, default_part_scheme, "
+        "upper_body, head_segment}",
         _MAPPINGS),
     Key("DATASETS.PERSON_BOXES", [],
         "for person_crops: COCO results files with the boxes to evaluate on, one a dataset of DATASETS.TEST; '' and [] "
@@ -83,6 +84,9 @@ add_keys((
     Key("INPUT.PERSON_CROP.SIZE", [256, 192], "height and width of a person's crop, in pixels",
         sequence_of("positive integers", lambda value: type(value) is int and value > 0, length=2)),
     Key("INPUT.PERSON_CROP.PADDING", 1.25, "factor on both sides of a person's box", above(0)),
+    Key("INPUT.PERSON_CROP.UNBIASED", False,
+        "the box reaches from center to center of the outer pixels of the crop, and not from edge to edge (UDP)"),
+    Key("INPUT.PERSON_CROP.ANTIALIAS", True, "average pixels that shrink; False samples them, as OpenCV does"),
     Key("INPUT.FORMAT", "RGB", "channel order that the model sees", one_of("RGB", "BGR")),
     Key("INPUT.MIN_SIZE_TRAIN", list(range(480, 801, 32)), "short side, drawn from these, in pixels", _SIZES),
     Key("INPUT.MAX_SIZE_TRAIN", 1333, "bound of the long side, in pixels", at_least(1)),

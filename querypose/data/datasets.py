@@ -6,6 +6,7 @@ config, `register_pose_dataset` any. Registration touches no file; a dataset is 
 
 from __future__ import annotations
 
+import colorsys
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -109,6 +110,14 @@ def register_pose_dataset(
             json needs crowdIndex), or one of your own.
         prepare: called before the json is read, to make or fetch the files.
     """
+    former = MetadataCatalog.get(name) if name in MetadataCatalog.list() else None
+    rules = [
+        (skeleton.keypoints[first], skeleton.keypoints[second], _color(index / len(skeleton.edges)))
+        for index, (first, second) in enumerate(skeleton.edges)
+    ]
+    if former is not None and getattr(former, "skeleton", skeleton) == skeleton:
+        # detectron2 registers some of our names too; pictures keep the colors that its users know.
+        rules = getattr(former, "keypoint_connection_rules", rules)
     for catalog in (DatasetCatalog, MetadataCatalog):
         if name in catalog.list():
             catalog.remove(name)
@@ -122,10 +131,17 @@ def register_pose_dataset(
         keypoint_flip_map=[
             (skeleton.keypoints[left], skeleton.keypoints[right]) for left, right in skeleton.flip_pairs
         ],
+        keypoint_connection_rules=rules,  # what detectron2's Visualizer joins, and in which color
         # What nearly every pose json says; the json itself decides when it is read.
         thing_classes=["person"],
         thing_dataset_id_to_contiguous_id={1: 0},
     )
+
+
+def _color(hue: float) -> tuple[int, int, int]:
+    """Red, green, blue of a hue in [0, 1)."""
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 1, 1))
+    return red, green, blue
 
 
 class _CatalogEntry:
@@ -258,6 +274,11 @@ def load_datasets(
                 "DATASETS.CUSTOM."
             )
         of_dataset = DatasetCatalog.get(name)
+        if not isinstance(of_dataset, list):  # a stream might have no end
+            raise DatasetError(
+                f"Dataset {name!r} gives a {type(of_dataset).__name__}, not a list of dicts. Register a function that "
+                "returns a list, or give the trainer a loader of your own in build_train_loader."
+            )
         if require_persons and not any("annotations" in record for record in of_dataset):
             raise DatasetError(f"Dataset {name!r} has no annotations, so that nothing can be trained on it.")
         records += of_dataset

@@ -1,6 +1,6 @@
 """Whether an image file is there, can be read, and has the size that its json says.
 
-The mapper refuses (or corrects) an image by `check_image_size` when it reads it; the validator looks at all of them.
+The pipeline refuses (or corrects) an image by `check_image_size` when it reads it; the validator looks at all of them.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def data_loader(samples: Samples, batches: Iterable[list[Draw]], num_workers: in
     """
     return DataLoader(
         samples,
-        batch_sampler=batches,  # type: ignore[arg-type]  # torch takes any iterable
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=list,
         worker_init_fn=_outlive_stop_signals,

@@ -84,12 +84,15 @@ class GeometricTransform:
         corners = self.apply_coords(boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2))
         return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
-    def apply_keypoints(self, keypoints: np.ndarray, flip_indices: Sequence[int]) -> np.ndarray:
+    def apply_keypoints(
+        self, keypoints: np.ndarray, flip_indices: Sequence[int], *, keep_outside: bool = False
+    ) -> np.ndarray:
         """Maps keypoints; those that end outside the output image, and those not labelled, become (0, 0, 0).
 
         Args:
             keypoints: (G, K, 3), x and y in the source frame, visibility.
             flip_indices: the K indices of `Skeleton.flip_indices`, used where the map mirrors.
+            keep_outside: those outside stay as they are.
 
         Returns:
             float64 (G, K, 3), in the output frame.
@@ -100,14 +103,15 @@ class GeometricTransform:
             mapped = mapped[:, list(flip_indices)]
         height, width = self.output_size
         inside = (mapped[..., :2] >= 0).all(axis=-1) & (mapped[..., 0] <= width) & (mapped[..., 1] <= height)
-        mapped[~inside | (mapped[..., 2] <= 0)] = 0
+        mapped[~(inside | keep_outside) | (mapped[..., 2] <= 0)] = 0
         return mapped
 
-    def apply_image(self, image: np.ndarray) -> np.ndarray:
+    def apply_image(self, image: np.ndarray, antialias: bool = True) -> np.ndarray:
         """Resamples an image once, bilinearly, with antialiasing where it shrinks; what lies outside is black.
 
         Args:
             image: uint8 (H, W, C) of `source_size`.
+            antialias: without it, pixels between those that are sampled are left out, as OpenCV's warps do.
 
         Returns:
             uint8 (H', W', C) of `output_size`; a view of memory in which one channel follows the other, as torch
@@ -119,7 +123,7 @@ class GeometricTransform:
         if image.shape[:2] != self.source_size:
             raise ValueError(f"The transform takes images of {self.source_size}, not {image.shape[:2]}.")
         window = self._window_of_whole_pixels()
-        return self._warp(image) if window is None else self._crop_and_resize(image, window)
+        return self._warp(image, antialias) if window is None else self._crop_and_resize(image, window, antialias)
 
     def _window_of_whole_pixels(self) -> tuple[int, int, int, int] | None:
         """x0, y0, x1, y1 of the source pixels that make the output; None where it needs a general warp."""
@@ -137,20 +141,20 @@ class GeometricTransform:
         x0, y0, x1, y1 = (int(bound) for bound in whole)
         return x0, y0, x1, y1
 
-    def _crop_and_resize(self, image: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
+    def _crop_and_resize(self, image: np.ndarray, window: tuple[int, int, int, int], antialias: bool) -> np.ndarray:
         x0, y0, x1, y1 = window
         pixels = _as_tensor(image[y0:y1, x0:x1])
         if pixels.shape[1:] != self.output_size:
             pixels = F.interpolate(
-                pixels[None], size=self.output_size, mode="bilinear", antialias=True, align_corners=False
+                pixels[None], size=self.output_size, mode="bilinear", antialias=antialias, align_corners=False
             )[0]
         mirrored = [axis + 1 for axis in (0, 1) if self.matrix[1 - axis, 1 - axis] < 0]
         pixels = pixels.contiguous().flip(mirrored)
         return pixels.permute(1, 2, 0).numpy()
 
-    def _warp(self, image: np.ndarray) -> np.ndarray:
+    def _warp(self, image: np.ndarray, antialias: bool) -> np.ndarray:
         # Bilinear sampling does not antialias: shrink to the scale of the output first, then sample.
-        scale = min(1.0, float(np.sqrt(abs(np.linalg.det(self.matrix[:, :2])))))
+        scale = min(1.0, float(np.sqrt(abs(np.linalg.det(self.matrix[:, :2]))))) if antialias else 1.0
         shrink = resize(self.source_size, tuple(max(1, round(side * scale)) for side in self.source_size))
         to_source = shrink.inverse().then(self).inverse()
         pixels = shrink.apply_image(image)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from querypose import d2
 from querypose.d2 import Boxes, CheckpointError, Instances, Keypoints, atomic_write, comm, read_checkpoint
+from querypose.data.transforms import GeometricTransform
 
 # How structures that are no tensors are kept: `weights_only` loads no classes.
 _WRAPPED: Mapping[str, type[Any]] = {"Boxes": Boxes, "Keypoints": Keypoints}
@@ -115,6 +116,11 @@ def _to_plain(value: Any) -> Any:
     for name, wrapper in _WRAPPED.items():
         if isinstance(value, wrapper):
             return {name: value.tensor}
+    if isinstance(value, GeometricTransform):
+        sizes = {"source_size": list(value.source_size), "output_size": list(value.output_size)}
+        return {"matrix": torch.from_numpy(value.matrix), **sizes}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_to_plain, value))
     # A path, say, is no more than its text to a model.
     return value if value is None or isinstance(value, Tensor | bool | int | float | str) else str(value)
 
@@ -127,5 +133,7 @@ def _from_plain(value: Any) -> Any:
         for name, field in value["Instances"].items():
             instances.set(name, _from_plain(field))
         return instances
+    if "matrix" in value:
+        return GeometricTransform(value["matrix"].numpy(), tuple(value["source_size"]), tuple(value["output_size"]))
     ((name, tensor),) = value.items()
     return _WRAPPED[name](tensor)

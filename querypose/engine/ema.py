@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from querypose.config import ConfigError
-from querypose.d2 import CheckpointError, HookBase
-from querypose.engine.recovery import RunCheckpointer
+from querypose.d2 import CheckpointError
+from querypose.engine.checkpointer import RunCheckpointer
 
 
 class ExponentialMovingAverage:
     """Average of the trainable parameters and the floating-point buffers (BatchNorm statistics) of a model.
 
     Update n = 1, 2, … sets average = d average + (1 - d) weights with d = min(decay, n / (n + 9)): the ramp lets a
-    short run forget its initialisation.
+    short run forget its initialization.
 
     Args:
         model: whose weights are averaged; not wrapped in DistributedDataParallel.
@@ -88,7 +88,7 @@ class ExponentialMovingAverage:
         weights: Mapping[str, Tensor] = state_dict["weights"]
         _check_fit(weights, self._average)
         if missing := sorted(self._average.keys() - weights.keys()):
-            raise CheckpointError(f"The averaged weights lack {_some(missing)}, which this run trains.")
+            raise CheckpointError(f"The averaged weights in the checkpoint lack {_some(missing)}, which the model has.")
         for name, average in self._average.items():
             average.copy_(weights[name])
         self.num_updates = int(state_dict["num_updates"])
@@ -117,17 +117,6 @@ def _some(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (f", … ({len(names)} in all)" if len(names) > count else "")
 
 
-class UpdateAverage(HookBase):
-    """Takes the weights into the average after every iteration."""
-
-    def __init__(self, average: ExponentialMovingAverage) -> None:
-        self._average = average
-
-    def after_step(self) -> None:
-        """Updates the average."""
-        self._average.update()
-
-
 def require_weights(weights: str) -> None:
     """Refuses a MODEL.WEIGHTS that is not there; '' and addresses with a scheme pass.
 
@@ -135,7 +124,7 @@ def require_weights(weights: str) -> None:
         ConfigError: there is no such file.
     """
     if weights and "://" not in weights and not Path(weights).is_file():
-        raise ConfigError(f"MODEL.WEIGHTS is {weights!r}; there is no such file. '' starts from the initialisation.")
+        raise ConfigError(f"MODEL.WEIGHTS is {weights!r}; there is no such file. '' starts from random weights.")
 
 
 class _ExactCheckpointer(RunCheckpointer):
@@ -149,14 +138,15 @@ class _ExactCheckpointer(RunCheckpointer):
             f"{name} {tuple(found)}, not {tuple(needed)}" for name, found, needed in incompatible.incorrect_shapes
         ]
         problems = (
-            ("lacks", incompatible.missing_keys),
-            ("has in other shapes", shapes),
-            ("has, which the model has not,", incompatible.unexpected_keys),
+            ("Missing in the file", incompatible.missing_keys),
+            ("Of another shape", shapes),
+            ("Not in the model", incompatible.unexpected_keys),
         )
-        if found := [f"{what} {_some(names)}" for what, names in problems if names]:
+        if found := [f"{what}: {_some(names)}." for what, names in problems if names]:
             raise CheckpointError(
-                f"MODEL.WEIGHTS are of another model than the config's: the file {'; '.join(found)}. Take the config "
-                "that they were trained with (config.yaml beside them): architecture, backbone and skeleton must agree."
+                f"MODEL.WEIGHTS is a file of another model than the config describes. {' '.join(found)} Use the config "
+                "that the weights were trained with (config.yaml beside them); architecture, backbone and skeleton "
+                "must agree."
             )
 
 
@@ -167,7 +157,7 @@ def load_evaluation_weights(
 
     Args:
         model: receives them.
-        weights: MODEL.WEIGHTS; '' leaves the model as it is initialised.
+        weights: MODEL.WEIGHTS; '' leaves the model as it is initialized.
         use_average: SOLVER.EMA.ENABLED: prefer the averaged weights, if the checkpoint has them.
         output_dir: OUTPUT_DIR, for `resume`.
         resume: load the last checkpoint of `output_dir`, if there is one, in place of `weights`.

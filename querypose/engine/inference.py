@@ -13,10 +13,7 @@ from querypose.config import ConfigError
 from querypose.d2 import CfgNode, configurable
 from querypose.layers.batch_norm_folding import CONVOLUTIONS, fold_batch_norms
 from querypose.layers.precision import PRECISIONS
-from querypose.modeling import HasComponents
-
-PROBE_SIZE = (64, 96)
-"""Height and width of the image on which a model shows how its modules follow one another."""
+from querypose.modeling import PoseModel
 
 
 class InferenceModel(nn.Module):
@@ -28,12 +25,12 @@ class InferenceModel(nn.Module):
 
     @configurable
     def __init__(
-        self, model: nn.Module, *, precision: torch.dtype | None = None, compiled: bool = False, in_place: bool = False
+        self, model: PoseModel, *, precision: torch.dtype | None = None, compiled: bool = False, in_place: bool = False
     ) -> None:
         """Takes plain arguments; `InferenceModel(cfg, model)` those of TEST.
 
         Args:
-            model: of any meta-architecture; takes [{"image", "height", "width"}].
+            model: of any meta-architecture.
             precision: what the forward pass computes in, by autocast; None is float32.
             compiled: compile the model's components, for inputs of any size.
             in_place: change the model itself, where nobody else needs it; spares the memory of the copy.
@@ -48,9 +45,7 @@ class InferenceModel(nn.Module):
             # Put over a module's own, as by a compilation for training, it would run the original's weights.
             module.__dict__.pop("forward", None)
         self.precision = precision
-        height, width = PROBE_SIZE
-        probe = [{"image": torch.zeros(3, height, width, dtype=torch.uint8), "height": height, "width": width}]
-        fold_batch_norms(self.model, lambda: self.model(probe))
+        fold_batch_norms(self.model, lambda: self.model(self.model.example_batch()))
         self.model.requires_grad_(False).to(memory_format=torch.channels_last)
         if precision is not None:
             # Once, not at every image; autocast converts what flows into them, and the weights of all other layers.
@@ -58,14 +53,14 @@ class InferenceModel(nn.Module):
                 if isinstance(module, CONVOLUTIONS):
                     module.to(precision)
         if compiled:
-            if not isinstance(self.model, HasComponents):
+            if not self.model.components:
                 raise ConfigError(f"TEST.COMPILE is True, but {type(model).__name__} names no components to compile.")
             for component in self.model.components.values():
                 for module in component.modules:
                     module.compile(dynamic=True)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, model: nn.Module, *, in_place: bool = False) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, model: PoseModel, *, in_place: bool = False) -> dict[str, Any]:
         """What TEST.PRECISION and TEST.COMPILE say."""
         precision = PRECISIONS[cfg.TEST.PRECISION]
         return {"model": model, "precision": precision, "compiled": cfg.TEST.COMPILE, "in_place": in_place}

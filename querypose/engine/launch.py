@@ -17,7 +17,7 @@ from querypose import d2
 from querypose.config import ConfigError
 from querypose.d2 import comm, run_and_leave
 from querypose.engine.errors import LostProcessError
-from querypose.engine.recovery import signals_to_children
+from querypose.engine.stop_signal import signals_to_children
 
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 TIMEOUT = datetime.timedelta(minutes=30)
@@ -27,7 +27,7 @@ def add_timeout_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --timeout, in minutes, to a command line."""
     parser.add_argument(
         "--timeout", type=float, default=TIMEOUT.total_seconds() / 60, metavar="MINUTES",
-        help="of several processes one that died or hangs ends the run after so long (default: %(default)g)",
+        help="end the run if one of its processes does not answer for this many minutes (default: %(default)g)",
     )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def launch(
         main: picklable, as the processes import it.
         args: of `default_argument_parser`.
         timeout: how long a process waits for another, at the start and in an exchange. It must be longer than the
-            first process needs to compute the figures of an evaluation, for which the others wait.
+            first process needs to compute the metrics of an evaluation, for which the others wait.
 
     Raises:
         ConfigError: more processes are asked for than there are GPUs, or the time is not above 0.

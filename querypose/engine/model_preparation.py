@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from querypose.config import ConfigError
 from querypose.layers import recompute_in_backward, repeated_blocks
-from querypose.modeling import Component, HasComponents
+from querypose.modeling import Component, PoseModel
 
 
 def prepare_model(
@@ -20,7 +20,7 @@ def prepare_model(
     """Sets, in place, how `model` computes; its results, its parameters and their names stay.
 
     Args:
-        model: names its components, where the two lists are not empty.
+        model: of any meta-architecture.
         channels_last: keep the convolutions' weights, and with them their features, with channels side by side.
         compiled: components that torch.compile translates at their first call.
         recomputed: components whose activations are computed again in the backward pass; a network that consists of
@@ -73,7 +73,7 @@ def compile_in_place(module: nn.Module, varying_dims: Sequence[int] = (), backen
 
 
 def _components(model: nn.Module, key: str, names: Sequence[str]) -> dict[str, Component]:
-    components = model.components if isinstance(model, HasComponents) else {}
+    components = model.components if isinstance(model, PoseModel) else {}
     if unknown := [name for name in names if name not in components]:
         raise ConfigError(f"{key} has {unknown}; allowed for {type(model).__name__}: {sorted(components)}.")
     return {name: components[name] for name in names}

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from querypose.engine.dumps import DumpWriter, random_state
 from querypose.engine.errors import NonFiniteError
-from querypose.engine.micro_batches import Batch
+from querypose.modeling.pose_model import Batch
 
 GRAD_NORM = "grad_norm"
 NON_FINITE = "non_finite"
-"""A figure: 1 where a loss of any process, or without loss scaling the gradient, is not finite; else 0."""
+"""A scalar: 1 where a loss of any process, or without loss scaling the gradient, is not finite; else 0."""
 
 # So many halvings leave no scale that could overflow: the gradient itself is infinite.
 _MAX_OVERFLOWS = 50
@@ -44,10 +44,10 @@ def nan_unless_finite(loss: Tensor) -> Tensor:
 
 
 class RunningStatistics:
-    """The running statistics of a model's batch normalisation, which a forward pass changes before its loss is known.
+    """The running statistics of a model's batch normalization, which a forward pass changes before its loss is known.
 
     Args:
-        model: frozen normalisation layers have none that change.
+        model: frozen normalization layers have none that change.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -79,7 +79,7 @@ class RunningStatistics:
 
 @dataclass
 class _Attempt:
-    """An iteration whose figures have not arrived yet, and what it started from besides the weights."""
+    """An iteration whose scalars have not arrived yet, and what it started from besides the weights."""
 
     batch: Batch
     random_state: dict[str, Tensor]
@@ -88,7 +88,7 @@ class _Attempt:
 
 
 class NonFiniteGuard:
-    """Judges every iteration by its figures; what it does to one that is not finite is said at the top of the module.
+    """Checks every iteration by its scalars; the top of the module says what it does to one that is not finite.
 
     Args:
         model: not wrapped; its running statistics are watched.
@@ -132,12 +132,12 @@ class NonFiniteGuard:
         attempt.gradient_norms = norms
         self._statistics.restore_unless(is_finite, attempt.statistics)
 
-    def judge(self, iteration: int, figures: Mapping[str, float]) -> bool:
-        """Decides about the oldest iteration that was begun and not yet judged, once its figures are here.
+    def check(self, iteration: int, scalars: Mapping[str, float]) -> bool:
+        """Decides about the oldest iteration that was begun and not yet checked, once its scalars are here.
 
         Args:
             iteration: its number.
-            figures: its losses, GRAD_NORM and NON_FINITE.
+            scalars: its losses, GRAD_NORM and NON_FINITE.
 
         Returns:
             whether it counts.
@@ -147,37 +147,32 @@ class NonFiniteGuard:
         """
         attempt = self._attempts.popleft()
         # With a scaled loss an infinite gradient is nothing unusual: the scaler skips the update and lowers the scale.
-        self._overflows = 0 if math.isfinite(figures[GRAD_NORM]) else self._overflows + 1
-        if not figures[NON_FINITE] and self._overflows <= _MAX_OVERFLOWS:
+        self._overflows = 0 if math.isfinite(scalars[GRAD_NORM]) else self._overflows + 1
+        if not scalars[NON_FINITE] and self._overflows <= _MAX_OVERFLOWS:
             self._consecutive = 0
             return True
         self._consecutive += 1
-        message = self._describe(iteration, figures, attempt)
+        message = self._describe(iteration, scalars, attempt)
         if not self._skip:
             raise NonFiniteError(message)
         if self._consecutive > self._max_consecutive:
             raise NonFiniteError(
-                f"{message} {self._consecutive} iterations in a row were such; SOLVER.NON_FINITE.MAX_CONSECUTIVE is "
-                f"{self._max_consecutive}."
+                f"{message} {self._consecutive} iterations in a row were skipped for this reason, more than "
+                f"SOLVER.NON_FINITE.MAX_CONSECUTIVE ({self._max_consecutive}) allows."
             )
         logging.getLogger(__name__).warning(f"{message} Iteration {iteration} is skipped.")
         return False
 
-    def _describe(self, iteration: int, figures: Mapping[str, float], attempt: _Attempt) -> str:
-        losses = {name: value for name, value in figures.items() if name not in (GRAD_NORM, NON_FINITE)}
-        if all(map(math.isfinite, losses.values())):
-            message = (
-                f"The gradient became infinite or NaN at iteration {iteration}, the losses (of this process) being "
-                f"{losses}."
-            )
-        else:
-            message = f"The loss became infinite or NaN at iteration {iteration}; loss_dict = {losses}."
-        message += (
-            " A lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS may help; "
-            "SOLVER.NON_FINITE.ACTION skip goes on without such iterations."
+    def _describe(self, iteration: int, scalars: Mapping[str, float], attempt: _Attempt) -> str:
+        losses = {name: value for name, value in scalars.items() if name not in (GRAD_NORM, NON_FINITE)}
+        is_loss = not all(map(math.isfinite, losses.values()))
+        message = (
+            f"The {'loss' if is_loss else 'gradient'} became infinite or NaN at iteration {iteration} (losses of this "
+            f"process: {losses}). The weights are unchanged. A lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or "
+            "SOLVER.CLIP_GRADIENTS may help; SOLVER.NON_FINITE.ACTION skip leaves such iterations out."
         )
         dump = self._dump(iteration, losses, attempt)
-        return f"{message} To look into it: python tools/replay.py {dump} ." if dump is not None else message
+        return f"{message} To inspect it: python tools/replay.py {dump} ." if dump is not None else message
 
     def _dump(self, iteration: int, losses: dict[str, float], attempt: _Attempt) -> Path | None:
         if self._dumps is None:

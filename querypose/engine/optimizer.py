@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 NORM_LAYERS: tuple[type[nn.Module], ...] = (
-    nn.modules.batchnorm._NormBase,  # batch and instance norm of every dimension, synchronised ones included
+    nn.modules.batchnorm._NormBase,  # batch and instance norm of every dimension, synchronized ones included
     nn.GroupNorm,
     nn.LayerNorm,
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
@@ -37,9 +37,9 @@ def build_optimizer(
         model: frozen parameters (`requires_grad=False`) are left out; a shared one counts once.
         base_lr: learning rate of a parameter that no factor fits.
         lr_factors: (part of a parameter's name, factor) pairs; the first whose part occurs in the name counts.
-        weight_decay: decoupled decay of every parameter that is neither of a normalisation layer nor a bias.
-        weight_decay_norm: that of normalisation layers.
-        weight_decay_bias: that of biases, those of normalisation layers included (as in detectron2).
+        weight_decay: decoupled decay of every parameter that is neither of a normalization layer nor a bias.
+        weight_decay_norm: that of normalization layers.
+        weight_decay_bias: that of biases, those of normalization layers included (as in detectron2).
         betas: decay rates of AdamW's two moments.
 
     Raises:
@@ -54,7 +54,7 @@ def build_optimizer(
         weight_decay_bias=weight_decay_bias,
     )
     if not groups:
-        raise ValueError(f"{type(model).__name__} has no trainable parameter; nothing to optimise.")
+        raise ValueError(f"{type(model).__name__} has no trainable parameter; nothing to optimize.")
     parameters = [parameter for group in groups for parameter in group["params"]]
     return torch.optim.AdamW(groups, lr=base_lr, betas=betas, fused=_can_be_fused(parameters))
 

@@ -1,4 +1,4 @@
-"""The progress line of a run, and how its figures are shown."""
+"""The progress line of a run, and how its scalars are shown."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class ProgressLine(EventWriter):
         if iteration > self._max_iter or iteration == self._written:
             return
         self._written = iteration
-        figures = {name: value for name, (value, _) in storage.latest().items()}
-        parts = [f"iter {iteration}/{self._max_iter}", *self._speed(storage, iteration), *losses_for_display(figures)]
-        if "lr" in figures:
-            parts.append(f"lr {figures['lr']:.3g}")
-        if "data_time" in figures:
-            parts.append(f"data {figures['data_time']:.3f}s")
+        scalars = {name: value for name, (value, _) in storage.latest().items()}
+        parts = [f"iter {iteration}/{self._max_iter}", *self._speed(storage, iteration), *losses_for_display(scalars)]
+        if "lr" in scalars:
+            parts.append(f"lr {scalars['lr']:.3g}")
+        if "data_time" in scalars:
+            parts.append(f"data {scalars['data_time']:.3f}s")
         parts.append(f"mem {peak_memory() / 2**30:.1f}G")
-        parts += [f"{name} {value:.2f}" for name, value in figures.items() if name.endswith("keypoints/AP")]
+        parts += [f"{name} {value:.2f}" for name, value in scalars.items() if name.endswith("keypoints/AP")]
         logging.getLogger(__name__).info("  ".join(parts))
 
     def _speed(self, storage: EventStorage, iteration: int) -> list[str]:
@@ -61,14 +61,14 @@ class ProgressLine(EventWriter):
         return [f"eta {datetime.timedelta(seconds=int(eta))}", f"{self._images_per_iteration / seconds:.1f} img/s"]
 
 
-def losses_for_display(figures: Mapping[str, float]) -> list[str]:
+def losses_for_display(scalars: Mapping[str, float]) -> list[str]:
     """`total_loss` and the losses of the last stage, which carry no stage number, as short texts."""
     shown = {
         name.removeprefix("loss_"): value
-        for name, value in figures.items()
+        for name, value in scalars.items()
         if name.startswith("loss_") and not _STAGE_LOSS.match(name)
     }
-    total = [f"loss {figures['total_loss']:.4g}"] if "total_loss" in figures else []
+    total = [f"loss {scalars['total_loss']:.4g}"] if "total_loss" in scalars else []
     return total + [f"{name} {value:.4g}" for name, value in shown.items()]
 
 

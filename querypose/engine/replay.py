@@ -16,7 +16,6 @@ from querypose.config import load_config
 from querypose.d2 import CfgNode, CheckpointError
 from querypose.data import register_custom_datasets
 from querypose.engine.dumps import read_dumps, set_random_state
-from querypose.engine.micro_batches import num_units
 from querypose.engine.trainer import PoseTrainer
 
 
@@ -62,9 +61,9 @@ class Replay(NamedTuple):
 
 
 def replay(folder: str | Path, device: str = "auto") -> Replay:
-    """Runs the iteration of a dump again: same weights, batches, random numbers, precision and normalisation.
+    """Runs the iteration of a dump again: same weights, batches, random numbers, precision and normalization.
 
-    Synchronised BatchNorm is the exception: here every process has the statistics of its own batch.
+    Synchronized BatchNorm is the exception: here every process has the statistics of its own batch.
 
     Args:
         folder: of the dump, `OUTPUT_DIR/dumps/iteration_N`.
@@ -82,24 +81,24 @@ def replay(folder: str | Path, device: str = "auto") -> Replay:
     model.load_state_dict(dumps[0]["model"])
     device_type = torch.device(cfg.MODEL.DEVICE).type
     step = PoseTrainer.build_train_step(cfg, model, (), PoseTrainer.build_optimizer(cfg, model))
-    # What the losses of all processes were divided by, see `querypose.engine.micro_batches`.
-    normalizer = max(sum(num_units(dump["batch"]) for dump in dumps) / len(dumps), 1.0)
+    # This process stands for all: the sums over their batches, divided by their number.
+    sums = step.pose_model.global_normalizers(*(dump["batch"] for dump in dumps))
+    normalizers = {name: value / len(dumps) for name, value in sums.items()}
     gradients = [torch.zeros_like(parameter) for parameter in model.parameters()]
     processes = []
     for dump in dumps:
-        weight = max(num_units(dump["batch"]), 1) / normalizer
         set_random_state(dump["random_state"], torch.device(cfg.MODEL.DEVICE))
         step.optimizer.zero_grad()
         step.grad_scaler = torch.amp.GradScaler(
             device_type, init_scale=dump["loss_scale"], enabled=step.grad_scaler.is_enabled()
         )
         with _Watch(model) as watch:
-            names, values = step.accumulate_gradients(dump["batch"])
+            names, values = step.accumulate_gradients(dump["batch"], normalizers)
         step.grad_scaler.unscale_(step.optimizer)
         for total, parameter in zip(gradients, model.parameters(), strict=True):
             if parameter.grad is not None:
-                total += parameter.grad * (weight / len(dumps))
-        losses = dict(zip(names, (values * weight).tolist(), strict=True))
+                total += parameter.grad / len(dumps)
+        losses = dict(zip(names, values.tolist(), strict=True))
         processes.append(
             ProcessReplay(dump["images"], dump["losses"], losses, watch.first_output, watch.first_gradient)
         )
@@ -127,7 +126,9 @@ def format_replay(result: Replay) -> str:
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
     count = f"{len(names)} of {len(result.replayed_norms)}"
     lines.append(f"parameters whose gradient is not finite: {count} {shown}".rstrip())
-    lines.append("Reproduced." if result.is_reproduced else "NOT reproduced: other figures are not finite than then.")
+    lines.append(
+        "Reproduced." if result.is_reproduced else "NOT reproduced: now other losses or gradients are not finite."
+    )
     return "\n".join(lines)
 
 
@@ -135,8 +136,8 @@ def _image(image: Mapping[str, Any]) -> str:
     return f"{image.get('file_name', 'image')} (id {image.get('image_id', '?')})"
 
 
-def _non_finite(figures: Mapping[str, float]) -> set[str]:
-    return {name for name, value in figures.items() if not math.isfinite(value)}
+def _non_finite(scalars: Mapping[str, float]) -> set[str]:
+    return {name for name, value in scalars.items() if not math.isfinite(value)}
 
 
 def _by_part(norms: Mapping[str, float], depth: int = 3) -> dict[str, float]:

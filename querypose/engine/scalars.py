@@ -1,4 +1,4 @@
-"""Brings the figures of every iteration to the host without making the host wait for the device."""
+"""Brings the scalars of every iteration to the host without making the host wait for the device."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class _Arriving(NamedTuple):
 
 
 class ScalarQueue:
-    """The figures of the iterations since the last call of `means`, copied to the host while training goes on.
+    """The scalars of the iterations since the last call of `means`, copied to the host while training goes on.
 
-    The figures of an iteration are looked at a fixed number of iterations later, so that they have arrived by then and
+    The scalars of an iteration are looked at a fixed number of iterations later, so that they have arrived by then and
     every process looks at the same moment.
 
     Args:
-        check: called once with (iteration, figures) of every iteration, in order; says whether they count in the
+        check: called once with (iteration, scalars) of every iteration, in order; says whether they count in the
             means; may raise.
         lag: how many iterations later; 0 on the CPU, where nothing has to arrive.
     """
@@ -38,7 +38,7 @@ class ScalarQueue:
         self._counts: dict[str, int] = {}
 
     def put(self, iteration: int, names: Sequence[str], values: Tensor) -> None:
-        """Sends off the figures of an iteration (as many `values` as `names`) and checks those that are due.
+        """Sends off the scalars of an iteration (as many `values` as `names`) and checks those that are due.
 
         Raises: what `check` raises.
         """
@@ -52,14 +52,14 @@ class ScalarQueue:
         self._take_all_but(self._lag)
 
     def wait(self) -> None:
-        """Waits for every figure that was put, and checks it.
+        """Waits for every scalar that was put, and checks it.
 
         Raises: what `check` raises.
         """
         self._take_all_but(0)
 
     def means(self) -> dict[str, float]:
-        """The mean of each figure over the iterations since the last call where it was finite; waits for them.
+        """The mean of each scalar over the iterations since the last call where it was finite; waits for them.
 
         Raises: what `check` raises.
         """
@@ -85,11 +85,11 @@ class ScalarQueue:
             iteration, names, values, copied = self._arriving.popleft()
             if copied is not None:
                 copied.synchronize()
-            figures = dict(zip(names, values.tolist(), strict=True))
-            if self._check(iteration, figures):
-                self._add({name: value for name, value in figures.items() if math.isfinite(value)})
+            scalars = dict(zip(names, values.tolist(), strict=True))
+            if self._check(iteration, scalars):
+                self._add({name: value for name, value in scalars.items() if math.isfinite(value)})
 
-    def _add(self, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
+    def _add(self, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1

@@ -1,8 +1,9 @@
-"""One training iteration: micro-batches, mixed precision, clipping, the update, and the figures it reports."""
+"""One training iteration: micro-batches, mixed precision, clipping, the update, and the scalars it reports."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -13,20 +14,32 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from querypose.d2 import comm, get_event_storage
-from querypose.engine.micro_batches import Batch, cut_batch, micro_batch_weights
 from querypose.engine.non_finite import GRAD_NORM, NON_FINITE, NonFiniteGuard, gradient_norms, nan_unless_finite
 from querypose.engine.scalars import ScalarQueue
+from querypose.modeling.pose_model import Batch, PoseModel
+
+
+def cut_batch(batch: Batch, num_micro_batches: int) -> list[Batch]:
+    """Cuts a batch into `num_micro_batches` runs of consecutive items whose lengths differ by one at most.
+
+    Raises:
+        ValueError: the batch has fewer items than that.
+    """
+    if len(batch) < num_micro_batches:
+        raise ValueError(f"A batch of {len(batch)} images cannot be cut into {num_micro_batches} micro-batches.")
+    bounds = [len(batch) * index // num_micro_batches for index in range(num_micro_batches + 1)]
+    return [batch[low:high] for low, high in itertools.pairwise(bounds)]
 
 
 class TrainStep:
     """The inner trainer: `run_step` is one update of the weights from one batch of the loader.
 
     Losses and the gradient's norm are reported to the event storage every `log_period` iterations, as means over those
-    iterations and over the processes; between reports no iteration waits for the device. An iteration whose figures are
+    iterations and over the processes; between reports no iteration waits for the device. An iteration whose scalars are
     not finite changes nothing: `guard` ends the run or skips it (`querypose.engine.non_finite`).
 
     Args:
-        model: gives a dict of scalar losses for a batch; may be wrapped in DistributedDataParallel.
+        model: a `PoseModel`; may be wrapped in DistributedDataParallel.
         data_loader: endless batches, lists of dicts.
         optimizer: updates the model's parameters.
         precision: bfloat16 or float16 runs the forward pass under autocast, float16 with a scaled loss; None is
@@ -38,7 +51,8 @@ class TrainStep:
         guard: keywords of `NonFiniteGuard`.
 
     Attributes:
-        figures: those that have not been reported yet.
+        pose_model: the model itself.
+        scalars: those that have not been reported yet.
     """
 
     def __init__(
@@ -67,10 +81,16 @@ class TrainStep:
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._device = self._parameters[0].device
         self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=precision == torch.float16)
-        unwrapped = model.module if isinstance(model, DistributedDataParallel) else model
-        self._guard = NonFiniteGuard(unwrapped, self._parameters, self.grad_scaler, **(guard or {}))
-        # On a GPU an iteration is judged once the next one is under way, which waits for nothing.
-        self.figures = ScalarQueue(self._guard.judge, lag=1 if self._device.type == "cuda" else 0)
+        pose_model = model.module if isinstance(model, DistributedDataParallel) else model
+        if not isinstance(pose_model, PoseModel):
+            raise TypeError(
+                f"{type(pose_model).__name__} cannot be trained: it is not a PoseModel, so it does not say what its "
+                "losses are divided by. Derive the class from querypose.modeling.PoseModel."
+            )
+        self.pose_model = pose_model
+        self._guard = NonFiniteGuard(pose_model, self._parameters, self.grad_scaler, **(guard or {}))
+        # On a GPU an iteration is checked once the next one is under way, which waits for nothing.
+        self.scalars = ScalarQueue(self._guard.check, lag=1 if self._device.type == "cuda" else 0)
         self._data_seconds: list[float] = []
 
     def run_step(self, after_backward: Callable[[], None] = lambda: None) -> None:
@@ -97,30 +117,40 @@ class TrainStep:
         self.grad_scaler.unscale_(self.optimizer)
         after_backward()
         norm = self._clip_gradients()
-        figures = torch.stack((norm.to(values), self._is_non_finite(values, norm).to(values)))
-        self.figures.put(self.iter, (*names, GRAD_NORM, NON_FINITE), torch.cat((values, figures)))
+        extra = torch.stack((norm.to(values), self._is_non_finite(values, norm).to(values)))
+        self.scalars.put(self.iter, (*names, GRAD_NORM, NON_FINITE), torch.cat((values, extra)))
         self._update(norm)
         if (self.iter + 1) % self.log_period == 0:
-            self.write_figures()
+            self.write_scalars()
 
-    def accumulate_gradients(self, batch: Batch) -> tuple[tuple[str, ...], Tensor]:
+    def accumulate_gradients(
+        self, batch: Batch, normalizers: Mapping[str, Tensor] | None = None
+    ) -> tuple[tuple[str, ...], Tensor]:
         """Adds the gradient of the whole batch's loss to the parameters' `.grad`, one micro-batch at a time.
+
+        Every loss is a sum, divided by normalizers of the whole batch; those of the micro-batches therefore add up to
+        it, also where one has no person, and where DistributedDataParallel averages over the processes. Statistics of
+        BatchNorm in training remain those of the micro-batch.
+
+        Args:
+            batch: of this process.
+            normalizers: what losses are divided by; by default those of `batch` and of the batches of other processes.
 
         Returns:
             the names of the losses, and their values over the whole batch: one float tensor.
         """
         micro_batches = cut_batch(batch, self.num_micro_batches)
-        weights = micro_batch_weights(micro_batches, self._device)
+        if normalizers is None:
+            normalizers = self.pose_model.global_normalizers(*micro_batches)
         names: tuple[str, ...] = ()
         totals: list[Tensor] = []
-        for index, (micro_batch, weight) in enumerate(zip(micro_batches, weights, strict=True)):
+        for index, micro_batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             with self._without_gradient_exchange(unless=is_last):
                 with self._autocast():
-                    losses = self.model(micro_batch)
+                    losses = self.model(micro_batch, normalizers)
                 names = tuple(losses)
                 values = torch.stack([loss.float() if loss.dtype.itemsize < 4 else loss for loss in losses.values()])
-                values = values * weight
                 self.grad_scaler.scale(nan_unless_finite(values.sum())).backward()
             totals.append(values.detach())
         return names, torch.stack(totals).sum(dim=0)
@@ -150,7 +180,7 @@ class TrainStep:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # How the scaler tells a fused optimiser, which then does nothing on the device.
+            # How the scaler tells a fused optimizer, which then does nothing on the device.
             optimizer: Any = self.optimizer
             optimizer.grad_scale, optimizer.found_inf = None, (~norm.isfinite()).float()
             optimizer.step()
@@ -158,21 +188,21 @@ class TrainStep:
         elif norm.isfinite():
             self.optimizer.step()
 
-    def settle(self) -> None:
-        """Waits until all iterations so far are judged; every process must call it together, before any saves.
+    def flush(self) -> None:
+        """Waits until all iterations so far are checked; every process must call it together, before any saves.
 
         Raises:
             NonFiniteError: one is not finite.
         """
-        self.figures.wait()
+        self.scalars.wait()
 
-    def write_figures(self) -> None:
+    def write_scalars(self) -> None:
         """Puts the means since the last report into the event storage; every process must call it together.
 
         Raises:
-            NonFiniteError: a figure is not finite.
+            NonFiniteError: a scalar is not finite.
         """
-        means = self.figures.means()
+        means = self.scalars.means()
         if not means:
             return
         del means[NON_FINITE]
@@ -193,9 +223,9 @@ class TrainStep:
         """State of the iteration, the optimizer and the gradient scaler.
 
         Raises:
-            NonFiniteError: a recent figure is not finite.
+            NonFiniteError: a recent scalar is not finite.
         """
-        self.settle()
+        self.flush()
         return {
             "iteration": self.iter,
             "optimizer": self.optimizer.state_dict(),

@@ -1,4 +1,4 @@
-"""`PoseTrainer`: detectron2's DefaultTrainer with this project's data, optimiser, step, averaging and progress line."""
+"""`PoseTrainer`: detectron2's DefaultTrainer with this project's data, optimizer, step, averaging and progress line."""
 
 from __future__ import annotations
 
@@ -33,21 +33,16 @@ from querypose.d2 import (
     verify_results,
 )
 from querypose.data import build_test_loader, build_train_loader, explain_loader_failures
+from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.dataset_check import require_sound_datasets
 from querypose.engine.dumps import DumpWriter
-from querypose.engine.ema import ExponentialMovingAverage, UpdateAverage, load_evaluation_weights, require_weights
+from querypose.engine.ema import ExponentialMovingAverage, load_evaluation_weights, require_weights
+from querypose.engine.hooks import BestCheckpointer, EMAHook, PeriodicCheckpointer, PeriodicWriter, build_hooks
 from querypose.engine.inference import InferenceModel
 from querypose.engine.model_preparation import prepare_model
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.progress import ProgressLine
-from querypose.engine.recovery import (
-    KeepBest,
-    RunCheckpointer,
-    RunState,
-    SaveCheckpoints,
-    WriteFigures,
-    untouched_random_states,
-)
+from querypose.engine.run_state import RunState, untouched_random_states
 from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
 from querypose.layers.precision import PRECISIONS
@@ -138,27 +133,28 @@ class PoseTrainer(DefaultTrainer):
         self._run_state.finish_iteration()
 
     def run_step(self) -> None:
-        """One iteration; the last one reports its figures even where LOG_PERIOD does not."""
+        """One iteration; the last one reports its scalars even where LOG_PERIOD does not."""
         self._trainer.iter = self.iter
         self._trainer.run_step(self.after_backward)
         if self.iter == self.max_iter - 1:
-            self._trainer.write_figures()
+            self._trainer.write_scalars()
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Timing, schedule, averaging, checkpoints, evaluation (of the averaged weights, where there are), writers."""
+        """Timing, schedule, averaging, those of HOOKS, checkpoints, evaluation, writers."""
         cfg = self.cfg
         period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP
         result: list[HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler()]
         if self.ema is not None:
-            result.append(UpdateAverage(self.ema))
-        result.append(SaveCheckpoints(self.checkpointer, period, keep, self._run_state.entries))
+            result.append(EMAHook(self.ema))
+        result += build_hooks(cfg, weakref.proxy(self))
+        result.append(PeriodicCheckpointer(self.checkpointer, period, keep, self._run_state.entries))
         # After the checkpoint, which then is there should the evaluation fail.
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0:
-            result.append(KeepBest(self.checkpointer, _name_of_metric(cfg), cfg.TEST.EVAL_PERIOD))
-        # Last, so that the evaluation's figures are written.
+            result.append(BestCheckpointer(self.checkpointer, _name_of_metric(cfg), cfg.TEST.EVAL_PERIOD))
+        # Last, so that the evaluation's metrics are written.
         trainer, metrics_file = weakref.proxy(self), Path(cfg.OUTPUT_DIR, "metrics.json")
-        result.append(WriteFigures(lambda: trainer.build_writers(), cfg.LOG_PERIOD, metrics_file))
+        result.append(PeriodicWriter(lambda: trainer.build_writers(), cfg.LOG_PERIOD, metrics_file))
         return result
 
     def build_writers(self) -> list[EventWriter]:
@@ -323,7 +319,7 @@ def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if device.type != "cuda":
         raise ConfigError(
-            f"MODEL.SYNC_BATCH_NORM is True with MODEL.DEVICE {str(device)!r}; torch synchronises BatchNorm on GPUs "
+            f"MODEL.SYNC_BATCH_NORM is True with MODEL.DEVICE {str(device)!r}; torch synchronizes BatchNorm on GPUs "
             "only. Set it to False, or use MODEL.BACKBONE.NORM FrozenBN."
         )
     # timm's version keeps the activation that its BatchNormAct2d holds; torch's drops it.

@@ -2,8 +2,8 @@
 
 from querypose.modeling import backbone as backbone
 from querypose.modeling import config as config
-from querypose.modeling.components import Component, HasComponents
 from querypose.modeling.poet import POET
+from querypose.modeling.pose_model import Component, PoseModel
 from querypose.modeling.query_pose import QueryPose
 
-__all__ = ["POET", "Component", "HasComponents", "QueryPose"]
+__all__ = ["POET", "Component", "PoseModel", "QueryPose"]

@@ -1,4 +1,4 @@
-"""What every meta-architecture does to its images before its backbone sees them, and what it remembers of their sizes.
+"""What every meta-architecture does to its images before its backbone sees them, and to features of the padding.
 
 Sizes are (height, width) in pixels.
 """
@@ -19,7 +19,7 @@ ImageSize = tuple[int, int]
 def normalize_and_pad(
     batched_inputs: Sequence[Mapping[str, Any]], pixel_mean: Tensor, pixel_std: Tensor, size_divisibility: int
 ) -> ImageList:
-    """Normalises, then pads with zeros at the right and the bottom to a common size that the backbone divides.
+    """Normalizes, then pads with zeros at the right and the bottom to a common size that the backbone divides.
 
     Args:
         batched_inputs: one dict an image with `image`, (C, H, W) in 0..255.
@@ -32,14 +32,6 @@ def normalize_and_pad(
         for image in batched_inputs
     ]
     return ImageList.from_tensors(images, size_divisibility)
-
-
-def output_sizes(batched_inputs: Sequence[Mapping[str, Any]], images: ImageList) -> list[ImageSize]:
-    """Sizes of the frames that poses are wanted in: `height` and `width` of each image, by default those of `image`."""
-    return [
-        (image.get("height", height), image.get("width", width))
-        for image, (height, width) in zip(batched_inputs, images.image_sizes, strict=True)
-    ]
 
 
 def has_padding(images: ImageList) -> bool:

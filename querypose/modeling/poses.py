@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from querypose.d2 import Boxes, Instances
 from querypose.modeling.images import ImageSize
+
+
+def output_frame(sample: Mapping[str, Any], image_size: ImageSize) -> tuple[np.ndarray, ImageSize]:
+    """The frame in which a sample's poses are wanted: the map to it, and its size.
+
+    Args:
+        sample: its `frame`, the `GeometricTransform` from the file's image to the model's, says how to come back.
+            Without one, as from detectron2's DefaultPredictor, the image is taken as resized from `height` and `width`,
+            which by default are its own.
+        image_size: height and width of the image that the model saw, without padding.
+
+    Returns:
+        float64 (2, 3), from (x, y, 1) of that image to x, y of the wanted frame; height and width of that.
+    """
+    if "frame" in sample:
+        to_file = sample["frame"].inverse()
+        return to_file.matrix, to_file.output_size
+    height, width = sample.get("height", image_size[0]), sample.get("width", image_size[1])
+    return np.array([[width / image_size[1], 0.0, 0.0], [0.0, height / image_size[0], 0.0]]), (height, width)
 
 
 @dataclass(frozen=True)
@@ -42,40 +63,56 @@ class QueryPoses:
 
     def to_instances(
         self,
+        samples: Sequence[Mapping[str, Any]],
         image_sizes: Sequence[ImageSize],
-        output_sizes: Sequence[ImageSize],
         num_poses: int,
         score_threshold: float = 0.0,
     ) -> list[Instances]:
-        """The best poses in the frames that are wanted.
+        """The best poses, each sample's in its `output_frame`.
 
         Args:
-            image_sizes: height and width that the model saw, a pair an image.
-            output_sizes: height and width of the frame wanted, a pair an image.
-            num_poses: how many poses to keep in an image.
+            samples: the batch that the model was given.
+            image_sizes: height and width of its images, without padding.
+            num_poses: how many poses to keep of a sample.
             score_threshold: poses with a score not above it are left out.
 
         Returns:
-            `Instances` an image, best pose first, with `scores`, `pred_classes`, `pred_keypoints` (N, K, 3), and, of
-            models that predict them, `pred_boxes`, clipped to the frame, and `pred_visibilities` (N, K). Poses with an
-            empty box are left out.
+            best pose first, with `scores`, `pred_classes`, `pred_keypoints` (N, K, 3), `pred_visibilities` (N, K) of
+            models that predict them, and `pred_boxes`, clipped to the frame: those that the model predicts, where poses
+            with an empty one are left out; of other models the boxes around the keypoints, of which none decides.
         """
         best = self.best(num_poses)
         results = []
-        for image, ((height, width), output_size) in enumerate(zip(image_sizes, output_sizes, strict=True)):
-            scores_N = best.scores_BQ[image]
-            scale_3 = scores_N.new_tensor([output_size[1] / width, output_size[0] / height, 1.0])
-            kept_N = scores_N > score_threshold
+        for index, (sample, image_size) in enumerate(zip(samples, image_sizes, strict=True)):
+            scores_N = best.scores_BQ[index]
+            matrix, output_size = output_frame(sample, image_size)
+            matrix_23 = torch.from_numpy(matrix).to(scores_N, non_blocking=True)
+            keypoints_NK3 = best.keypoints_BQK3[index]
+            xy_NKD = _mapped(keypoints_NK3[..., :2], matrix_23)
             instances = Instances(output_size)
-            if best.boxes_BQ4 is not None:
-                boxes = Boxes(best.boxes_BQ4[image] * scale_3[:2].repeat(2))
-                boxes.clip(output_size)
-                instances.pred_boxes = boxes
-                kept_N = kept_N & boxes.nonempty()
+            kept_N = scores_N > score_threshold
+            if best.boxes_BQ4 is None:
+                bound_D = xy_NKD.new_tensor(output_size[::-1])
+                inside_NKD = xy_NKD.clamp(min=torch.zeros_like(bound_D), max=bound_D)
+                instances.pred_boxes = Boxes(torch.cat([inside_NKD.amin(1), inside_NKD.amax(1)], dim=-1))
+            else:
+                # The box around the four mapped corners: a frame may be turned.
+                corners_N4D = _mapped(
+                    best.boxes_BQ4[index][:, [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(1, (4, 2)), matrix_23
+                )
+                instances.pred_boxes = Boxes(torch.cat([corners_N4D.amin(1), corners_N4D.amax(1)], dim=-1))
+                instances.pred_boxes.clip(output_size)
+                is_box_N = (best.boxes_BQ4[index][:, 2:] > best.boxes_BQ4[index][:, :2]).all(-1)
+                kept_N = kept_N & is_box_N & instances.pred_boxes.nonempty()
             instances.scores = scores_N
             instances.pred_classes = torch.zeros_like(scores_N, dtype=torch.long)
-            instances.pred_keypoints = best.keypoints_BQK3[image] * scale_3
+            instances.pred_keypoints = torch.cat([xy_NKD, keypoints_NK3[..., 2:]], dim=-1)
             if best.visibilities_BQK is not None:
-                instances.pred_visibilities = best.visibilities_BQK[image]
+                instances.pred_visibilities = best.visibilities_BQK[index]
             results.append(instances[kept_N.nonzero().squeeze(1)])
         return results
+
+
+def _mapped(xy: Tensor, matrix_23: Tensor) -> Tensor:
+    """Points (…, 2) under an affine map; as sums, since a GPU may round the factors of a matrix product to TF32."""
+    return (xy[..., None, :] * matrix_23[:, :2]).sum(-1) + matrix_23[:, 2]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from querypose.d2 import Instances, comm
+from querypose.d2 import Instances
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,6 @@ class PersonTargets:
             tensor.to(device, non_blocking=True) for tensor in (boxes, keypoints, sizes.reshape(-1, 4))
         )
         return cls(boxes, keypoints[..., :2], keypoints[..., 2] > 0, counts, sizes, keypoints[..., 2] > 1)
-
-
-def mean_persons_per_process(targets: PersonTargets) -> Tensor:
-    """Persons of the batch averaged over the processes, at least 1: the normaliser of losses of persons."""
-    return mean_over_processes(targets.boxes_BG4.new_tensor(float(targets.num_persons))).clamp(min=1)
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """A figure averaged over the processes: with it as normaliser, the mean of their gradients is the whole batch's."""
-    if comm.get_world_size() > 1:
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-        value = value / comm.get_world_size()
-    return value
 
 
 @dataclass(frozen=True)

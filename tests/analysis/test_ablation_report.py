@@ -8,28 +8,28 @@ from pathlib import Path
 import pytest
 
 from querypose.analysis.ablation_report import AblationReport, Statistic, dry_run_table
-from querypose.analysis.ablation_runs import RunFigures
+from querypose.analysis.ablation_runs import RunResult
 from querypose.analysis.ablation_table import AblationRow, AblationTable
 from querypose.analysis.complexity import Complexity
 
 ROWS = (
-    AblationRow("None", Path("none.yaml"), {"AP": 63.8, "APl": 71.3}),
-    AblationRow("Selective", Path("selective.yaml"), {"AP": 64.9, "bbox_AP": 56.9}),
+    AblationRow("none", "None", Path("base.yaml"), paper={"AP": 63.8, "APl": 71.3}),
+    AblationRow("selective", "Selective", Path("base.yaml"), paper={"AP": 64.9, "bbox_AP": 56.9}),
 )
 TABLE = AblationTable("table2a", "Table 2(a)", ROWS)
 COMPLEXITIES = {
-    "None": Complexity({"backbone": 2_000_000, "decoder.stages": 500_000}, {"backbone": 4_000_000_000}, (128, 171)),
-    "Selective": Complexity(
+    "none": Complexity({"backbone": 2_000_000, "decoder.stages": 500_000}, {"backbone": 4_000_000_000}, (128, 171)),
+    "selective": Complexity(
         {"backbone": 2_000_000, "decoder.stages": 750_000}, {"backbone": 6_500_000_000}, (128, 171)
     ),
 }
-FIGURES = {
-    "None": [
-        RunFigures(10, 0.5, {"AP": 20.0, "APm": 10.0, "AR": 30.0}, [(5, 2.0), (10, 20.0)]),
-        RunFigures(10, 0.7, {"AP": 23.0, "APm": 12.0, "AR": 31.0}, [(5, 4.0), (10, 23.0)]),
+RESULTS = {
+    "none": [
+        RunResult(10, 0.5, {"AP": 20.0, "APm": 10.0, "AR": 30.0}, [(5, 2.0), (10, 20.0)]),
+        RunResult(10, 0.7, {"AP": 23.0, "APm": 12.0, "AR": 31.0}, [(5, 4.0), (10, 23.0)]),
     ]
 }
-REPORT = AblationReport(TABLE, COMPLEXITIES, FIGURES, notes=["Trained on people."])
+REPORT = AblationReport(TABLE, COMPLEXITIES, RESULTS, notes=["Trained on people."])
 
 
 def cells(line: str) -> list[str]:
@@ -53,13 +53,12 @@ def test_markdown() -> None:
         "s/step",
         "AP",
         "APm",
-        "APl",
         "paper AP",
         "paper APl",
         "paper bbox_AP",
     ]
-    assert none == ["None", "2.50", "4", "0.600", "21.5 ± 2.1", "11.0 ± 1.4", "–", "63.8", "71.3", "–"]
-    assert selective == ["Selective", "2.75", "6.5", "–", "–", "–", "–", "64.9", "–", "56.9"]
+    assert none == ["None", "2.50", "4", "0.600", "21.5 ± 2.1", "11.0 ± 1.4", "63.8", "71.3", "–"]
+    assert selective == ["Selective", "2.75", "6.5", "–", "–", "–", "64.9", "–", "56.9"]
     notes = "\n".join(lines[6:])
     assert "1 GMAC = 2 GFLOPs" in notes
     assert "128x171" in notes
@@ -68,7 +67,7 @@ def test_markdown() -> None:
 
 def test_csv() -> None:
     none, selective = csv.DictReader(io.StringIO(REPORT.csv()))
-    assert (none["row"], none["config"], none["seeds"]) == ("None", "none.yaml", "2")
+    assert (none["row"], none["title"], none["seeds"]) == ("none", "None", "2")
     assert float(none["parameters"]) == 2_500_000
     assert float(none["gflops"]) == 4.0
     assert float(none["seconds_per_step"]) == pytest.approx(0.6)
@@ -85,7 +84,9 @@ def test_curves_are_means_over_the_seeds() -> None:
 def test_dry_run() -> None:
     shown = dry_run_table(TABLE, COMPLEXITIES)
     rows = {
-        line.split()[0]: line.split()[1:] for line in shown.splitlines() if line and line.split()[0] in COMPLEXITIES
+        line.split()[0]: line.split()[1:]
+        for line in shown.splitlines()
+        if line and line.split()[0].lower() in COMPLEXITIES
     }
     assert rows["None"] == ["2.500", "+0.000", "4", "+0", "0.500"]
     assert rows["Selective"] == ["2.750", "+0.250", "6.5", "+2.5", "0.750"]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -16,7 +16,10 @@ from querypose.analysis.complexity import (
     measure_complexity,
 )
 from querypose.analysis.part_meter import REST, PartMeter, part_name
-from querypose.d2 import build_model
+from querypose.d2 import Instances, build_model
+from querypose.modeling import Component, PoseModel
+from querypose.modeling.pose_model import Batch
+from querypose.skeleton import COCO_SKELETON
 from tests.tiny import tiny_config
 
 
@@ -25,22 +28,33 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(x, x, x)
 
 
-class Toy(nn.Module):
+class Toy(PoseModel):
     """A convolution, two linear layers in a container that is never called itself, attention, a product of its own."""
 
+    components: dict[str, Component] = {}  # noqa: RUF012  # the contract's property, of nothing
+
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(skeleton=COCO_SKELETON, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
         self.backbone = nn.Conv2d(3, 8, kernel_size=3, padding=1, bias=False)
         self.stages = nn.ModuleList([nn.Sequential(nn.Linear(8, 5)), nn.Sequential(nn.Linear(5, 8))])
         self.attention = Attention()
         self.scale = nn.Parameter(torch.ones(8, 2))
 
-    def forward(self, batch: list[dict[str, Any]]) -> Tensor:
+    def loss_normalizers(self, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+    def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError("Inference alone is counted.")
+
+    def predict(self, batch: Batch) -> list[Instances]:
         x = self.backbone(batch[0]["image"].float()[None])
         tokens = x.flatten(2).mT  # (1, HW, 8)
         for stage in self.stages:
             tokens = stage(tokens)
-        return self.attention(tokens[None]) @ self.scale
+        scores = (self.attention(tokens[None]) @ self.scale).flatten()
+        instances = Instances(tuple(batch[0]["image"].shape[1:]))
+        instances.scores = scores
+        return [instances]
 
 
 def test_part_names() -> None:
@@ -67,6 +81,7 @@ def test_counts_of_a_model_that_can_be_counted_by_hand() -> None:
 def test_products_that_are_not_carried_out_cost_the_same() -> None:
     cfg = tiny_config()
     model = build_model(cfg).eval().requires_grad_(False)
+    assert isinstance(model, PoseModel)
     image = {"image": torch.zeros(3, 64, 96, dtype=torch.uint8)}
     counts = []
     for mode in (torch.no_grad(), ZeroProducts()):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from querypose import d2
 from querypose.config import get_cfg
@@ -122,7 +123,7 @@ class ToyTrainer(d2.DefaultTrainer):
         torch.manual_seed(cfg.SEED)
         model = ToyModel()
         optimizer = torch.optim.SGD(model.parameters(), lr=cfg.SOLVER.BASE_LR, momentum=0.5)
-        entries = [mapper(entry) for entry in load()]
+        entries: Any = [mapper(entry) for entry in load()]
         self._trainer = ToyStep(model, [entries[begin : begin + 4] for begin in range(0, NUM_ENTRIES, 4)], optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = d2.DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -149,9 +150,8 @@ class ToyTrainer(d2.DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return d2.build_detection_test_loader(
-            d2.DatasetCatalog.get(dataset_name), mapper=mapper, batch_size=5, num_workers=0
-        )
+        entries: Any = [mapper(entry) for entry in d2.DatasetCatalog.get(dataset_name)]
+        return DataLoader(entries, batch_size=5, collate_fn=list)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> ToyEvaluator:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from querypose.data import (
 )
 from querypose.data import datasets as datasets_module
 from querypose.skeleton import COCO_SKELETON, CROWDPOSE_SKELETON, SkeletonError, skeleton_of_datasets
-from tests.data.toy_dataset import TOY_SKELETON, toy_annotation, toy_document, write_dataset
+from tests.data.toy_dataset import TOY_SKELETON, count_reads, toy_annotation, toy_document, write_dataset
 
 LAYOUT = {
     "keypoints_coco_2017_train": ("coco/annotations/person_keypoints_train2017.json", "coco/train2017", "coco"),
@@ -54,6 +55,9 @@ def test_usual_names_are_registered_under_the_root(datasets_root: Path, name: st
         ("left_eye", "right_eye") if is_coco else ("left_shoulder", "right_shoulder")
     )
     assert metadata.thing_dataset_id_to_contiguous_id == {1: 0}
+    rules = metadata.keypoint_connection_rules
+    assert len(rules) > 10
+    assert {name for first, second, _ in rules for name in (first, second)} <= set(metadata.keypoint_names)
 
 
 def test_registration_touches_no_file(datasets_root: Path) -> None:
@@ -78,9 +82,7 @@ def test_registering_again_replaces(datasets_root: Path) -> None:
 def test_json_is_read_once_and_again_only_after_it_has_changed(
     datasets_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, engine_logs: None
 ) -> None:
-    reads = []
-    read = datasets_module.read_annotations
-    monkeypatch.setattr(datasets_module, "read_annotations", lambda *args: reads.append(args[0]) or read(*args))
+    reads = count_reads(monkeypatch)
     json_file, images = write_dataset(datasets_root, toy_document(annotations=[toy_annotation(bbox=[-5, 5, 20, 9])]))
     register_pose_dataset("toy", json_file, images, TOY_SKELETON)
     with caplog.at_level(logging.WARNING):
@@ -134,10 +136,33 @@ def test_dataset_and_skeleton_from_yaml_alone(datasets_root: Path) -> None:
     assert len(load_datasets(cfg.DATASETS.TRAIN, require_persons=True)) == 1
 
 
+def test_limbs_are_the_edges_of_the_skeleton_each_in_a_color(datasets_root: Path) -> None:
+    register_pose_dataset("toy", "a.json", "a", TOY_SKELETON)
+    rules = MetadataCatalog.get("toy").keypoint_connection_rules
+    assert rules == [("nose", "left", (255, 0, 0)), ("nose", "right", (0, 255, 255))]
+    register_pose_dataset("toy", "a.json", "a", COCO_SKELETON)
+    assert len(MetadataCatalog.get("toy").keypoint_connection_rules) == len(COCO_SKELETON.edges)
+
+
+def test_what_another_framework_says_of_limbs_stays(datasets_root: Path) -> None:
+    MetadataCatalog.get("toy").keypoint_connection_rules = [("nose", "left", (1, 2, 3))]
+    for _ in range(2):
+        register_pose_dataset("toy", "a.json", "a", TOY_SKELETON)
+        assert MetadataCatalog.get("toy").keypoint_connection_rules == [("nose", "left", (1, 2, 3))]
+
+
+def test_a_stream_is_not_read_to_its_end(datasets_root: Path) -> None:
+    MetadataCatalog.get("stream")
+    stream: Any = itertools.repeat({"file_name": "a.jpg"})
+    DatasetCatalog.register("stream", lambda: stream)
+    with pytest.raises(DatasetError, match="'stream' gives a repeat, not a list of dicts"):
+        load_datasets(["stream"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"skeleton": "hand"}, "'my_toys': there is no skeleton 'hand'; known: coco, crowdpose, toy"),
+        ({"skeleton": "hand"}, "'my_toys': there is no skeleton 'hand'; known: coco, crowdpose, mpii, toy"),
         ({"name": "lsp_val"}, "'lsp_val': the name is taken"),
         ({"name": "synthetic_val"}, "'synthetic_val': the name is taken"),
         ({"image": "x"}, r"has unknown fields \['image'\]; known: .*'evaluator', 'images', 'json'"),

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 import tests.engine.toy_pose
 from querypose.d2 import META_ARCH_REGISTRY, CfgNode, default_argument_parser
 from querypose.engine import PoseTrainer, TrainStep, launch, setup
-from querypose.engine.recovery import RunCheckpointer, WriteFigures
+from querypose.engine.checkpointer import RunCheckpointer
+from querypose.engine.hooks import PeriodicWriter
+from querypose.modeling.pose_model import Batch
 
 MAX_ITER = 20
 # In none of these figures of a row is what a run computes.
@@ -52,9 +54,12 @@ SETTINGS: dict[str, Any] = {
 class NoisyToyPose(tests.engine.toy_pose.ToyPose):
     """The toy with noise from every random generator that a model may draw from."""
 
-    def losses(self, keypoints: Tensor, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def keypoints(self, batch: Batch) -> Tensor:
+        keypoints = super().keypoints(batch)
+        if not self.training:
+            return keypoints
         noise = 1 + 0.1 * random.random() + 0.1 * float(np.random.rand())  # noqa: NPY002  # the generator in question
-        return super().losses(F.dropout(keypoints, 0.2) * noise, batch)
+        return F.dropout(keypoints, 0.2) * noise
 
 
 def kill(number: int = signal.SIGKILL) -> None:
@@ -64,13 +69,13 @@ def kill(number: int = signal.SIGKILL) -> None:
 def _in_iteration(iteration: int, act: Callable[[], None], rank: int = 0) -> None:
     original = TrainStep.accumulate_gradients
 
-    def accumulate_gradients(self: TrainStep, batch: Any) -> Any:
-        result = original(self, batch)
+    def accumulate_gradients(self: TrainStep, *given: Any) -> Any:
+        result = original(self, *given)
         if self.iter == iteration and int(os.environ.get("RANK", 0)) == rank:
             act()
         return result
 
-    TrainStep.accumulate_gradients = accumulate_gradients  # type: ignore[method-assign]  # dies in it
+    TrainStep.accumulate_gradients = accumulate_gradients  # type: ignore[method-assign, assignment]  # dies in it
 
 
 def _while_writing(iteration: int) -> None:
@@ -123,16 +128,16 @@ def _in_evaluation(iteration: int) -> None:
 
 def _in_line(iteration: int) -> None:
     """Leaves half of a line of metrics.json."""
-    original = WriteFigures.after_step
+    original = PeriodicWriter.after_step
 
-    def after_step(self: WriteFigures) -> None:
+    def after_step(self: PeriodicWriter) -> None:
         if self.trainer.iter == iteration:
             with open(self._metrics_file, "a") as stream:
                 stream.write('{"iteration": 11, "lo')
             kill()
         original(self)
 
-    WriteFigures.after_step = after_step  # type: ignore[method-assign]  # dies in it
+    PeriodicWriter.after_step = after_step  # type: ignore[method-assign]  # dies in it
 
 
 def _signal_everything(number: int) -> None:
@@ -268,7 +273,7 @@ def assert_same_run(folder: Path, reference: Path) -> None:
 def _without_timings(state: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint without the pending figures that depend on the clock."""
     if "trainer" in state:
-        figures = state["trainer"]["hooks"]["WriteFigures"]
+        figures = state["trainer"]["hooks"]["PeriodicWriter"]
         figures["pending"] = [figure for figure in figures["pending"] if figure[0] not in TIMINGS]
     return state
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from querypose.d2 import CheckpointError
-from querypose.engine.recovery import RunCheckpointer
-from querypose.engine.recovery.manifest import Condition, Manifest
-from querypose.engine.recovery.random_states import random_states, restore_random_states, untouched_random_states
+from querypose.engine.checkpointer import RunCheckpointer
+from querypose.engine.manifest import Condition, Manifest
+from querypose.engine.run_state import random_states, restore_random_states, untouched_random_states
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_a_bad_loss_in_one_process_is_judged_alike_in_all(
     if skip:
         assert errors == [None, None]
     else:
-        assert "at iteration 1, the losses (of this process) being" in errors[0]
+        assert "The gradient became infinite or NaN at iteration 1 (losses of this process: " in errors[0]
         assert "The loss became infinite or NaN at iteration 1" in errors[1]
 
 

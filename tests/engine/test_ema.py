@@ -152,7 +152,7 @@ def test_an_average_that_lacks_what_is_trained_cannot_be_resumed() -> None:
     average = ExponentialMovingAverage(Small(), decay=0.7)
     state = average.state_dict()
     del state["weights"]["weight"]
-    with pytest.raises(CheckpointError, match="lack weight, which this run trains"):
+    with pytest.raises(CheckpointError, match="lack weight, which the model has"):
         average.load_state_dict(state)
 
 
@@ -165,14 +165,14 @@ def test_no_weights_leave_the_initialisation() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda weights: weights.pop("weight"), r"lacks weight"),
-        (lambda weights: weights.update(bias=torch.zeros(3)), r"other shapes bias \(3,\), not \(2,\)"),
-        (lambda weights: weights.update(head=torch.zeros(3)), r"the model has not, head"),
+        (lambda weights: weights.pop("weight"), r"Missing in the file: weight\."),
+        (lambda weights: weights.update(bias=torch.zeros(3)), r"Of another shape: bias \(3,\), not \(2,\)"),
+        (lambda weights: weights.update(head=torch.zeros(3)), r"Not in the model: head\."),
     ],
 )
 def test_nothing_evaluates_weights_that_fit_in_part(tmp_path: Path, change: Any, message: str) -> None:
     weights = nn.Linear(2, 2).state_dict()
     change(weights)
     torch.save({"model": weights}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=rf"another model than the config's.*{message}.*config\.yaml"):
+    with pytest.raises(CheckpointError, match=rf"another model than the config describes.*{message}.*config\.yaml"):
         load_evaluation_weights(nn.Linear(2, 2), str(tmp_path / "other.pth"), use_average=False)

@@ -153,4 +153,4 @@ def test_config_decides_precision_and_compilation() -> None:
 
 def test_a_model_without_components_to_compile_says_so() -> None:
     with pytest.raises(ConfigError, match=r"TEST\.COMPILE is True, but ToyPose names no components"):
-        InferenceModel(ToyPose(num_keypoints=2), compiled=True)
+        InferenceModel(ToyPose(), compiled=True)

@@ -10,22 +10,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from querypose.d2 import CheckpointError, EventStorage, build_model
+from querypose.data.transforms import rotate
 from querypose.engine import NonFiniteError, TrainStep, build_optimizer
 from querypose.engine.dumps import DumpWriter, read_dumps
 from querypose.engine.non_finite import RunningStatistics, gradient_norms, nan_unless_finite
 from querypose.engine.replay import format_replay, replay
 from querypose.engine.scalars import ScalarQueue
 from querypose.engine.trainer import PoseTrainer
-from tests.engine.toy_pose import toy_batch, toy_cfg, toy_model, write_toy_config
+from querypose.modeling.pose_model import Batch
+from tests.engine.toy_pose import ToyPose, toy_batch, toy_cfg, toy_model, write_toy_config
 from tests.scripts import load_script
 from tests.tiny import random_batch, tiny_config
-
-Batch = Sequence[dict[str, Any]]
 
 
 def spoilt(batch: Batch, value: float = math.inf) -> Batch:
@@ -46,7 +47,7 @@ def make_step(
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     step = TrainStep(model, batches, optimizer, **settings)
-    step.figures = ScalarQueue(step._guard.judge, lag)  # 1 is how a GPU does it
+    step.scalars = ScalarQueue(step._guard.check, lag)  # 1 is how a GPU does it
     return step
 
 
@@ -55,7 +56,7 @@ def run(step: TrainStep, iterations: int) -> EventStorage:
         for iteration in range(step.iter, step.iter + iterations):
             step.iter = storage.iter = iteration
             step.run_step()
-        step.settle()
+        step.flush()
     return storage
 
 
@@ -89,7 +90,7 @@ def test_the_run_stops_with_the_weights_from_before(lag: int, tmp_path: Path) ->
     run(step, 1)
     before = {name: weight.clone() for name, weight in step.model.named_parameters()}
     step.iter = 1
-    with pytest.raises(NonFiniteError, match=r"loss became infinite or NaN at iteration 1; .*SOLVER\.BASE_LR"):
+    with pytest.raises(NonFiniteError, match=r"loss became infinite or NaN at iteration 1 .*SOLVER\.BASE_LR"):
         run(step, 2)
     assert step.iter == 1 + lag
     torch.testing.assert_close(dict(step.model.named_parameters()), before, rtol=0, atol=0)
@@ -103,7 +104,7 @@ def test_skips_in_a_row_are_bounded_and_a_good_one_begins_anew(caplog: pytest.Lo
         run(step, 5)
     assert caplog.text.count("is skipped") == 4
     step.iter = 5
-    with pytest.raises(NonFiniteError, match=r"3 iterations in a row .*MAX_CONSECUTIVE is 2"):
+    with pytest.raises(NonFiniteError, match=r"3 iterations in a row .*MAX_CONSECUTIVE \(2\)"):
         run(step, 1)
 
 
@@ -118,13 +119,10 @@ def test_figures_of_skipped_iterations_are_not_reported() -> None:
 
 
 def test_a_gradient_that_is_infinite_for_ever_ends_a_run_with_scaled_loss() -> None:
-    class Endless(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(()))
-
-        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-            return {"loss": self.weight.abs().sqrt()}  # its gradient at 0 is infinite or NaN, whatever the scale
+    class Endless(ToyPose):
+        def losses(self, batch: Batch, normalizers: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            # Its gradient at 0, where the weights start, is infinite or NaN, whatever the scale.
+            return {"loss": self.flow.weight.abs().sqrt().sum()}
 
     step = make_step(Endless(), [toy_batch([1])] * 60, precision=torch.float16)
     with pytest.raises(NonFiniteError, match="gradient became infinite or NaN at iteration 50"):
@@ -223,7 +221,7 @@ def test_a_gradient_that_alone_is_not_finite_is_traced(tmp_path: Path) -> None:
     assert "decoder.box_stages.1.box_deltas.weight" not in bad
     assert all(map(math.isfinite, result.processes[0].recorded.values()))
     assert not result.is_reproduced
-    assert format_replay(result).endswith("NOT reproduced: other figures are not finite than then.")
+    assert format_replay(result).endswith("NOT reproduced: now other losses or gradients are not finite.")
 
 
 def test_a_replay_finds_the_first_gradient() -> None:
@@ -265,6 +263,18 @@ def test_dumps_are_few_whole_and_never_stand_in_the_way(
     assert [folder.name for folder in sorted((tmp_path / "dumps").glob("*/rank_0.pth"))] == ["rank_0.pth"]
     assert caplog.text.count("python tools/replay.py") == 1
     torch.load(tmp_path / "dumps" / "iteration_0000001" / "rank_0.pth", weights_only=True)
+
+
+def test_a_dump_keeps_what_a_sample_says_of_itself(tmp_path: Path) -> None:
+    [item] = random_batch([1], 17)
+    item.update(frame=rotate((40, 50), 30), sample_id=(7, 12), person_box=[1.5, 2.5, 30.0, 40.0])
+    DumpWriter(tmp_path, "", 1).write({"iteration": 0, "losses": {}, "random_state": {}, "loss_scale": 1}, [item], {})
+    [dump] = read_dumps(tmp_path / "iteration_0000000")
+    [read] = dump["batch"]
+    assert (read["sample_id"], read["person_box"]) == (item["sample_id"], item["person_box"])
+    assert np.array_equal(read["frame"].matrix, item["frame"].matrix)
+    assert (read["frame"].source_size, read["frame"].output_size) == ((40, 50), (40, 50))
+    assert torch.equal(read["instances"].gt_keypoints.tensor, item["instances"].gt_keypoints.tensor)
 
 
 def test_dumps_that_are_not_whole_are_refused(tmp_path: Path) -> None:
@@ -319,5 +329,5 @@ def test_a_run_skips_and_its_dumps_replay_by_the_tool(tmp_path: Path, capsys: py
     with pytest.raises(SystemExit) as stopped:
         tool.main([str(tmp_path / "output")])
     assert stopped.value.code == 2
-    with pytest.raises(NonFiniteError, match=r"iteration 0; .*python tools/replay\.py .*dumps/iteration_0000000"):
+    with pytest.raises(NonFiniteError, match=r"iteration 0 .*python tools/replay\.py .*dumps/iteration_0000000"):
         trained(config_file, {"OUTPUT_DIR": str(tmp_path / "second")})

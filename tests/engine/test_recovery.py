@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from querypose.engine.recovery import STOPPED_EXIT_CODE
+from querypose.engine.stop_signal import STOPPED_EXIT_CODE
 from tests.engine import mortal_run
 from tests.engine.mortal_run import assert_same_run, log_of, metrics_of, train
 
@@ -147,7 +147,7 @@ def test_a_checkpoint_of_an_older_version_still_loads(unbroken: Path, tmp_path: 
     (folder / "output" / "checkpoints.json").unlink()
     file = folder / "output" / "model_0000009.pth"
     state = torch.load(file, weights_only=True)
-    del state["run"], state["trainer"]["hooks"]["WriteFigures"], state["trainer"]["hooks"]["KeepBest"]
+    del state["run"], state["trainer"]["hooks"]["PeriodicWriter"], state["trainer"]["hooks"]["BestCheckpointer"]
     torch.save(state, file)
     assert train(folder, "--resume") == [0], log_of(folder)
     log = (folder / "output" / "log.txt").read_text()
@@ -161,7 +161,7 @@ def test_another_number_of_processes_or_images_is_said(unbroken: Path, tmp_path:
     folder = _stopped_copy(unbroken, tmp_path, after=9)
     assert train(folder, "--resume", processes=2, SOLVER__IMS_PER_BATCH=8) == [0, 0], log_of(folder)
     log = (folder / "output" / "log.txt").read_text()
-    assert "the run had 1 processes and has 2" in log
+    assert "it had 1 processes and now has 2" in log
     assert "SOLVER.IMS_PER_BATCH was 4 and is 8" in log
     assert "data position (image 40)" in log
 

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from querypose.config import get_cfg
 from querypose.d2 import META_ARCH_REGISTRY, Boxes, CfgNode, Instances, configurable
-from querypose.skeleton import COCO_SKELETON, skeleton_of_datasets
+from querypose.modeling import Component, PoseModel
+from querypose.modeling.pose_model import Batch, num_instances
+from querypose.skeleton import COCO_SKELETON, Skeleton, skeleton_of_datasets
 
 HEIGHT, WIDTH = 48, 64
 NUM_KEYPOINTS = COCO_SKELETON.num_keypoints
 
 
 @META_ARCH_REGISTRY.register()
-class ToyPose(nn.Module):
-    """One person per image from the image's mean colours; its losses are sums over persons, divided as QueryPose's."""
+class ToyPose(PoseModel):
+    """One person per image from the image's mean colors; its losses are sums over persons, divided as QueryPose's."""
 
     scale: Tensor
+    components: dict[str, Component] = {}  # noqa: RUF012  # the contract's property, of nothing
 
     @configurable
-    def __init__(self, *, num_keypoints: int, device: str = "cpu") -> None:
-        super().__init__()
-        self.num_keypoints = num_keypoints
+    def __init__(self, *, skeleton: Skeleton = COCO_SKELETON, device: str = "cpu") -> None:
+        super().__init__(skeleton=skeleton, pixel_mean=[0.0] * 3, pixel_std=[255.0] * 3)
+        num_keypoints = skeleton.num_keypoints
         self.hidden = nn.Linear(3 * 2 * 2, 16)
         self.norm = nn.LayerNorm(16)
         self.flow = nn.Linear(16, num_keypoints * 2)
@@ -41,23 +43,23 @@ class ToyPose(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        skeleton = skeleton_of_datasets(cfg.DATASETS.TRAIN or cfg.DATASETS.TEST)
-        return {"num_keypoints": skeleton.num_keypoints, "device": cfg.MODEL.DEVICE}
+        return {
+            "skeleton": skeleton_of_datasets(cfg.DATASETS.TRAIN or cfg.DATASETS.TEST),
+            "device": cfg.MODEL.DEVICE,
+        }
 
-    def forward(self, batch: Sequence[dict[str, Any]]) -> Any:
+    def loss_normalizers(self, batch: Batch) -> dict[str, Tensor]:
+        return {"persons": num_instances(batch)}
+
+    def keypoints(self, batch: Batch) -> Tensor:
+        """In units of the image, (B, K, 2)."""
         images = [item["image"].to(self.scale) / 255 for item in batch]
-        colours = torch.stack([F.adaptive_avg_pool2d(image, (2, 2)).flatten() for image in images])
-        hidden = F.relu(self.norm(self.hidden(colours)))
-        keypoints = (self.flow(hidden) * self.scale).view(len(batch), self.num_keypoints, 2) + 0.5
-        if self.training:
-            return self.losses(keypoints, batch)
-        return [{"instances": self.person(points, item)} for points, item in zip(keypoints, batch, strict=True)]
+        colors = torch.stack([F.adaptive_avg_pool2d(image, (2, 2)).flatten() for image in images])
+        hidden = F.relu(self.norm(self.hidden(colors)))
+        return (self.flow(hidden) * self.scale).view(len(batch), self.skeleton.num_keypoints, 2) + 0.5
 
-    def losses(self, keypoints: Tensor, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        num_persons = torch.tensor(float(sum(len(item["instances"]) for item in batch)), dtype=torch.float64)
-        if dist.is_initialized():
-            dist.all_reduce(num_persons)
-            num_persons /= dist.get_world_size()
+    def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        keypoints = self.keypoints(batch)
         loss_near, loss_far = keypoints.float().sum() * 0, keypoints.float().sum() * 0
         for points, item in zip(keypoints.to(self.scale.dtype), batch, strict=True):
             height, width = item["image"].shape[1:]
@@ -65,10 +67,13 @@ class ToyPose(nn.Module):
                 error = (points - target[:, :2] / target.new_tensor([width, height]))[target[:, 2] > 0]
                 loss_near = loss_near + error.abs().sum() * self.unit_of_loss
                 loss_far = loss_far + error.square().sum()
-        normalizer = num_persons.clamp(min=1)
-        return {"loss_keypoint": loss_near / normalizer, "loss_keypoint_0": loss_far / normalizer}
+        num_persons = normalizers["persons"].clamp(min=1)
+        return {"loss_keypoint": loss_near / num_persons, "loss_keypoint_0": loss_far / num_persons}
 
-    def person(self, keypoints: Tensor, item: dict[str, Any]) -> Instances:
+    def predict(self, batch: Batch) -> list[Instances]:
+        return [self.person(points, item) for points, item in zip(self.keypoints(batch), batch, strict=True)]
+
+    def person(self, keypoints: Tensor, item: Mapping[str, Any]) -> Instances:
         size = item["height"], item["width"]
         points = keypoints * keypoints.new_tensor([size[1], size[0]])
         instances = Instances(size)
@@ -167,7 +172,7 @@ def toy_batch(num_persons: Sequence[int], seed: int = 0) -> list[dict[str, Any]]
 
 def toy_model(seed: int = 0, dtype: torch.dtype = torch.float64) -> ToyPose:
     torch.manual_seed(seed)
-    return ToyPose(num_keypoints=NUM_KEYPOINTS).to(dtype).train()
+    return ToyPose().to(dtype).train()
 
 
 def toy_cfg(config_file: Path) -> CfgNode:

@@ -205,6 +205,11 @@ class TrainingRun:
         return found
 
 
+def normalizers(targets: PersonTargets) -> dict[str, Tensor]:
+    """Of the losses of one process with one batch."""
+    return {"persons": torch.tensor(float(targets.num_persons), dtype=torch.float64)}
+
+
 def train(fixture: Fixture, case: str, dtype: torch.dtype, *overrides: str, backward: bool = True) -> TrainingRun:
     """Runs the model on `gt_{case}` in training mode."""
     model = TinyPose(fixture, dtype, *overrides).train()
@@ -214,7 +219,7 @@ def train(fixture: Fixture, case: str, dtype: torch.dtype, *overrides: str, back
         for feature in features.values():
             feature.requires_grad_(backward)
         stages = model.decoder.decode_training(features, targets, model.matcher)
-        losses = model.criterion(stages, targets)
+        losses = model.criterion(stages, targets, normalizers(targets))
         run = TrainingRun(model, features, stages, losses, OfficialView(fixture.state_dict, model))
         if backward:
             run.total.backward()

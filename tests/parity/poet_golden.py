@@ -117,5 +117,7 @@ def criterion(weights: str) -> PoseCriterion:
     return PoseCriterion(terms=ReleasedTerms(), weights=WEIGHTS[weights])
 
 
-def num_persons(targets: PoseTargets) -> Tensor:
-    return torch.tensor(float(max(sum(targets.counts), 1)))
+def normalizers(criterion: PoseCriterion, targets: PoseTargets, outputs: QueryOutputs) -> dict[str, Tensor]:
+    """Of the losses of one process with one batch."""
+    class_weights = criterion.class_weight_sum(targets.counts, outputs.logits_SBQC.shape[2])
+    return {"persons": torch.tensor(float(sum(targets.counts))), "class_weights": torch.tensor(class_weights)}

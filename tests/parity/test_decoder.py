@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from querypose.modeling.query_pose.meta_arch import PosePrediction, postprocess
-from querypose.modeling.query_pose.query_selection import QuerySelection
+from querypose.modeling.query_pose.pose_decoder import PosePrediction
 from tests.parity.golden import LEVELS, Fixture, TinyPose, TrainingRun, float32_errors, relative_error, train
 
 # Golden values are float64, rounded to float32: 6e-8.
@@ -99,7 +98,8 @@ def test_inference_agrees(tiny_light: Fixture, dtype: torch.dtype) -> None:
         }
         errors.update({f"{name}/stage{stage}": relative_error(v, golden[name][stage]) for name, v in found.items()})
 
-    poses = postprocess(stages[-1], tiny_light.image_sizes, tiny_light.output_sizes, QuerySelection(num_poses=100))
+    samples = [{"height": height, "width": width} for height, width in tiny_light.output_sizes]
+    poses = stages[-1].to_poses().to_instances(samples, tiny_light.image_sizes, num_poses=100)
     for image, instances in enumerate(poses):
         order = golden[f"post{image}/scores"].argsort(descending=True)
         outputs = {

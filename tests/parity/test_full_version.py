@@ -14,7 +14,7 @@ from torch import Tensor
 
 from querypose.modeling.query_pose.pose_decoder import StagePrediction
 from querypose.modeling.targets import PersonTargets
-from tests.parity.golden import Fixture, OfficialView, TinyPose, relative_error
+from tests.parity.golden import Fixture, OfficialView, TinyPose, normalizers, relative_error
 from tests.parity.published_decoder import Matching, PublishedDecoder, StageOutput
 
 TOLERANCE = 1e-6
@@ -144,7 +144,7 @@ def test_training(full: FullFixture, only_matched: bool, queries: tuple[str, ...
         (found, [OfficialView(full.state_dict, model).tensor(name) for name in WATCHED]),
         (expected, [oracle.weights[name] for name in WATCHED]),
     ):
-        loss = torch.stack(list(model.criterion(stages, targets).values())).sum()
+        loss = torch.stack(list(model.criterion(stages, targets, normalizers(targets)).values())).sum()
         gradients.append(torch.autograd.grad(loss, parameters))
     for name, ours_gradient, theirs_gradient in zip(WATCHED, *gradients, strict=True):
         assert relative_error(ours_gradient, theirs_gradient) < TOLERANCE, name

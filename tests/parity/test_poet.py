@@ -21,7 +21,7 @@ from tests.parity.poet_golden import (
     WEIGHTS,
     PoetFixture,
     criterion,
-    num_persons,
+    normalizers,
     outputs_of,
 )
 
@@ -76,7 +76,7 @@ def test_losses_and_gradients_of_the_whole_head(open_fixture: Callable[[str], Po
     losses = criterion(weights)
     cost = losses.cost(outputs, targets)
     matches = losses.match(outputs, targets)
-    unweighted = losses.unweighted_losses(outputs, targets, matches, num_persons(targets).to(fixture.dtype))
+    unweighted = losses.unweighted_losses(outputs, targets, matches, normalizers(losses, targets, outputs))
     check_losses(fixture, weights, unweighted, forward)
     total = torch.stack([WEIGHTS[weights][name] * loss.sum() for name, loss in unweighted.items()]).sum()
     for layer in range(2):
@@ -125,7 +125,7 @@ def test_criterion(open_fixture: Callable[[str], PoetFixture], case: str, weight
         stored = fixture.matches(f"{case}/{weights}/", layer, targets.counts)
         for name in ("image_R", "query_R", "person_R", "slot_R"):
             assert torch.equal(getattr(found, name), getattr(stored, name)), name
-    unweighted = losses.unweighted_losses(outputs, targets, matches, num_persons(targets).to(fixture.dtype))
+    unweighted = losses.unweighted_losses(outputs, targets, matches, normalizers(losses, targets, outputs))
     check_losses(fixture, f"{case}/{weights}", unweighted, forward)
     total = torch.stack([WEIGHTS[weights][name] * loss.sum() for name, loss in unweighted.items()]).sum()
     assert_near(total, fixture[f"{case}/{weights}/loss_total"], forward)
@@ -182,7 +182,8 @@ def test_post_processing(open_fixture: Callable[[str], PoetFixture]) -> None:
     sizes = [(int(height), int(width)) for height, width in fixture["in/target_sizes_hw"]]
     # Images of 1 x 1 pixel: the scale to the output frame is theirs.
     poses = poses_in_images(outputs, [(1, 1)] * len(sizes))
-    results = poses.to_instances([(1, 1)] * len(sizes), sizes, num_poses=6)
+    samples = [{"height": height, "width": width} for height, width in sizes]
+    results = poses.to_instances(samples, [(1, 1)] * len(sizes), num_poses=6)
     visibilities = fixture["in/kpts"][..., 2:].unflatten(-1, (-1, 3))[..., 2]
     assert sum(map(len, results)) < fixture["out/scores"].numel()
     for image, instances in enumerate(results):

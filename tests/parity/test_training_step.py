@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -10,27 +10,39 @@ from torch import Tensor, nn
 
 from querypose.checkpoint import convert_querypose_official
 from querypose.config import get_cfg
+from querypose.d2 import Instances
 from querypose.engine.trainer import PoseTrainer
-from tests.parity.golden import PARTS, Fixture, OfficialView, TinyPose
+from querypose.modeling import Component, PoseModel
+from querypose.modeling.pose_model import Batch
+from querypose.skeleton import COCO_SKELETON
+from tests.parity.golden import PARTS, Fixture, OfficialView, TinyPose, normalizers
 
 # reference_behaviour.md, section 9.
 BASE_LR, FLOW_LR, WEIGHT_DECAY, CLIP_NORM = 2.5e-5, 2.5e-4, 1e-4, 1.0
 DEAD = ("updater.fc3", "updater.norm_fc3")
 
 
-class TrainableTinyPose(nn.Module):
+class TrainableTinyPose(PoseModel):
     """The fixture's model as the engine's training step wants it: a batch in, weighted losses out."""
 
+    components: dict[str, Component] = {}  # noqa: RUF012  # the contract's property, of nothing
+
     def __init__(self, fixture: Fixture, dtype: torch.dtype) -> None:
-        super().__init__()
+        super().__init__(skeleton=COCO_SKELETON, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
         tiny = TinyPose(fixture, dtype)
         self.decoder, self.criterion, self.matcher = tiny.decoder, tiny.criterion, tiny.matcher
         self.features = fixture.features(dtype)
         self.targets = fixture.targets("stable", dtype)
 
-    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def loss_normalizers(self, batch: Batch) -> dict[str, Tensor]:
+        return normalizers(self.targets)
+
+    def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stages = self.decoder.decode_training(self.features, self.targets, self.matcher)
-        return self.criterion(stages, self.targets)
+        return self.criterion(stages, self.targets, normalizers)
+
+    def predict(self, batch: Batch) -> list[Instances]:
+        raise NotImplementedError("The fixture is trained alone.")
 
 
 def test_one_step_gives_the_same_weights(tiny_light: Fixture) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from querypose.analysis.ablation_jobs import Cluster
 from tests.engine.toy_pose import write_toy_config
 from tests.scripts import ROOT, load_script
 from tests.tiny import TINY_MODEL
@@ -25,11 +26,9 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def write_table(folder: Path, **rows: str) -> str:
-    entries = []
-    for name, keys in rows.items():
-        (folder / f"{name}.yaml").write_text(f"_BASE_: nowhere.yaml\n{keys}\n")
-        entries.append(f"  - {{name: {name}, config: {name}.yaml, paper: {{AP: 63.8}}}}\n")
-    (folder / "table.yaml").write_text("title: Toys\nrows:\n" + "".join(entries))
+    entries = [f"  - {{name: {name}, config: {{{keys}}}, paper: {{AP: 63.8}}}}\n" for name, keys in rows.items()]
+    (folder / "own_base.yaml").touch()
+    (folder / "table.yaml").write_text("title: Toys\nbase: own_base.yaml\nrows:\n" + "".join(entries))
     return str(folder / "table.yaml")
 
 
@@ -37,16 +36,39 @@ def test_files_and_overrides_are_told_apart(tool: ModuleType) -> None:
     parsed = tool.parse_arguments(["a.yaml", "b.yml", "--seeds", "3,1", "SOLVER.MAX_ITER", "5", "--jobs", "2"])
     assert (parsed.files, parsed.opts) == (["a.yaml", "b.yml"], ["SOLVER.MAX_ITER", "5"])
     assert (parsed.seeds, parsed.jobs) == ([3, 1], 2)
-    for wrong in (["SOLVER.MAX_ITER", "5"], ["a.yaml", "--seeds", "1,1"], ["a.yaml", "--jobs", "0"]):
+    for wrong in (
+        ["SOLVER.MAX_ITER", "5"],
+        ["a.yaml", "--seeds", "1,1"],
+        ["a.yaml", "--jobs", "0"],
+        ["a.yaml", "--slurm", "mem"],
+    ):
         with pytest.raises(SystemExit):
             tool.parse_arguments(wrong)
+
+
+def test_where_rows_train(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cluster(*arguments: str) -> Cluster:
+        return tool.make_cluster(tool.parse_arguments(["a.yaml", *arguments]))  # type: ignore[no-any-return]
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert cluster() == Cluster(gpus_per_node=1, gpus=[3, 5])
+    assert cluster("--gpus-per-node", "0", "--jobs", "2") == Cluster(jobs=2, gpus=[3, 5])
+    slurm = ["--cluster", "slurm", "--partition", "a", "--cpus", "8", "--timeout", "4", "--slurm", "mem=64GB"]
+    assert cluster(*slurm, "--gpus-per-node", "8", "--slurm", "account=me") == Cluster(
+        "slurm", gpus_per_node=8, gpus=[3, 5], hours=4,
+        parameters={"partition": "a", "cpus_per_task": 8, "mem": "64GB", "account": "me"},
+    )  # fmt: skip
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert cluster() == Cluster(gpus=[])
+    assert cluster("--cluster", "slurm").gpus_per_node == 1  # the machine that submits needs none
 
 
 def test_dry_run(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = write_table(
         tmp_path,
-        none="MODEL: {QUERYPOSE: {KEYPOINT: {ITERATION: none}}}",
-        concatenation="MODEL: {QUERYPOSE: {KEYPOINT: {ITERATION: concatenation}}}",
+        none="MODEL.QUERYPOSE.KEYPOINT.ITERATION: none",
+        concatenation="MODEL.QUERYPOSE.KEYPOINT.ITERATION: concatenation",
     )
     (tmp_path / "base.yaml").write_text("DATASETS: {TRAIN: [keypoints_coco_2017_train]}\n")
     base = ["--base", str(tmp_path / "base.yaml"), "--output", str(tmp_path / "out")]
@@ -64,7 +86,7 @@ def test_rows_are_trained_and_an_interrupted_one_goes_on(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, output = str(write_toy_config(tmp_path)), tmp_path / "out"
-    table = write_table(tmp_path, slow="SOLVER: {BASE_LR: 0.01}", fast="SOLVER: {BASE_LR: 0.1}")
+    table = write_table(tmp_path, slow="SOLVER.BASE_LR: 0.01", fast="SOLVER.BASE_LR: 0.1")
     arguments = tool.parse_arguments(
         [table, "--base", base, "--max-iter", "20", "--output", str(output), "--jobs", "2", "TEST.EVAL_PERIOD", "10"]
     )
@@ -80,8 +102,9 @@ def test_rows_are_trained_and_an_interrupted_one_goes_on(
     assert "fast (seed 1) goes on" in shown
     # Checkpoints every tenth of the budget: 13 iterations have left that of 12, or the one before if the kill met it
     # while it was being written.
-    log = (output / "fast" / "seed_1.log").read_text()
-    assert re.search(r"Starting training from iteration (10|12)\b", log)
+    logs = [path.read_text() for path in (output / "jobs").glob("*_log.out")]
+    assert len(logs) == 4
+    assert sum(bool(re.search(r"Starting training from iteration (10|12)\b", log)) for log in logs) == 2
     checkpoint = torch.load(output / "fast" / "seed_1" / "model_final.pth", weights_only=True)
     assert checkpoint["trainer"]["iteration"] == 19
     rows = list(csv.DictReader((output / "table.csv").read_text().splitlines()))

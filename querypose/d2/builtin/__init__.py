@@ -17,7 +17,6 @@ from querypose.d2.builtin.evaluation import DatasetEvaluator, verify_results
 from querypose.d2.builtin.events import EventStorage, get_event_storage
 from querypose.d2.builtin.file_io import PathManager
 from querypose.d2.builtin.launch import launch
-from querypose.d2.builtin.loader import DatasetFromList, build_detection_test_loader, build_detection_train_loader
 from querypose.d2.builtin.logger import setup_logger
 from querypose.d2.builtin.modeling import (
     BACKBONE_REGISTRY,

@@ -1,4 +1,4 @@
-"""The two kinds of augmentation, and how a list of them is applied."""
+"""The three kinds of augmentation, and how a list of them is applied."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from querypose.d2 import Registry
 from querypose.data.transforms import GeometricTransform, ImageSize
+from querypose.skeleton import Skeleton
 
 AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
 AUGMENTATION_REGISTRY.__doc__ = """
@@ -39,7 +40,25 @@ class PixelAugmentation(Protocol):
         ...
 
 
-Augmentation = GeometricAugmentation | PixelAugmentation
+@runtime_checkable
+class PersonAugmentation(Protocol):
+    """Moves pixels, boxes and keypoints alike, by what is known of the one person that a sample shows."""
+
+    def draw_for(
+        self, person_K3: np.ndarray, skeleton: Skeleton, size: ImageSize, generator: np.random.Generator
+    ) -> GeometricTransform:
+        """A map that takes images of `size`; everything random comes from `generator`.
+
+        Args:
+            person_K3: x, y and visibility of the person's keypoints, where they are by now; they may lie outside.
+            skeleton: what the keypoints are.
+            size: height and width of the image so far.
+            generator: of random numbers.
+        """
+        ...
+
+
+Augmentation = GeometricAugmentation | PixelAugmentation | PersonAugmentation
 
 
 def augment(
@@ -47,14 +66,22 @@ def augment(
     start: GeometricTransform,
     augmentations: Iterable[Augmentation],
     generator: np.random.Generator,
+    *,
+    person_K3: np.ndarray | None = None,
+    skeleton: Skeleton | None = None,
+    antialias: bool = True,
 ) -> tuple[Tensor, GeometricTransform]:
     """Applies `start`, then augmentations in their order; geometric neighbors resample the pixels once.
 
     Args:
         image: uint8 (H, W, C).
         start: from the image to the canvas that the augmentations begin on.
-        augmentations: of either kind.
+        augmentations: of any kind.
         generator: everything random comes from it.
+        person_K3: keypoints of the one person of the sample, in the frame of `image`; without one, augmentations for a
+            person do nothing.
+        skeleton: of these keypoints.
+        antialias: whether pixels that shrink are averaged.
 
     Returns:
         the result, uint8 (C, H', W'), contiguous; and the map from `image` to it.
@@ -64,18 +91,26 @@ def augment(
     pending: GeometricTransform | None = start
     image_CHW = torch.from_numpy(image).permute(2, 0, 1)
     for augmentation in augmentations:
-        if isinstance(augmentation, GeometricAugmentation):
-            drawn = augmentation.draw(frame.output_size, generator)
+        if isinstance(augmentation, PersonAugmentation) and (person_K3 is None or skeleton is None):
+            continue
+        if not isinstance(augmentation, PixelAugmentation):
+            if isinstance(augmentation, GeometricAugmentation):
+                drawn = augmentation.draw(frame.output_size, generator)
+            else:
+                assert person_K3 is not None
+                assert skeleton is not None
+                (mapped_K3,) = frame.apply_keypoints(person_K3[None], skeleton.flip_indices, keep_outside=True)
+                drawn = augmentation.draw_for(mapped_K3, skeleton, frame.output_size, generator)
             frame = frame.then(drawn)
             pending = drawn if pending is None else pending.then(drawn)
         else:
-            image_CHW = augmentation.apply(_resample(image_CHW, pending), generator)
+            image_CHW = augmentation.apply(_resample(image_CHW, pending, antialias), generator)
             pending = None
-    return _resample(image_CHW, pending), frame
+    return _resample(image_CHW, pending, antialias), frame
 
 
-def _resample(image_CHW: Tensor, transform: GeometricTransform | None) -> Tensor:
+def _resample(image_CHW: Tensor, transform: GeometricTransform | None, antialias: bool) -> Tensor:
     if transform is None:
         return image_CHW.contiguous()
-    pixels = transform.apply_image(image_CHW.permute(1, 2, 0).numpy())
+    pixels = transform.apply_image(image_CHW.permute(1, 2, 0).numpy(), antialias)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from querypose.d2 import CfgNode, MetadataCatalog
+from querypose.data.augmentations import PixelAugmentation
 from querypose.data.datasets import load_datasets
 from querypose.data.pipelines.pipeline import PIPELINE_REGISTRY, Pipeline, Record, box_xyxy
 from querypose.data.problems import DatasetError
@@ -20,17 +21,28 @@ class PersonCrops(Pipeline):
     """A record is a person: `person_box` (corners), and `box_score` where the box was detected.
 
     The padded box fills a canvas of one size; what lies outside the image is black. Augmentations move that canvas:
-    to turn, shift or scale it is to turn, shift or scale the box.
+    to turn, shift or scale it is to turn, shift or scale the box. Keypoints outside the canvas stay where they are: a
+    heat map may have a part of theirs.
     """
 
+    keeps_outside = True
+
     def __init__(
-        self, *, size: ImageSize, padding: float, detections: Mapping[str, str] | None = None, **options: Any
+        self,
+        *,
+        size: ImageSize,
+        padding: float,
+        unbiased: bool = False,
+        detections: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> None:
         """Sets up the crops.
 
         Args:
             size: height and width of a sample.
             padding: factor on both sides of a box.
+            unbiased: the box reaches from the center of the first to that of the last pixel of the canvas, and not from
+                edge to edge: the measure of unbiased data processing (UDP).
             detections: COCO results files with the boxes to evaluate on, by dataset; the boxes of other datasets, and
                 those to train on, are the annotated ones.
             options: see `Pipeline`.
@@ -38,6 +50,11 @@ class PersonCrops(Pipeline):
         super().__init__(**options)
         self.size = size
         self.padding = padding
+        if unbiased:
+            # Of the turned canvas: the sides shrink by different shares. Before pixel augmentations, so that the pixels
+            # are resampled once.
+            place = sum(not isinstance(augmentation, PixelAugmentation) for augmentation in self.augmentations)
+            self.augmentations = (*self.augmentations[:place], _CenterToCenter(), *self.augmentations[place:])
         self.detections = dict(detections or {})
 
     def records(self, dataset_names: Sequence[str]) -> list[Record]:
@@ -76,6 +93,15 @@ class PersonCrops(Pipeline):
     def _is_trainable(self, annotation: dict[str, Any]) -> bool:
         visibilities = np.array(annotation["keypoints"][2::3])
         return bool((visibilities > 0).any() and (visibilities > 1).sum() >= self.min_visible_keypoints)
+
+
+class _CenterToCenter:
+    """Shrinks the canvas by half a pixel on every side."""
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        height, width = size
+        scale_D = np.array([(width - 1) / width, (height - 1) / height])
+        return GeometricTransform(np.column_stack([np.diag(scale_D), np.full(2, 0.5)]), size, size)
 
 
 def _annotated_persons(images: Sequence[Record]) -> list[Record]:
@@ -126,6 +152,8 @@ def person_crops(cfg: CfgNode, is_train: bool) -> PersonCrops:
     return PersonCrops(
         size=(height, width),
         padding=cfg.INPUT.PERSON_CROP.PADDING,
+        unbiased=cfg.INPUT.PERSON_CROP.UNBIASED,
+        antialias=cfg.INPUT.PERSON_CROP.ANTIALIAS,
         detections=dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PERSON_BOXES, strict=False)),
         **Pipeline.from_config(cfg, is_train),
     )

@@ -58,7 +58,11 @@ class Pipeline(abc.ABC):
         augmentations: applied in this order.
         skeleton: what the keypoints are; None packs no annotations.
         min_visible_keypoints: persons with fewer of them, in the record or in the sample, are not trained on.
+        antialias: whether pixels that shrink are averaged.
+        keeps_outside: whether keypoints outside the sample stay where they are; else they count as not labelled.
     """
+
+    keeps_outside = False
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Pipeline(abc.ABC):
         augmentations: Sequence[Augmentation] = (),
         skeleton: Skeleton | None = None,
         min_visible_keypoints: int = 0,
+        antialias: bool = True,
     ) -> None:
         if is_train and skeleton is None:
             raise ValueError("A pipeline for training needs a skeleton.")
@@ -76,6 +81,7 @@ class Pipeline(abc.ABC):
         self.augmentations = tuple(augmentations)
         self.skeleton = skeleton
         self.min_visible_keypoints = min_visible_keypoints
+        self.antialias = antialias
         self._is_swap_reported = False
 
     @staticmethod
@@ -155,7 +161,16 @@ class Pipeline(abc.ABC):
             # A copy: torch takes neither negative strides nor read-only memory.
             image = np.array(image if self.channel_order == "RGB" else image[:, :, ::-1], order="C")
         size = (image.shape[0], image.shape[1])
-        pixels, frame = augment(image, self.start(record, size), self.augmentations, generator)
+        persons = record.get("annotations", ())
+        pixels, frame = augment(
+            image,
+            self.start(record, size),
+            self.augmentations,
+            generator,
+            person_K3=np.reshape(persons[0]["keypoints"], (-1, 3)) if len(persons) == 1 else None,
+            skeleton=self.skeleton,
+            antialias=self.antialias,
+        )
         sample = {key: value for key, value in record.items() if key != "annotations"}
         sample["height"], sample["width"] = size
         sample["image"], sample["frame"] = pixels, frame
@@ -184,7 +199,8 @@ class Pipeline(abc.ABC):
         boxes = np.concatenate([np.empty((0, 4)), *map(box_xyxy, persons)])
         boxes = np.clip(frame.apply_boxes(boxes), 0, [width, height, width, height])
         keypoints = np.array([person["keypoints"] for person in persons], dtype=np.float64)
-        keypoints = frame.apply_keypoints(keypoints.reshape(-1, skeleton.num_keypoints, 3), skeleton.flip_indices)
+        keypoints = keypoints.reshape(-1, skeleton.num_keypoints, 3)
+        keypoints = frame.apply_keypoints(keypoints, skeleton.flip_indices, keep_outside=self.keeps_outside)
         is_kept = (boxes[:, 2:] - boxes[:, :2] > _EMPTY_BOX).all(axis=1)
         is_kept &= (keypoints[..., 2] > 1).sum(axis=1) >= self.min_visible_keypoints
         instances = Instances((height, width))

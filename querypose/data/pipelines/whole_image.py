@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from querypose.d2 import CfgNode
-from querypose.data.augmentations import RandomCrop, RandomResize
+from querypose.data.augmentations import Augmentation, RandomCrop, RandomResize
 from querypose.data.datasets import load_datasets
 from querypose.data.pipelines.pipeline import PIPELINE_REGISTRY, Pipeline, Record
 from querypose.data.transforms import GeometricTransform, ImageSize, identity
@@ -47,7 +47,7 @@ class WholeImage(Pipeline):
 def whole_image(cfg: CfgNode, is_train: bool) -> WholeImage:
     """`WholeImage` as INPUT describes it."""
     cropping = cfg.INPUT.CROP
-    crop_and_resize = [
+    crop_and_resize: list[Augmentation] = [
         RandomCrop(cropping.PROBABILITY, tuple(cropping.MIN_SIZE), tuple(cropping.SIZE)),
         RandomResize(tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN),
     ]

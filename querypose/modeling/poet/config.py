@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from querypose.config import ConfigError, Key, above, add_keys, at_least, between, registered
+from querypose.config import ConfigError, Key, above, add_keys, at_least, between, list_of_names, registered
 from querypose.d2 import CfgNode
+from querypose.modeling.poet.loss_terms import POET_LOSS_REGISTRY
 from querypose.modeling.poet.pose_terms import POSE_TERMS
 
 
@@ -35,6 +36,8 @@ add_keys((
     Key("MODEL.POET.LOSS.CENTER_WEIGHT", 0.5, "weight of loss_center (λ_ctr)", at_least(0)),
     Key("MODEL.POET.LOSS.OFFSET_WEIGHT", 0.5, "weight of loss_offset (λ_deltas)", at_least(0)),
     Key("MODEL.POET.LOSS.NO_OBJECT_WEIGHT", 0.1, "weight of the queries without a person in loss_cls", above(0)),
+    Key("MODEL.POET.LOSS.EXTRA_TERMS", [], "further losses, registered in POET_LOSS_REGISTRY",
+        list_of_names(POET_LOSS_REGISTRY)),
     Key("MODEL.POET.LOSS.DEEP_SUPERVISION", True, "losses at every decoder layer, not at the last alone"),
 ), check_poet)
 # fmt: on

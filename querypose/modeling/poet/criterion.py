@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from querypose.modeling.assignment import assign_queries
 from querypose.modeling.deep_supervision import name_stage_losses
 from querypose.modeling.poet.pose_terms import PaperTerms
 from querypose.modeling.poet.pose_vector import PoseTargets, PoseVector
-from querypose.modeling.targets import Matches, PersonTargets, mean_over_processes, mean_persons_per_process
+from querypose.modeling.targets import Matches
 
 # Classes as indices into the logits, counted from the last: there may be an empty one before them.
 NO_OBJECT, PERSON, EMPTY = -1, -2, -3
@@ -49,8 +49,8 @@ class QueryOutputs:
 class PoseCriterion(nn.Module):
     """Matches queries and persons at every layer, and weighs what the pairs cost.
 
-    The pose terms are divided by the number of persons in the batch, averaged over the processes and at least 1; the
-    class term is a mean over all queries of the batch, on all processes, weighted by class.
+    The pose terms are divided by the number of persons, at least 1; the class term is a mean over all queries, weighted
+    by class.
 
     Args:
         terms: computes the terms of eq. 3.
@@ -73,19 +73,39 @@ class PoseCriterion(nn.Module):
         self.no_object_weight = no_object_weight
         self.deep_supervision = deep_supervision
 
-    def forward(self, outputs: QueryOutputs, persons: PersonTargets) -> dict[str, Tensor]:
-        """The weighted losses of the last layer, and with suffix `_{layer}` those of the earlier ones, scalars."""
+    def class_weight_sum(self, counts: Sequence[int], num_queries: int) -> float:
+        """What `loss_cls` is divided by for images with `counts` persons: the weight of every query's class, added up.
+
+        Known before anything is matched, since every person gets a query as long as there are any.
+        """
+        num_matched = sum(min(count, num_queries) for count in counts)
+        return num_matched + (len(counts) * num_queries - num_matched) * self.no_object_weight
+
+    def forward(
+        self,
+        outputs: QueryOutputs,
+        targets: PoseTargets,
+        matches_S: Sequence[Matches],
+        normalizers: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """The weighted losses of the last layer, and with suffix `_{layer}` those of the earlier ones, scalars.
+
+        Args:
+            outputs: of every layer.
+            targets: the persons.
+            matches_S: of every layer, as `match` gives them.
+            normalizers: `persons`, and `class_weights` as `class_weight_sum`.
+        """
         if not self.deep_supervision:
-            outputs = QueryOutputs(outputs.logits_SBQC[-1:], outputs.poses_SBQ[-1:])
-        targets, num_persons = PoseTargets.from_persons(persons), mean_persons_per_process(persons)
+            outputs, matches_S = QueryOutputs(outputs.logits_SBQC[-1:], outputs.poses_SBQ[-1:]), matches_S[-1:]
         with full_precision(outputs.logits_SBQC):
-            matches_S = self.match(outputs, targets)
-            return name_stage_losses(self.unweighted_losses(outputs, targets, matches_S, num_persons), self.weights)
+            return name_stage_losses(self.unweighted_losses(outputs, targets, matches_S, normalizers), self.weights)
 
     @torch.no_grad()
     def match(self, outputs: QueryOutputs, targets: PoseTargets) -> list[Matches]:
         """The cheapest assignment at every layer (eq. 2)."""
-        return assign_queries(self.cost(outputs, targets), targets.counts)
+        with full_precision(outputs.logits_SBQC):
+            return assign_queries(self.cost(outputs, targets), targets.counts)
 
     def cost(self, outputs: QueryOutputs, targets: PoseTargets) -> Tensor:
         """L_match (eq. 1) of every query for every person of its image, (S, B, Q, G)."""
@@ -101,7 +121,11 @@ class PoseCriterion(nn.Module):
         return cost_SBQG
 
     def unweighted_losses(
-        self, outputs: QueryOutputs, targets: PoseTargets, matches_S: list[Matches], num_persons: Tensor
+        self,
+        outputs: QueryOutputs,
+        targets: PoseTargets,
+        matches_S: Sequence[Matches],
+        normalizers: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         """The losses (S) of all layers, of which all have the same number of pairs; computed together."""
         image_SR, query_SR, person_SR = (
@@ -113,15 +137,18 @@ class PoseCriterion(nn.Module):
         terms = self.terms.losses(
             outputs.poses_SBQ[stage_S1, image_SR, query_SR], targets.poses_BG[image_SR, person_SR], has_pose_SR
         )
+        num_persons = normalizers["persons"].clamp(min=1)
         losses_S = {f"loss_{name}": term_SR.sum(-1) / num_persons for name, term_SR in terms.items()}
 
         num_classes = outputs.logits_SBQC.shape[-1]
         class_SBQ = torch.full_like(outputs.logits_SBQC[..., 0], num_classes + NO_OBJECT, dtype=torch.long)
         class_SBQ[stage_S1, image_SR, query_SR] = self._classes(outputs, has_pose_SR)
-        weight_SBQ = torch.where(class_SBQ == num_classes + NO_OBJECT, self.no_object_weight, 1.0)
         entropy_SBQ = F.cross_entropy(outputs.logits_SBQC.flatten(0, 2), class_SBQ.flatten(), reduction="none")
-        entropy_SBQ = entropy_SBQ.view_as(weight_SBQ) * weight_SBQ
-        return {"loss_cls": entropy_SBQ.sum((1, 2)) / mean_over_processes(weight_SBQ.sum((1, 2))), **losses_S}
+        entropy_SBQ = entropy_SBQ.view_as(class_SBQ)
+        entropy_SBQ = torch.where(
+            class_SBQ == num_classes + NO_OBJECT, self.no_object_weight * entropy_SBQ, entropy_SBQ
+        )
+        return {"loss_cls": entropy_SBQ.sum((1, 2)) / normalizers["class_weights"], **losses_S}
 
     @staticmethod
     def _classes(outputs: QueryOutputs, has_pose: Tensor) -> Tensor:

@@ -6,38 +6,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, Instances, build_backbone, configurable
+from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, ImageList, Instances, build_backbone, configurable
 from querypose.layers import Transformer
 from querypose.modeling.backbone import BackboneError
-from querypose.modeling.components import Component
-from querypose.modeling.images import has_padding, image_cells, normalize_and_pad, output_sizes
+from querypose.modeling.images import has_padding, image_cells
+from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.poet.criterion import PoseCriterion, QueryOutputs
+from querypose.modeling.poet.loss_terms import POET_LOSS_REGISTRY
 from querypose.modeling.poet.pose_terms import POSE_TERMS
 from querypose.modeling.poet.pose_transformer import PoseTransformer
+from querypose.modeling.poet.pose_vector import PoseTargets
+from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
 from querypose.modeling.poses import QueryPoses
-from querypose.modeling.targets import PersonTargets
 from querypose.skeleton import Skeleton, skeleton_of_datasets
 
 
 @META_ARCH_REGISTRY.register()
-class POET(nn.Module):
+class POET(PoseModel):
     """Backbone, pose transformer and set criterion.
 
     Args:
         backbone: gives one feature map.
         pose_transformer: turns it into classes and pose vectors.
         criterion: matches and weighs them in training.
+        extra_terms: further losses, by name.
         skeleton: what the keypoints are.
         pixel_mean: per channel, range 0..255.
         pixel_std: per channel, range 0..255.
         detections_per_image: poses kept per image in inference.
         score_threshold: poses with a score not above it are left out in inference.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -51,16 +51,15 @@ class POET(nn.Module):
         pixel_std: Sequence[float],
         detections_per_image: int,
         score_threshold: float = 0.0,
+        extra_terms: Mapping[str, LossTerm] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(skeleton=skeleton, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.backbone = backbone
         self.pose_transformer = pose_transformer
         self.criterion = criterion
-        self.skeleton = skeleton
         self.detections_per_image = detections_per_image
         self.score_threshold = score_threshold
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.extra_terms = LossTerms(extra_terms)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -103,6 +102,7 @@ class POET(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
+            "extra_terms": {name: POET_LOSS_REGISTRY.build(name, cfg, skeleton=skeleton) for name in loss.EXTRA_TERMS},
         }
 
     @property
@@ -115,41 +115,41 @@ class POET(nn.Module):
             "decoder": Component(list(transformer.decoder_layers), varying_dims=(1,)),
         }
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        return self.pixel_mean.device
+    def loss_normalizers(self, batch: Batch) -> dict[str, Tensor]:
+        """`persons` and `class_weights` (see `PoseCriterion`), and those of the extra terms."""
+        counts = [len(image["instances"]) for image in batch]
+        class_weights = self.criterion.class_weight_sum(counts, len(self.pose_transformer.transformer.queries))
+        return {
+            "persons": num_instances(batch),
+            "class_weights": torch.tensor(class_weights, dtype=torch.float64),
+            **self.extra_terms.normalizers(batch),
+        }
 
-    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Losses in training, poses in inference.
+    def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `PoseModel.losses`; reads `gt_keypoints` of `instances`."""
+        outputs, _ = self._query_outputs(batch)
+        targets = PoseTargets.from_persons(self.person_targets(batch))
+        matches_S = self.criterion.match(outputs, targets)
+        extra_losses = self.extra_terms.losses(
+            outputs=outputs, matches_S=matches_S, targets=targets, normalizers=normalizers
+        )
+        return {**self.criterion(outputs, targets, matches_S, normalizers), **extra_losses}
 
-        Args:
-            batched_inputs: one dict an image with `image`, (C, H, W) in 0..255; in training `instances` with
-                `gt_keypoints`; in inference optionally `height`, `width`, the size of the output frame in pixels (that
-                of `image` by default).
+    def predict(self, batch: Batch) -> list[Instances]:
+        """As `PoseModel.predict`, with `pred_visibilities` (N, K) in [0, 1] beside it.
 
-        Returns:
-            in training the weighted losses; in inference a dict an image with `instances`: `scores`, `pred_classes`,
-            `pred_keypoints` (N, K, 3) as x, y in the output frame and 1, since POET does not score single keypoints,
-            and `pred_visibilities` (N, K) in [0, 1]; best pose first.
+        POET scores no single keypoint: their scores are 1. It predicts no box: `pred_boxes` are those around all
+        keypoints of a pose, cut at the image's edges.
         """
-        images = normalize_and_pad(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone.size_divisibility)
+        outputs, images = self._query_outputs(batch)
+        poses = poses_in_images(outputs, images.image_sizes)
+        return poses.to_instances(batch, images.image_sizes, self.detections_per_image, self.score_threshold)
+
+    def _query_outputs(self, batch: Batch) -> tuple[QueryOutputs, ImageList]:
+        images = self.normalized_images(batch, self.backbone.size_divisibility)
         (feature_BCHW,) = self.backbone(images.tensor).values()
         is_image_BHW = image_cells(images, feature_BCHW.shape[-2:])
-        outputs = self.pose_transformer(feature_BCHW, is_image_BHW, has_padding(images))
-        if self.training:
-            targets = PersonTargets.from_instances(
-                [image["instances"] for image in batched_inputs],
-                self.skeleton.num_keypoints,
-                self.device,
-                self.pixel_mean.dtype,
-            )
-            return self.criterion(outputs, targets)
-
-        poses = poses_in_images(outputs, images.image_sizes).to_instances(
-            images.image_sizes, output_sizes(batched_inputs, images), self.detections_per_image, self.score_threshold
-        )
-        return [{"instances": instances} for instances in poses]
+        return self.pose_transformer(feature_BCHW, is_image_BHW, has_padding(images)), images
 
 
 def poses_in_images(outputs: QueryOutputs, image_sizes: Sequence[tuple[int, int]]) -> QueryPoses:

@@ -16,8 +16,9 @@ from querypose.config import (
 )
 from querypose.d2 import CfgNode
 from querypose.modeling.query_pose.initialization import PROPOSAL_LAYOUTS
-from querypose.modeling.query_pose.part_embedding import INTERACTIONS
-from querypose.modeling.query_pose.part_update import PART_UPDATES
+from querypose.modeling.query_pose.loss_terms import QUERY_POSE_LOSS_REGISTRY
+from querypose.modeling.query_pose.part_embedding import INTERACTION_REGISTRY
+from querypose.modeling.query_pose.part_update import PART_UPDATE_REGISTRY
 
 
 def check_query_pose(cfg: CfgNode) -> None:
@@ -89,12 +90,12 @@ add_keys((
         one_of("part", "instance", "none")),
     Key("MODEL.QUERYPOSE.KEYPOINT.INTERACTION", "spatial_attention",
         "how queries read the keypoint region (Table 1); spatial_attention is SPEGM for part queries",
-        registered(INTERACTIONS)),
+        registered(INTERACTION_REGISTRY)),
     Key("MODEL.QUERYPOSE.KEYPOINT.PART_DIM", 128, "width of a part query (Table 2c)", at_least(1)),
     Key("MODEL.QUERYPOSE.KEYPOINT.PART_SCHEME", "",
         "part division of the skeleton, by name (Figure 4, Table 2d); '' is the skeleton's default"),
     Key("MODEL.QUERYPOSE.KEYPOINT.ITERATION", "selective", "update of the part queries from stage to stage (Table 2a)",
-        registered(PART_UPDATES)),
+        registered(PART_UPDATE_REGISTRY)),
     Key("MODEL.QUERYPOSE.KEYPOINT.DYNAMIC_INTERACTION", False,
         "refine the instance query by a dynamic interaction in the keypoint stage (the full version)"),
     Key("MODEL.QUERYPOSE.FLOW.NUM_COUPLINGS", 6, "affine couplings of the RealNVP flow", at_least(1)),
@@ -113,6 +114,8 @@ add_keys((
     Key("MODEL.QUERYPOSE.LOSS.FOCAL_GAMMA", 2.0, "gamma of the focal loss and of the class cost",
         # The gradient of a power below 1 is infinite at a query that is certain.
         Allowed("0, or a number >= 1", lambda value: is_finite(value) and (value == 0 or value >= 1))),
+    Key("MODEL.QUERYPOSE.LOSS.EXTRA_TERMS", [], "further losses, registered in QUERY_POSE_LOSS_REGISTRY",
+        list_of_names(QUERY_POSE_LOSS_REGISTRY)),
     Key("MODEL.QUERYPOSE.LOSS.DEEP_SUPERVISION", True, "losses at every stage, not at the last alone"),
 ), check_query_pose)
 # fmt: on

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +16,20 @@ from querypose.modeling.query_pose.losses import (
     residual_log_likelihood_loss,
 )
 from querypose.modeling.query_pose.pose_decoder import StagePrediction
-from querypose.modeling.targets import PersonTargets, mean_persons_per_process
+from querypose.modeling.targets import PersonTargets
 
 
 class SetCriterion(nn.Module):
     """Weighted losses of every stage (deep supervision), or of the last one alone.
 
-    All terms are divided by the number of persons in the batch, averaged over the processes and at least 1; the
-    keypoint term by the number of keypoints of the skeleton as well.
+    All terms are divided by the number of persons, at least 1; the keypoint term by the number of keypoints of the
+    skeleton as well.
 
     Args:
-        flow: the density of the standardised keypoint residual; shared by all keypoints and stages.
+        flow: the density of the standardized keypoint residual; shared by all keypoints and stages.
         cls_weight: of the focal loss.
         bbox_weight: of the L1 loss.
-        giou_weight: of the generalised IoU loss.
+        giou_weight: of the generalized IoU loss.
         keypoint_weight: of the residual log-likelihood loss.
         focal_alpha: of the focal loss.
         focal_gamma: of the focal loss.
@@ -60,23 +60,26 @@ class SetCriterion(nn.Module):
         self.focal_gamma = focal_gamma
         self.deep_supervision = deep_supervision
 
-    def forward(self, stages: Sequence[StagePrediction], targets: PersonTargets) -> dict[str, Tensor]:
+    def forward(
+        self, stages: Sequence[StagePrediction], targets: PersonTargets, normalizers: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The weighted losses.
 
         Args:
             stages: predictions of the S stages in order.
             targets: the persons.
+            normalizers: `persons`.
 
         Returns:
             `loss_cls`, `loss_bbox`, `loss_giou`, `loss_keypoint` of the last stage, and with suffix `_{stage}` those
             of the earlier ones, scalars.
         """
         supervised = stages if self.deep_supervision else stages[-1:]
-        num_persons = mean_persons_per_process(targets)
+        num_persons = normalizers["persons"].clamp(min=1)
         with full_precision(targets.boxes_BG4):
             losses = name_stage_losses(self.unweighted_losses(supervised, targets, num_persons), self.weights)
         if not self.deep_supervision:
-            # By nothing: every parameter takes part, so that no process waits for a gradient that never comes.
+            # Zero times the rest: DistributedDataParallel waits for a gradient of every parameter.
             unsupervised = [
                 output
                 for stage in stages[:-1]

@@ -1,55 +1,65 @@
 """The auxiliary keypoint heat maps of the discussion (end of Sec. 4.3): a dense task beside the pose decoder.
 
 The map of a keypoint has a Gaussian bump at that keypoint of every person; in training the backbone learns to draw
-them. Inference never looks at them.
+them. Inference does not compute them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from querypose.layers import at_least_float32, full_precision
+from querypose.modeling.loss_terms import LossTerm
 from querypose.modeling.query_pose.initialization import prior_bias
 from querypose.modeling.query_pose.losses import heatmap_focal_loss
-from querypose.modeling.targets import PersonTargets, mean_persons_per_process
+from querypose.modeling.targets import PersonTargets
 
 # A box moved in by a bump's radius on all sides overlaps with itself by this much (CornerNet).
 MIN_OVERLAP = 0.7
 PRIOR_PROB = 0.1
 
 
-class AuxiliaryHeatmap(nn.Module):
+class AuxiliaryHeatmap(LossTerm):
     """Two convolutions that draw the heat maps, and their loss.
 
     Args:
+        in_feature: the level of the pyramid that they read.
         dim: channels C of the features.
         num_keypoints: K.
         stride: of the features, in pixels a cell.
         weight: of the loss.
     """
 
-    def __init__(self, *, dim: int, num_keypoints: int, stride: int, weight: float) -> None:
+    def __init__(self, *, in_feature: str, dim: int, num_keypoints: int, stride: int, weight: float) -> None:
         super().__init__()
         self.convs = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.ReLU(inplace=True))
         self.logits = nn.Conv2d(dim, num_keypoints, 1)
-        nn.init.constant_(self.logits.bias, prior_bias(PRIOR_PROB))  # type: ignore[arg-type]  # a bias there is
+        nn.init.constant_(self.logits.bias, prior_bias(PRIOR_PROB))  # type: ignore[arg-type]  # it has a bias
+        self.in_feature = in_feature
         self.stride = stride
         self.weight = weight
 
-    def forward(self, feature_BCHW: Tensor, targets: PersonTargets) -> Tensor:
+    def forward(
+        self, features: Mapping[str, Tensor], targets: PersonTargets, normalizers: Mapping[str, Tensor], **_: Any
+    ) -> Tensor:
         """The weighted loss, a scalar.
 
-        Divided by persons and keypoints as loss_keypoint is, so that a batch in micro-batches gives what it gives in
-        one. Deviates: the authors' code divides by the keypoints that are labelled, and counts the padding.
+        Deviates: divided by persons and keypoints as loss_keypoint is, and without the padding; the authors' code
+        divides by the keypoints that are labelled, and counts the padding.
         """
+        feature_BCHW = features[self.in_feature]
         logits_BKHW = self.logits(self.convs(feature_BCHW))
         num_keypoints, height, width = logits_BKHW.shape[1:]
         with full_precision(feature_BCHW):
             target_BKHW = draw_heatmaps(targets, height, width, self.stride)
             inside_B1HW = inside_images(targets, height, width, self.stride)
             loss = heatmap_focal_loss(at_least_float32(logits_BKHW), target_BKHW, inside_B1HW)
-            return self.weight * loss / (mean_persons_per_process(targets) * num_keypoints)
+            # A scalar takes the type of the normalizer, float64, unless that is brought to its own.
+            return self.weight * loss / (normalizers["persons"].clamp(min=1) * num_keypoints).to(loss)
 
 
 def draw_heatmaps(targets: PersonTargets, height: int, width: int, stride: int) -> Tensor:

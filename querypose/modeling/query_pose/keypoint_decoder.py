@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from querypose.layers import DynamicInteraction, FeedForward, SelfAttention, at_least_float32, full_precision
 from querypose.modeling.query_pose.initialization import xavier_uniform_blocks, xavier_uniform_matrices, zero_bias
 from querypose.modeling.query_pose.part_embedding import RegionInteraction
-from querypose.modeling.query_pose.part_update import PART_UPDATES
+from querypose.modeling.query_pose.part_update import PartUpdate
+
+InteractionBuilder = Callable[[int, int], RegionInteraction]
+"""Builds the interaction of a stage for so many queries of such a width."""
 
 
 class InstanceRefinement(nn.Module):
@@ -61,11 +64,7 @@ class KeypointRegressor(nn.Module):
         self.mean_bias = nn.Parameter(torch.empty(num_keypoints, 2))
         self.sigma_weight = nn.Parameter(torch.empty(num_keypoints, 2, part_dim))
         self.sigma_bias = nn.Parameter(torch.empty(num_keypoints, 2))
-        self._reset_parameters(parts)
-
-    def _reset_parameters(self, parts: Sequence[Sequence[int]]) -> None:
-        """Each part as a linear layer of its own: Xavier-uniform weights, torch's default bias."""
-        part_dim = self.mean_weight.shape[-1]
+        # As if each part were a linear layer of its own: Xavier-uniform weights, torch's default bias.
         with torch.no_grad():
             for weight in (self.mean_weight, self.sigma_weight):
                 for keypoints in parts:
@@ -131,10 +130,10 @@ class PartQueryStage(KeypointStage):
         num_convs: 3x3 convolutions on the region.
         conv_dim: their inner width.
         refinement: of the instance query before its residual is taken, or None.
-        interaction: builds the module that embeds the parts; see `region_interaction`.
+        interaction: builds the module that embeds the parts.
         parts: keypoint indices of each of the P parts.
         part_dim: width of a part query.
-        iteration: how part queries are updated, a name in PART_UPDATES.
+        part_update: builds the module that updates part queries of such a width.
         num_heads: heads of the attention among parts.
         dim_feedforward: hidden width of the feed-forward network.
     """
@@ -146,18 +145,18 @@ class PartQueryStage(KeypointStage):
         num_convs: int,
         conv_dim: int,
         refinement: InstanceRefinement | None,
-        interaction: RegionInteraction,
+        interaction: InteractionBuilder,
         parts: Sequence[Sequence[int]],
         part_dim: int,
-        iteration: str,
+        part_update: Callable[[int], PartUpdate],
         num_heads: int,
         dim_feedforward: int,
     ) -> None:
         super().__init__(dim=dim, num_convs=num_convs, conv_dim=conv_dim, refinement=refinement)
         self.num_queries, self.query_dim = len(parts), part_dim
-        self.part_embedding = interaction(num_queries=len(parts), query_dim=part_dim)
+        self.part_embedding = interaction(len(parts), part_dim)
         self.instance_residual = nn.Linear(dim, len(parts) * part_dim)
-        self.part_update = PART_UPDATES[iteration](part_dim)
+        self.part_update = part_update(part_dim)
         self.part_attention = SelfAttention(part_dim, num_heads)
         self.feed_forward = FeedForward(part_dim, dim_feedforward)
         xavier_uniform_matrices(self)
@@ -188,7 +187,7 @@ class PartQueryStage(KeypointStage):
 class InstanceQueryStage(KeypointStage):
     """All keypoints from the instance query, which an instance embedding enhances (the IQ rows of Table 1).
 
-    The paper leaves open how: the embedding is added and normalised, and a feed-forward network follows, as where a box
+    The paper leaves open how: the embedding is added and normalized, and a feed-forward network follows, as where a box
     stage reads its region. The enhanced query is what the stage hands on, so that serially iterated (Figure 3b) it is
     the one query of both decoders.
 
@@ -197,7 +196,7 @@ class InstanceQueryStage(KeypointStage):
         num_convs: 3x3 convolutions on the region.
         conv_dim: their inner width.
         refinement: of the instance query before the interaction, or None.
-        interaction: builds the module that embeds the instance; see `region_interaction`.
+        interaction: builds the module that embeds the instance.
         num_keypoints: K.
         dim_feedforward: hidden width of the feed-forward network.
     """
@@ -211,13 +210,13 @@ class InstanceQueryStage(KeypointStage):
         num_convs: int,
         conv_dim: int,
         refinement: InstanceRefinement | None,
-        interaction: RegionInteraction,
+        interaction: InteractionBuilder,
         num_keypoints: int,
         dim_feedforward: int,
     ) -> None:
         super().__init__(dim=dim, num_convs=num_convs, conv_dim=conv_dim, refinement=refinement)
         self.num_queries, self.query_dim = 1, dim
-        self.instance_embedding = interaction(num_queries=1, query_dim=dim)
+        self.instance_embedding = interaction(1, dim)
         self.norm = nn.LayerNorm(dim)
         self.feed_forward = FeedForward(dim, dim_feedforward)
         xavier_uniform_matrices(self)
@@ -238,22 +237,22 @@ class DirectStage(KeypointStage):
         dim: width C of region features and embedding.
         num_convs: 3x3 convolutions on the region.
         conv_dim: their inner width.
-        interaction: builds the module that embeds the region, one that reads no query; see `region_interaction`.
+        interaction: builds the module that embeds the region, one that reads no query.
         num_keypoints: K.
     """
 
     carries_queries = False
 
     def __init__(
-        self, *, dim: int, num_convs: int, conv_dim: int, interaction: RegionInteraction, num_keypoints: int
+        self, *, dim: int, num_convs: int, conv_dim: int, interaction: InteractionBuilder, num_keypoints: int
     ) -> None:
         super().__init__(dim=dim, num_convs=num_convs, conv_dim=conv_dim, refinement=None)
         self.num_queries, self.query_dim = 1, dim
-        self.embedding = interaction(num_queries=1, query_dim=dim)
+        self.embedding = interaction(1, dim)
         xavier_uniform_matrices(self)
         self.regressor = KeypointRegressor(dim, [range(num_keypoints)])
 
     def forward(self, region_RCHW: Tensor, instance_query_RC: Tensor, query_RPC: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (R, 1, C) for `regressor`, and the instance queries as they came; see PartQueryStage."""
         region_RCHW, instance_query_RC = self.read_region(region_RCHW, instance_query_RC)
-        return at_least_float32(self.embedding(region_RCHW)), instance_query_RC
+        return at_least_float32(self.embedding(region_RCHW, query_RPC)), instance_query_RC

@@ -10,20 +10,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from querypose.d2 import (
     META_ARCH_REGISTRY,
     Backbone,
     CfgNode,
+    ImageList,
     Instances,
     build_backbone,
     configurable,
 )
 from querypose.layers import RealNVP, RegionPooler, pooling_layout
-from querypose.modeling.components import Component
-from querypose.modeling.images import normalize_and_pad, output_sizes, zero_padding
-from querypose.modeling.poses import QueryPoses
+from querypose.modeling.images import zero_padding
+from querypose.modeling.loss_terms import LossTerm, LossTerms
+from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
 from querypose.modeling.query_pose.box_decoder import BoxStage
 from querypose.modeling.query_pose.criterion import SetCriterion
 from querypose.modeling.query_pose.heatmap import AuxiliaryHeatmap
@@ -35,16 +36,17 @@ from querypose.modeling.query_pose.keypoint_decoder import (
     KeypointStage,
     PartQueryStage,
 )
+from querypose.modeling.query_pose.loss_terms import QUERY_POSE_LOSS_REGISTRY
 from querypose.modeling.query_pose.matcher import HungarianMatcher
-from querypose.modeling.query_pose.part_embedding import region_interaction
-from querypose.modeling.query_pose.pose_decoder import PoseDecoder, PosePrediction
-from querypose.modeling.query_pose.query_selection import QuerySelection, class_scores, keypoint_scores, pose_scores
-from querypose.modeling.targets import PersonTargets
+from querypose.modeling.query_pose.part_embedding import INTERACTION_REGISTRY, InteractionSizes, RegionInteraction
+from querypose.modeling.query_pose.part_update import PART_UPDATE_REGISTRY
+from querypose.modeling.query_pose.pose_decoder import PoseDecoder
+from querypose.modeling.query_pose.query_selection import QuerySelection
 from querypose.skeleton import Skeleton, skeleton_of_datasets
 
 
 @META_ARCH_REGISTRY.register()
-class QueryPose(nn.Module):
+class QueryPose(PoseModel):
     """Backbone, pose decoder and set criterion.
 
     Args:
@@ -52,16 +54,14 @@ class QueryPose(nn.Module):
         decoder: turns the pyramid into poses.
         matcher: assigns queries to persons in training.
         criterion: losses of the decoder's stages.
-        heatmap: an auxiliary loss on the level that the keypoint decoder pools from, or None.
+        heatmap: the auxiliary loss of the paper's discussion, or None.
+        extra_terms: further losses, by name.
         skeleton: what the keypoints are.
         pixel_mean: per channel, range 0..255.
         pixel_std: per channel, range 0..255.
         selection: which poses inference keeps, and which queries it decodes for them.
         mask_padding: whether the decoder reads zeros where the batch was padded, instead of features of the padding.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -77,18 +77,17 @@ class QueryPose(nn.Module):
         selection: QuerySelection,
         mask_padding: bool,
         heatmap: AuxiliaryHeatmap | None = None,
+        extra_terms: Mapping[str, LossTerm] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(skeleton=skeleton, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.backbone = backbone
         self.decoder = decoder
         self.matcher = matcher
         self.criterion = criterion
         self.heatmap = heatmap
-        self.skeleton = skeleton
+        self.extra_terms = LossTerms(extra_terms)
         self.selection = selection
         self.mask_padding = mask_padding
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -125,6 +124,10 @@ class QueryPose(nn.Module):
             ),
             "mask_padding": query_pose.MASK_PADDING,
             "heatmap": build_heatmap(cfg, backbone, skeleton),
+            "extra_terms": {
+                name: QUERY_POSE_LOSS_REGISTRY.build(name, cfg, skeleton=skeleton)
+                for name in query_pose.LOSS.EXTRA_TERMS
+            },
         }
 
     @property
@@ -136,46 +139,33 @@ class QueryPose(nn.Module):
             "keypoint_decoder": Component(list(self.decoder.keypoint_stages), varying_dims=(0,)),
         }
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        return self.pixel_mean.device
+    def loss_normalizers(self, batch: Batch) -> dict[str, Tensor]:
+        """`persons`, and those of the extra terms."""
+        return {"persons": num_instances(batch), **self.extra_terms.normalizers(batch)}
 
-    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Losses in training, poses in inference.
+    def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `PoseModel.losses`; reads `gt_boxes` and `gt_keypoints` of `instances`."""
+        features, _ = self._features(batch)
+        targets = self.person_targets(batch)
+        stages = self.decoder.decode_training(features, targets, self.matcher)
+        losses = self.criterion(stages, targets, normalizers)
+        outputs = {"features": features, "stages": stages, "targets": targets, "normalizers": normalizers}
+        if self.heatmap is not None:
+            losses["loss_heatmap"] = self.heatmap(**outputs)
+        return {**losses, **self.extra_terms.losses(**outputs)}
 
-        Args:
-            batched_inputs: one dict an image with `image`, (C, H, W) in 0..255; in training `instances` with
-                `gt_boxes` and `gt_keypoints`; in inference optionally `height`, `width`, the size of the output
-                frame in pixels (that of `image` by default).
-
-        Returns:
-            in training the weighted losses; in inference a dict an image with `instances`: `pred_boxes`, `scores`
-            (the pose score of Sec. 3.4), `pred_classes`, `pred_keypoints` (N, K, 3) as x, y in the output frame and a
-            score, best pose first.
-        """
-        images = normalize_and_pad(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone.size_divisibility)
-        features = self.backbone(images.tensor)
-        features = {name: pooling_layout(feature) for name, feature in features.items()}
-        if self.mask_padding:
-            features = zero_padding(features, images)
-        if self.training:
-            targets = PersonTargets.from_instances(
-                [image["instances"] for image in batched_inputs],
-                self.skeleton.num_keypoints,
-                self.device,
-                self.pixel_mean.dtype,
-            )
-            losses = self.criterion(self.decoder.decode_training(features, targets, self.matcher), targets)
-            if self.heatmap is not None:
-                losses["loss_heatmap"] = self.heatmap(features[self.decoder.keypoint_in_feature], targets)
-            return losses
-
+    def predict(self, batch: Batch) -> list[Instances]:
+        """As `PoseModel.predict`; `scores` are the pose scores of Sec. 3.4."""
+        features, images = self._features(batch)
         sizes = torch.tensor([(width, height) * 2 for height, width in images.image_sizes])
         prediction = self.decoder.decode(features, sizes.to(self.pixel_mean, non_blocking=True), self.selection)
-        sizes_wanted = output_sizes(batched_inputs, images)
-        poses = postprocess(prediction, images.image_sizes, sizes_wanted, self.selection)
-        return [{"instances": instances} for instances in poses]
+        poses = prediction.to_poses()
+        return poses.to_instances(batch, images.image_sizes, self.selection.num_poses, self.selection.score_threshold)
+
+    def _features(self, batch: Batch) -> tuple[dict[str, Tensor], ImageList]:
+        images = self.normalized_images(batch, self.backbone.size_divisibility)
+        features = {name: pooling_layout(feature) for name, feature in self.backbone(images.tensor).items()}
+        return (zero_padding(features, images) if self.mask_padding else features), images
 
 
 def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> PoseDecoder:
@@ -224,26 +214,20 @@ def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> 
 def build_keypoint_stage(cfg: CfgNode, skeleton: Skeleton) -> KeypointStage:
     """One stage of the keypoint decoder that MODEL.QUERYPOSE.KEYPOINT describes."""
     query_pose, keypoint = cfg.MODEL.QUERYPOSE, cfg.MODEL.QUERYPOSE.KEYPOINT
-    dim, num_tokens, dim_feedforward = (
+    dim, dim_feedforward, num_tokens = (
         cfg.MODEL.FPN.OUT_CHANNELS,
-        keypoint.POOLER_RESOLUTION**2,
         query_pose.DIM_FEEDFORWARD,
+        keypoint.POOLER_RESOLUTION**2,
     )
+
+    def interaction(num_queries: int, query_dim: int) -> RegionInteraction:
+        sizes = InteractionSizes(dim, num_tokens, num_queries, query_dim, query_pose.NUM_HEADS, query_pose.DIM_DYNAMIC)
+        return INTERACTION_REGISTRY.build(keypoint.INTERACTION, cfg, sizes=sizes)
+
     refinement = None
     if keypoint.DYNAMIC_INTERACTION:
         refinement = InstanceRefinement(dim, query_pose.DIM_DYNAMIC, dim_feedforward, num_tokens)
-    region = {
-        "dim": dim,
-        "num_convs": keypoint.NUM_CONVS,
-        "conv_dim": keypoint.CONV_DIM,
-        "interaction": region_interaction(
-            keypoint.INTERACTION,
-            dim=dim,
-            num_tokens=num_tokens,
-            num_heads=query_pose.NUM_HEADS,
-            dim_dynamic=query_pose.DIM_DYNAMIC,
-        ),
-    }
+    region = {"dim": dim, "num_convs": keypoint.NUM_CONVS, "conv_dim": keypoint.CONV_DIM, "interaction": interaction}
     if keypoint.QUERY_TYPE == "none":
         return DirectStage(**region, num_keypoints=skeleton.num_keypoints)
     if keypoint.QUERY_TYPE == "instance":
@@ -255,7 +239,7 @@ def build_keypoint_stage(cfg: CfgNode, skeleton: Skeleton) -> KeypointStage:
         refinement=refinement,
         parts=skeleton.parts(keypoint.PART_SCHEME),
         part_dim=keypoint.PART_DIM,
-        iteration=keypoint.ITERATION,
+        part_update=lambda dim: PART_UPDATE_REGISTRY.build(keypoint.ITERATION, cfg, dim=dim),
         num_heads=query_pose.NUM_HEADS,
         dim_feedforward=dim_feedforward,
     )
@@ -269,35 +253,9 @@ def build_heatmap(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> Auxil
     stride = backbone.output_shape()[query_pose.KEYPOINT.IN_FEATURE].stride
     assert stride is not None
     return AuxiliaryHeatmap(
-        dim=dim, num_keypoints=skeleton.num_keypoints, stride=stride, weight=query_pose.LOSS.HEATMAP_WEIGHT
+        in_feature=query_pose.KEYPOINT.IN_FEATURE,
+        dim=dim,
+        num_keypoints=skeleton.num_keypoints,
+        stride=stride,
+        weight=query_pose.LOSS.HEATMAP_WEIGHT,
     )
-
-
-def postprocess(
-    prediction: PosePrediction,
-    image_sizes: Sequence[tuple[int, int]],
-    output_sizes: Sequence[tuple[int, int]],
-    selection: QuerySelection,
-) -> list[Instances]:
-    """Scores, selects and moves poses from box frames to the output frames.
-
-    Args:
-        prediction: of all queries.
-        image_sizes: height and width that the model saw, a pair an image.
-        output_sizes: height and width of the frame wanted, a pair an image.
-        selection: which poses to keep.
-
-    Returns:
-        `Instances` an image, best pose first; boxes clipped to the frame, poses with an empty box left out.
-    """
-    corner_BQ12 = prediction.boxes_BQ4[..., None, :2]
-    size_BQ12 = prediction.boxes_BQ4[..., None, 2:] - corner_BQ12
-    keypoints_BQKD = (prediction.mean_BQKD + 0.5) * size_BQ12 + corner_BQ12
-    keypoint_scores_BQK1 = keypoint_scores(prediction.sigma_BQKD)[..., None]
-    poses = QueryPoses(
-        # A query that was not decoded has score 0.
-        scores_BQ=pose_scores(class_scores(prediction.logits_BQ), prediction.sigma_BQKD),
-        keypoints_BQK3=torch.cat([keypoints_BQKD, keypoint_scores_BQK1], dim=-1),
-        boxes_BQ4=prediction.boxes_BQ4,
-    )
-    return poses.to_instances(image_sizes, output_sizes, selection.num_poses, selection.score_threshold)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol, cast
 
@@ -11,9 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from querypose.layers import RegionPooler, box_cxcywh_to_xyxy
+from querypose.modeling.poses import QueryPoses
 from querypose.modeling.query_pose.box_decoder import BoxStage
 from querypose.modeling.query_pose.keypoint_decoder import KeypointStage
-from querypose.modeling.query_pose.query_selection import QuerySelection, best_rows, class_scores
+from querypose.modeling.query_pose.query_selection import (
+    QuerySelection,
+    best_rows,
+    class_scores,
+    keypoint_scores,
+    pose_scores,
+)
 from querypose.modeling.targets import Matches, PersonTargets
 
 
@@ -59,17 +66,72 @@ class PosePrediction:
     mean_BQKD: Tensor
     sigma_BQKD: Tensor
 
+    def to_poses(self) -> QueryPoses:
+        """The poses in pixels of the padded images, with the scores of Sec. 3.4; 0 where a query was not decoded."""
+        corner_BQ1D, end_BQ1D = self.boxes_BQ4[..., None, :].split(2, dim=-1)
+        keypoints_BQKD = (self.mean_BQKD + 0.5) * (end_BQ1D - corner_BQ1D) + corner_BQ1D
+        return QueryPoses(
+            scores_BQ=pose_scores(class_scores(self.logits_BQ), self.sigma_BQKD),
+            keypoints_BQK3=torch.cat([keypoints_BQKD, keypoint_scores(self.sigma_BQKD)[..., None]], dim=-1),
+            boxes_BQ4=self.boxes_BQ4,
+        )
 
-class _BoxPrediction(NamedTuple):
-    """What a box stage gives."""
+
+class BoxOutput(NamedTuple):
+    """What a box stage gives for every query of a batch: class logit, corners in pixels, refined instance query."""
 
     logits_BQ: Tensor
     boxes_BQ4: Tensor
     query_BQC: Tensor
 
 
-_TrainingStages = tuple[list[_BoxPrediction], list[Matches], list[Tensor]]
-"""Of each stage: what its box stage gave, the matches, and the part queries that it left."""
+class Rows(NamedTuple):
+    """R queries of a batch that a keypoint stage decodes.
+
+    Attributes:
+        image_R: index of the image.
+        query_R: index of the query within its image.
+        slot_R: which of the T sets of part queries is the query's; None where these are in the order of the rows.
+    """
+
+    image_R: Tensor
+    query_R: Tensor
+    slot_R: Tensor | None = None
+
+
+RowChoice = Callable[[Sequence[BoxOutput]], list[Rows]]
+"""Chooses, from what each of some box stages gives, the queries that its keypoint stage decodes."""
+
+
+@dataclass
+class DecoderRun:
+    """A batch on its way through the decoder: what its stages have given so far.
+
+    Attributes:
+        part_query_TPC: T sets of part queries, as the last keypoint stage left them.
+        boxes_S: of every box stage.
+        part_queries_S: `part_query_TPC` after every keypoint stage.
+        waiting: keypoint stages that have not run, since no box stage reads what they leave; each takes rows and their
+            part queries, and gives part queries and instance queries.
+    """
+
+    part_query_TPC: Tensor
+    boxes_S: list[BoxOutput] = field(default_factory=list)
+    part_queries_S: list[Tensor] = field(default_factory=list)
+    waiting: list[Callable[[Rows, Tensor], tuple[Tensor, Tensor]]] = field(default_factory=list)
+
+    def decode_waiting(self, rows_N: Sequence[Rows]) -> Tensor:
+        """Runs the keypoint stages that wait, each on its rows; the last leaves the given instance queries (R, C)."""
+        for keypoint_step, rows in zip(self.waiting, rows_N, strict=True):
+            if rows.slot_R is None:
+                self.part_query_TPC, instance_query_RC = keypoint_step(rows, self.part_query_TPC)
+            else:
+                part_query_RPC, instance_query_RC = keypoint_step(rows, self.part_query_TPC[rows.slot_R])
+                self.part_query_TPC = self.part_query_TPC.index_copy(
+                    0, rows.slot_R, part_query_RPC.to(self.part_query_TPC.dtype)
+                )
+            self.part_queries_S.append(self.part_query_TPC)
+        return instance_query_RC
 
 
 class PoseDecoder(nn.Module):
@@ -87,7 +149,7 @@ class PoseDecoder(nn.Module):
         box_in_features: levels that the box decoder pools from.
         keypoint_in_feature: the level that the keypoint decoder pools from.
         serial: whether the next box stage gets the instance query as the keypoint stage left it (Figure 3b).
-        train_on_all: whether the keypoint stages run on all queries in training, or on the matched ones alone.
+        train_on_all: whether training decodes the keypoints of all queries, or of the matched ones alone.
     """
 
     def __init__(
@@ -122,10 +184,52 @@ class PoseDecoder(nn.Module):
         self.serial = serial
         self.train_on_all = train_on_all
 
+    def run_stages(
+        self,
+        features: Mapping[str, Tensor],
+        image_size_B4: Tensor,
+        choose: RowChoice,
+        *,
+        num_slots: int | None = None,
+        num_stages: int | None = None,
+    ) -> DecoderRun:
+        """Runs the box stages, and those keypoint stages that a box stage reads; the others wait.
+
+        Serially (Figure 3b) the last keypoint stage alone waits, else all do. So the host learns the matches of all
+        stages at once, and inference need not decode queries that turn out not to matter.
+
+        Args:
+            features: (B, C, H, W) a level of the pyramid.
+            image_size_B4: width, height, width, height of each unpadded image, in pixels.
+            choose: which queries the keypoint stages decode that cannot wait.
+            num_slots: T, sets of part queries; by default one a query.
+            num_stages: how many of the stages to run; all by default.
+        """
+        boxes_BQ4 = box_cxcywh_to_xyxy(self.proposal_boxes) * image_size_B4[:, None]
+        query_BQC = self.instance_queries.expand(len(image_size_B4), -1, -1)
+        num_slots = query_BQC.shape[:2].numel() if num_slots is None else num_slots
+        run = DecoderRun(self.part_queries.expand(num_slots, -1, -1))
+        stages = list(zip(self.box_stages, self.keypoint_stages, strict=True))[:num_stages]
+        for number, (box_stage, keypoint_stage) in enumerate(stages, start=1):
+            boxes = self._box_step(box_stage, features, boxes_BQ4, query_BQC)
+            run.boxes_S.append(boxes)
+            run.waiting.append(partial(self._keypoint_step, keypoint_stage, features, boxes))
+            boxes_BQ4, query_BQC = boxes.boxes_BQ4.detach(), boxes.query_BQC
+            if self.serial and number < len(stages):
+                (rows,) = choose([boxes])
+                refined_RC = run.decode_waiting([rows])
+                run.waiting.clear()
+                query_BQC = query_BQC.index_put((rows.image_R, rows.query_R), refined_RC.to(query_BQC.dtype))
+        return run
+
     def decode_training(
         self, features: Mapping[str, Tensor], targets: PersonTargets, matcher: Matcher
     ) -> list[StagePrediction]:
-        """Runs all stages on a training batch, matching queries and persons at each.
+        """Runs all stages on a training batch, and matches queries and persons at each.
+
+        Where only matched queries are decoded, a person's part queries stay with the person, whichever query answers
+        for it at a stage. Deviates: the authors' later code carries them by position in the list of matched queries and
+        so hands one person's to another when the order of the queries changes.
 
         Args:
             features: (B, C, H, W) a level of the pyramid.
@@ -135,92 +239,32 @@ class PoseDecoder(nn.Module):
         Returns:
             the prediction of every stage.
         """
-        train = self._train_serially if self.serial else self._train_boxes_first
-        boxes_S, matches_S, part_queries_S = train(features, targets, matcher)
-        predictions = []
-        for (_, stage), boxes, matches, part_query_TPC in zip(
-            self._stages, boxes_S, matches_S, part_queries_S, strict=True
-        ):
-            row_R = matches.slot_R
+        matches_S: list[Matches] = []
+
+        def choose(boxes_S: Sequence[BoxOutput]) -> list[Rows]:
             if self.train_on_all:
-                row_R = matches.image_R * boxes.logits_BQ.shape[1] + matches.query_R
-            mean_RKD, sigma_RKD = stage.regressor(part_query_TPC[row_R])
+                return [Rows(*_all_queries(boxes_S[0].logits_BQ))] * len(boxes_S)
+            matches_S.extend(_match(matcher, boxes_S, targets))
+            return [
+                Rows(matches.image_R, matches.query_R, None if matches.is_complete else matches.slot_R)
+                for matches in matches_S[-len(boxes_S) :]
+            ]
+
+        num_slots = None if self.train_on_all else targets.num_persons
+        run = self.run_stages(features, targets.image_size_B4, choose, num_slots=num_slots)
+        run.decode_waiting(choose(run.boxes_S[-len(run.waiting) :]))
+        if self.train_on_all:
+            matches_S = _match(matcher, run.boxes_S, targets)
+        predictions = []
+        for stage, boxes, matches, part_query_TPC in zip(
+            self.keypoint_stages, run.boxes_S, matches_S, run.part_queries_S, strict=True
+        ):
+            slot_R = matches.slot_R
+            if self.train_on_all:
+                slot_R = matches.image_R * boxes.logits_BQ.shape[1] + matches.query_R
+            mean_RKD, sigma_RKD = cast(KeypointStage, stage).regressor(part_query_TPC[slot_R])
             predictions.append(StagePrediction(boxes.logits_BQ, boxes.boxes_BQ4, matches, mean_RKD, sigma_RKD))
         return predictions
-
-    def _train_boxes_first(
-        self, features: Mapping[str, Tensor], targets: PersonTargets, matcher: Matcher
-    ) -> _TrainingStages:
-        """All box stages, then the matches of all stages together, then all keypoint stages."""
-        boxes_S: list[_BoxPrediction] = []
-        boxes_BQ4, query_BQC = self._initial_state(targets.image_size_B4)
-        for box_stage in self.box_stages:
-            boxes_S.append(_BoxPrediction(*self._box_step(box_stage, features, boxes_BQ4, query_BQC)))
-            boxes_BQ4, query_BQC = boxes_S[-1].boxes_BQ4.detach(), boxes_S[-1].query_BQC
-        matches_S = _match(matcher, boxes_S, targets)
-        part_queries_S: list[Tensor] = []
-        part_query_TPC = self._initial_part_queries(boxes_BQ4, targets)
-        for stage, boxes, matches in zip(self.keypoint_stages, boxes_S, matches_S, strict=True):
-            part_query_TPC, _ = self._train_keypoint_step(stage, features, boxes, matches, part_query_TPC)
-            part_queries_S.append(part_query_TPC)
-        return boxes_S, matches_S, part_queries_S
-
-    def _train_serially(
-        self, features: Mapping[str, Tensor], targets: PersonTargets, matcher: Matcher
-    ) -> _TrainingStages:
-        """Box and keypoint stages in turn; matches at once where they decide what is decoded, else all at the end."""
-        boxes_S: list[_BoxPrediction] = []
-        matches_S: list[Matches] = []
-        part_queries_S: list[Tensor] = []
-        boxes_BQ4, query_BQC = self._initial_state(targets.image_size_B4)
-        part_query_TPC = self._initial_part_queries(boxes_BQ4, targets)
-        for box_stage, keypoint_stage in self._stages:
-            boxes = _BoxPrediction(*self._box_step(box_stage, features, boxes_BQ4, query_BQC))
-            boxes_S.append(boxes)
-            matches = None
-            if not self.train_on_all:
-                (matches,) = _match(matcher, [boxes], targets)
-                matches_S.append(matches)
-            part_query_TPC, query_BQC = self._train_keypoint_step(
-                keypoint_stage, features, boxes, matches, part_query_TPC
-            )
-            part_queries_S.append(part_query_TPC)
-            boxes_BQ4 = boxes.boxes_BQ4.detach()
-        return boxes_S, matches_S or _match(matcher, boxes_S, targets), part_queries_S
-
-    def _train_keypoint_step(
-        self,
-        stage: nn.Module,
-        features: Mapping[str, Tensor],
-        boxes: _BoxPrediction,
-        matches: Matches | None,
-        part_query_TPC: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """A keypoint stage on the queries that training decodes: all, or those of `matches`.
-
-        Returns:
-            part queries (T, P, C) of all slots; instance queries (B, Q, C), refined if the next box stage reads that.
-        """
-        slot_R = None
-        if self.train_on_all or matches is None:
-            image_R, query_R = _all_rows(boxes.logits_BQ)
-        else:
-            image_R, query_R = matches.image_R, matches.query_R
-            slot_R = None if matches.is_complete else matches.slot_R
-        part_query_RPC, refined_RC = self._keypoint_step(
-            stage,
-            features,
-            boxes.boxes_BQ4,
-            boxes.query_BQC,
-            image_R,
-            query_R,
-            part_query_TPC if slot_R is None else part_query_TPC[slot_R],
-        )
-        part_query_TPC = part_query_RPC if slot_R is None else part_query_TPC.index_copy(0, slot_R, part_query_RPC)
-        query_BQC = boxes.query_BQC
-        if self.serial:
-            query_BQC = query_BQC.index_put((image_R, query_R), refined_RC.to(query_BQC.dtype))
-        return part_query_TPC, query_BQC
 
     def decode(
         self,
@@ -231,10 +275,6 @@ class PoseDecoder(nn.Module):
     ) -> PosePrediction:
         """Runs the stages on images alone.
 
-        A keypoint stage whose outcome no box stage reads waits until all box stages have run, and then decodes only
-        the queries that `selection` wants: where the instance query is iterated by the box decoder alone these are
-        all keypoint stages, else the last one.
-
         Args:
             features: (B, C, H, W) a level of the pyramid.
             image_size_B4: width, height, width, height of each unpadded image, in pixels.
@@ -244,32 +284,24 @@ class PoseDecoder(nn.Module):
         Returns:
             the prediction of the last stage that was run.
         """
-        boxes_BQ4, query_BQC = self._initial_state(image_size_B4)
-        num_images, num_queries = boxes_BQ4.shape[:2]
-        part_query_TPC = self.part_queries.expand(num_images * num_queries, -1, -1)
-        waiting: list[Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = []
-        stages = self._stages[:num_stages]
-        for number, (box_stage, keypoint_stage) in enumerate(stages, start=1):
-            logits_BQ, boxes_BQ4, query_BQC = self._box_step(box_stage, features, boxes_BQ4, query_BQC)
-            keypoint_step = partial(self._keypoint_step, keypoint_stage, features, boxes_BQ4, query_BQC)
-            if self.serial and number < len(stages):
-                row_R = best_rows(
-                    logits_BQ, selection.num_queries if selection and selection.num_queries else num_queries
-                )
-                part_query_RPC, refined_RC = keypoint_step(
-                    row_R // num_queries, row_R % num_queries, part_query_TPC[row_R]
-                )
-                part_query_TPC = part_query_TPC.index_copy(0, row_R, part_query_RPC)
-                query_BQC = query_BQC.flatten(0, 1).index_copy(0, row_R, refined_RC).view_as(query_BQC)
-            else:
-                waiting.append(keypoint_step)
+        num_queries = len(self.proposal_boxes)
+        num_decoded = (selection and selection.num_queries) or num_queries
 
-        def decode_rows(row_R: Tensor) -> tuple[Tensor, Tensor]:
-            part_query_RPC = part_query_TPC[row_R]
-            for keypoint_step in waiting:
-                part_query_RPC, _ = keypoint_step(row_R // num_queries, row_R % num_queries, part_query_RPC)
-            return keypoint_stage.regressor(part_query_RPC)
+        def rows_of(slot_R: Tensor) -> Rows:
+            return Rows(slot_R // num_queries, slot_R % num_queries, slot_R)
 
+        def choose(boxes_S: Sequence[BoxOutput]) -> list[Rows]:
+            return [rows_of(best_rows(boxes.logits_BQ, num_decoded)) for boxes in boxes_S]
+
+        run = self.run_stages(features, image_size_B4, choose, num_stages=num_stages)
+        regressor = cast(KeypointStage, self.keypoint_stages[len(run.boxes_S) - 1]).regressor
+
+        def decode_rows(slot_R: Tensor) -> tuple[Tensor, Tensor]:
+            run.decode_waiting([rows_of(slot_R)] * len(run.waiting))
+            run.part_queries_S.clear()  # none but the last is read, and they would pile up round by round
+            return regressor(run.part_query_TPC[slot_R])
+
+        logits_BQ, boxes_BQ4, _ = run.boxes_S[-1]
         if selection is None:
             decoded = decode_rows(best_rows(logits_BQ, num_queries))
             mean_BQKD, sigma_BQKD = (tensor_RKD.unflatten(0, logits_BQ.shape) for tensor_RKD in decoded)
@@ -277,57 +309,33 @@ class PoseDecoder(nn.Module):
             mean_BQKD, sigma_BQKD = selection.decode(class_scores(logits_BQ), decode_rows)
         return PosePrediction(logits_BQ, boxes_BQ4, mean_BQKD, sigma_BQKD)
 
-    @property
-    def _stages(self) -> list[tuple[BoxStage, KeypointStage]]:
-        stages = zip(self.box_stages, self.keypoint_stages, strict=True)
-        return cast("list[tuple[BoxStage, KeypointStage]]", list(stages))
-
-    def _initial_state(self, image_size_B4: Tensor) -> tuple[Tensor, Tensor]:
-        """Learned boxes in pixels of each image, and learned instance queries."""
-        boxes_BQ4 = box_cxcywh_to_xyxy(self.proposal_boxes) * image_size_B4[:, None]
-        return boxes_BQ4, self.instance_queries.expand(len(image_size_B4), -1, -1)
-
-    def _initial_part_queries(self, boxes_BQ4: Tensor, targets: PersonTargets) -> Tensor:
-        """Learned part queries (T, P, C): one set a query, or where only matched queries are decoded one a person.
-
-        A person's part queries stay with the person, whichever query answers for it at a stage. Deviates: the
-        authors' later code carries them by position in the list of matched queries and so hands one person's to
-        another when the order of the queries changes.
-        """
-        num_slots = boxes_BQ4.shape[0] * boxes_BQ4.shape[1] if self.train_on_all else targets.num_persons
-        return self.part_queries.repeat(num_slots, 1, 1)
-
     def _box_step(
         self, stage: nn.Module, features: Mapping[str, Tensor], boxes_BQ4: Tensor, query_BQC: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        image_R, _ = _all_rows(boxes_BQ4)
+    ) -> BoxOutput:
+        image_R, _ = _all_queries(boxes_BQ4)
         levels = [features[name] for name in self.box_in_features]
         region_RCHW = self.box_pooler(levels, boxes_BQ4.detach().flatten(0, 1), image_R)
-        return stage(query_BQC, region_RCHW, boxes_BQ4)
+        return BoxOutput(*stage(query_BQC, region_RCHW, boxes_BQ4))
 
     def _keypoint_step(
-        self,
-        stage: nn.Module,
-        features: Mapping[str, Tensor],
-        boxes_BQ4: Tensor,
-        query_BQC: Tensor,
-        image_R: Tensor,
-        query_R: Tensor,
-        part_query_RPC: Tensor,
+        self, stage: nn.Module, features: Mapping[str, Tensor], boxes: BoxOutput, rows: Rows, part_query_RPC: Tensor
     ) -> tuple[Tensor, Tensor]:
-        boxes_R4 = boxes_BQ4.detach()[image_R, query_R]
-        region_RCHW = self.keypoint_pooler([features[self.keypoint_in_feature]], boxes_R4, image_R)
-        return stage(region_RCHW, query_BQC[image_R, query_R], part_query_RPC)
+        at = (rows.image_R, rows.query_R)
+        # Gradients of keypoints stop at the box in which they are read, as those of a box do at the box before it.
+        region_RCHW = self.keypoint_pooler(
+            [features[self.keypoint_in_feature]], boxes.boxes_BQ4.detach()[at], rows.image_R
+        )
+        return stage(region_RCHW, boxes.query_BQC[at], part_query_RPC)
 
 
-def _match(matcher: Matcher, boxes_S: Sequence[_BoxPrediction], targets: PersonTargets) -> list[Matches]:
+def _match(matcher: Matcher, boxes_S: Sequence[BoxOutput], targets: PersonTargets) -> list[Matches]:
     """The matches of some stages, for which the host waits once."""
     logits_SBQ = torch.stack([boxes.logits_BQ.detach() for boxes in boxes_S])
     boxes_SBQ4 = torch.stack([boxes.boxes_BQ4.detach() for boxes in boxes_S])
     return matcher.match_stages(logits_SBQ, boxes_SBQ4, targets)
 
 
-def _all_rows(tensor_BQ: Tensor) -> tuple[Tensor, Tensor]:
+def _all_queries(tensor_BQ: Tensor) -> tuple[Tensor, Tensor]:
     """Image and query index of every query of a batch, image by image."""
     num_images, num_queries = tensor_BQ.shape[:2]
     image_B = torch.arange(num_images, device=tensor_BQ.device)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ from querypose.data import (
     build_train_loader,
     register_pose_dataset,
 )
-from querypose.data.augmentations import RandomFlip, RandomRotation, RandomScale, RandomShift
+from querypose.data.augmentations import (
+    CoarseDropout,
+    RandomFlip,
+    RandomHalfBody,
+    RandomRotation,
+    RandomScale,
+    RandomShift,
+)
 from querypose.data.pipelines import PersonCrops
 from tests.data.toy_dataset import TOY_SKELETON, toy_annotation, toy_document, write_dataset
 
@@ -163,3 +171,40 @@ def test_missing_boxes_are_named(cfg: CfgNode, datasets_root: Path) -> None:
         build_pipeline(cfg, is_train=False).records(["toy"])
     with pytest.raises(ConfigError, match="has 2 files; allowed: none, or one for each of the 1 datasets"):
         load_config(None, ["DATASETS.TEST", "['toy']", "DATASETS.PERSON_BOXES", "['a', 'b']"])
+
+
+def test_keypoints_outside_the_crop_stay(record: dict[str, Any]) -> None:
+    """The third keypoint lies below this box; a heat map may have the upper part of its Gaussian."""
+    record = {**record, "person_box": [40.0, 15.0, 85.0, 70.0]}
+    pipeline = PersonCrops(is_train=True, size=SIZE, padding=1.0, skeleton=TOY_SKELETON)
+    keypoints = pipeline.sample(record, np.random.default_rng(0))["instances"].gt_keypoints.tensor[0]
+    assert keypoints[2, 1] > SIZE[0]
+    assert keypoints[2, 2] == 2
+
+
+def test_an_unbiased_crop_reaches_from_center_to_center(record: dict[str, Any]) -> None:
+    """Also a turned one, and before a dropout: its cells stay whole pixels."""
+    turn, dropout = RandomRotation(1.0, 40.0), CoarseDropout(1.0)
+    pipeline = PersonCrops(
+        is_train=True, size=SIZE, padding=1.25, unbiased=True, augmentations=(turn, dropout), skeleton=TOY_SKELETON
+    )
+    assert pipeline.augmentations[0] is turn
+    assert pipeline.augmentations[2] is dropout
+    sample = pipeline.sample(record, np.random.default_rng(0))
+    edges = crops(turn).sample(record, np.random.default_rng(0))["frame"].inverse()
+    corners = edges.apply_coords(np.array([[0, 0], [SIZE[1], 0], [0, SIZE[0]]]))
+    expected = [[0.5, 0.5], [SIZE[1] - 0.5, 0.5], [0.5, SIZE[0] - 0.5]]
+    np.testing.assert_allclose(sample["frame"].apply_coords(corners), expected)
+
+
+def test_half_a_body_is_cut_out_of_training_samples_alone(record: dict[str, Any]) -> None:
+    skeleton = dataclasses.replace(TOY_SKELETON, upper_body=(0, 1))
+    half = RandomHalfBody(1.0, min_keypoints=2, padding=2.0)
+    pipeline = PersonCrops(is_train=True, size=SIZE, padding=1.25, augmentations=(half,), skeleton=skeleton)
+    sample = pipeline.sample(record, np.random.default_rng(0))
+    # One keypoint is no lower half; the upper two are 15x20 px apart.
+    positions = sample["instances"].gt_keypoints.tensor[0, :2, :2]
+    torch.testing.assert_close(positions.mean(0), torch.tensor([24.0, 32.0]))
+    assert np.ptp(positions.numpy(), axis=0) == pytest.approx([24, 32])
+    watching = PersonCrops(is_train=False, size=SIZE, padding=1.25)
+    assert not watching.augmentations

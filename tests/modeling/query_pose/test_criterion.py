@@ -45,6 +45,10 @@ def _batch(*persons_per_image: int, num_keypoints: int = 3) -> tuple[PersonTarge
     return targets, StagePrediction(logits, boxes, matches, mean, sigma)
 
 
+def _normalizers(targets: PersonTargets) -> dict[str, torch.Tensor]:
+    return {"persons": torch.tensor(float(targets.num_persons), dtype=torch.float64)}
+
+
 def test_residual_log_likelihood_in_closed_form() -> None:
     sigma, error = 0.2, 0.1
     mean = torch.full((1, 1, 2), error, dtype=torch.double)
@@ -89,8 +93,8 @@ def test_keypoint_targets_are_in_the_frame_of_the_predicted_box() -> None:
 
 def test_deep_supervision_names_and_counts() -> None:
     targets, stage = _batch(2, 1)
-    every = SetCriterion(flow=RealNVP())([stage] * 3, targets)
-    last = SetCriterion(flow=RealNVP(), deep_supervision=False)([stage] * 3, targets)
+    every = SetCriterion(flow=RealNVP())([stage] * 3, targets, _normalizers(targets))
+    last = SetCriterion(flow=RealNVP(), deep_supervision=False)([stage] * 3, targets, _normalizers(targets))
     assert set(every) == {name + suffix for name in LOSSES for suffix in ("", "_0", "_1")}
     assert set(last) == set(LOSSES)
 
@@ -101,9 +105,9 @@ def test_stages_together_cost_what_each_costs_alone() -> None:
         first.logits_BQ + 1, first.boxes_BQ4 + 2, first.matches, first.mean_RKD + 0.1, first.sigma_RKD / 2
     )
     criterion = SetCriterion(flow=RealNVP())
-    together = criterion([first, second], targets)
+    together = criterion([first, second], targets, _normalizers(targets))
     for suffix, stage in (("_0", first), ("", second)):
-        alone = criterion([stage], targets)
+        alone = criterion([stage], targets, _normalizers(targets))
         for name in LOSSES:
             torch.testing.assert_close(together[name + suffix], alone[name])
 
@@ -112,7 +116,7 @@ def test_losses_are_divided_by_the_number_of_persons() -> None:
     targets, stage = _batch(2, 1)
     criterion = SetCriterion(flow=RealNVP())
     one = criterion.unweighted_losses([stage], targets, torch.tensor(1.0))
-    three = criterion([stage], targets)
+    three = criterion([stage], targets, _normalizers(targets))
     for name in LOSSES:
         torch.testing.assert_close(three[name], criterion.weights[name] * one[name][0] / 3)
 
@@ -121,7 +125,7 @@ def test_losses_are_divided_by_the_number_of_persons() -> None:
 def test_finite_with_gradients_without_persons_and_with_too_many(persons: tuple[int, int]) -> None:
     targets, stage = _batch(*persons)
     criterion = SetCriterion(flow=RealNVP())
-    losses = criterion([stage], targets)
+    losses = criterion([stage], targets, _normalizers(targets))
     torch.stack(list(losses.values())).sum().backward()
     tensors: dict[str, Any] = {"logits": stage.logits_BQ, "boxes": stage.boxes_BQ4, "mean": stage.mean_RKD}
     for name, tensor in {**tensors, **dict(criterion.flow.named_parameters())}.items():
@@ -136,7 +140,7 @@ def test_no_labelled_keypoint_and_a_box_of_one_pixel() -> None:
     targets = PersonTargets.from_instances([persons], 3, torch.device("cpu"), torch.float32)
     _, stage = _batch(1)
     stage.boxes_BQ4.detach()[:] = torch.tensor([10.0, 10.0, 10.0, 10.0])
-    losses = SetCriterion(flow=RealNVP())([stage], targets)
+    losses = SetCriterion(flow=RealNVP())([stage], targets, _normalizers(targets))
     torch.stack(list(losses.values())).sum().backward()
     assert losses["loss_keypoint"] == 0
     assert stage.mean_RKD.grad is not None

@@ -133,7 +133,9 @@ def test_criterion_at_all_extremes_at_once_in_any_precision(dtype: torch.dtype) 
     }
     leaves = {name: value.to(dtype).requires_grad_() for name, value in leaves.items()}
     criterion = SetCriterion(flow=RealNVP())
-    losses = criterion([StagePrediction(matches=matches, **leaves)], targets)
+    losses = criterion(
+        [StagePrediction(matches=matches, **leaves)], targets, {"persons": torch.tensor(float(targets.num_persons))}
+    )
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     total = torch.stack(list(losses.values())).sum()
     # In float16 a gradient may overflow, which loss scaling is there for: the flow's own is float32.

@@ -7,22 +7,28 @@ import torch
 from torch import nn
 
 from querypose.modeling.query_pose.keypoint_decoder import KeypointRegressor
-from querypose.modeling.query_pose.part_embedding import SpatialPartEmbedding
-from querypose.modeling.query_pose.part_update import PART_UPDATES, SelectiveUpdate
+from querypose.modeling.query_pose.part_embedding import InteractionSizes, SpatialPartEmbedding
+from querypose.modeling.query_pose.part_update import PART_UPDATE_REGISTRY, SelectiveUpdate
 from querypose.skeleton import BUILTIN_SKELETONS
+
+NO_QUERY = torch.empty(0)  # SPEGM reads none
+
+
+def _spegm(dim: int, part_dim: int, num_parts: int) -> SpatialPartEmbedding:
+    return SpatialPartEmbedding(InteractionSizes(dim, 49, num_parts, part_dim, num_heads=1, dim_dynamic=1))
 
 
 def test_attention_maps_of_a_part_sum_to_one_whatever_the_region() -> None:
     # With constant upsampled features, an attention-weighted mean is that constant: it shows in the projection.
-    module = SpatialPartEmbedding(dim=4, part_dim=6, num_parts=3).eval()
+    module = _spegm(dim=4, part_dim=6, num_parts=3).eval()
     nn.init.zeros_(module.upsample.weight)
     nn.init.constant_(module.norm.bias, 2.0)
-    embedding = module(torch.randn(5, 4, 7, 7))
+    embedding = module(torch.randn(5, 4, 7, 7), NO_QUERY)
     torch.testing.assert_close(embedding, module.project(torch.full((5, 3, 4), 2.0)))
 
 
 def test_part_embedding_reads_where_its_attention_points() -> None:
-    module = SpatialPartEmbedding(dim=2, part_dim=2, num_parts=1).eval()
+    module = _spegm(dim=2, part_dim=2, num_parts=1).eval()
     with torch.no_grad():
         module.upsample.weight.zero_()
         module.upsample.weight[0, 0, 1:3, 1:3] = 1.0  # nearest-neighbour upsampling, channel by channel
@@ -33,12 +39,12 @@ def test_part_embedding_reads_where_its_attention_points() -> None:
     region = torch.zeros(1, 2, 4, 4)
     region[0, 0, 2, 1], region[0, 1, 2, 1] = 1.0, 5.0
     expected = torch.tensor([[[1.0, 5.0]]]) / (1 + module.norm.eps) ** 0.5
-    torch.testing.assert_close(module(region), expected)
+    torch.testing.assert_close(module(region, NO_QUERY), expected)
 
 
 def test_part_embedding_keeps_regions_apart_in_inference() -> None:
-    module, region = SpatialPartEmbedding(dim=4, part_dim=6, num_parts=3).eval(), torch.randn(5, 4, 7, 7)
-    torch.testing.assert_close(module(region)[1:2], module(region[1:2]))
+    module, region = _spegm(dim=4, part_dim=6, num_parts=3).eval(), torch.randn(5, 4, 7, 7)
+    torch.testing.assert_close(module(region, NO_QUERY)[1:2], module(region[1:2], NO_QUERY))
 
 
 @pytest.mark.parametrize(("gate", "weight"), [(-50.0, 0.0), (0.0, 0.5), (50.0, 1.0)])
@@ -59,9 +65,9 @@ def test_selective_update_gates_embedding_and_query_separately() -> None:
     torch.testing.assert_close(update(embedding, query), embedding)
 
 
-@pytest.mark.parametrize("name", PART_UPDATES)
+@pytest.mark.parametrize("name", [name for name, _ in PART_UPDATE_REGISTRY])
 def test_updates_keep_the_shape(name: str) -> None:
-    update = PART_UPDATES[name](8)
+    update = PART_UPDATE_REGISTRY.get(name)(8)
     assert update(torch.randn(2, 3, 8), torch.randn(2, 3, 8)).shape == (2, 3, 8)
 
 

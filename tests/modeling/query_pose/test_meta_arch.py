@@ -14,9 +14,7 @@ from querypose.layers import RegionPooler, box_cxcywh_to_xyxy
 from querypose.modeling import QueryPose
 from querypose.modeling.query_pose.initialization import grid_boxes
 from querypose.modeling.query_pose.matcher import HungarianMatcher
-from querypose.modeling.query_pose.meta_arch import postprocess
 from querypose.modeling.query_pose.pose_decoder import PosePrediction
-from querypose.modeling.query_pose.query_selection import QuerySelection
 from querypose.modeling.targets import Matches, PersonTargets
 from tests.tiny import FULL_VERSION, QUERY_POSE_VERSIONS, keypoint_queries, random_batch, tiny_config
 
@@ -175,14 +173,14 @@ def test_under_autocast_all_but_geometry_flow_and_outputs_is_bfloat16() -> None:
     assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
-def test_postprocess_in_closed_form() -> None:
+def test_scores_and_frames_in_closed_form() -> None:
     prediction = PosePrediction(
         logits_BQ=torch.tensor([[0.0, 20.0, 20.0]]),
         boxes_BQ4=torch.tensor([[[0.0, 0.0, 8.0, 8.0], [10.0, 20.0, 30.0, 60.0], [200.0, 0.0, 210.0, 9.0]]]),
         mean_BQKD=torch.tensor([0.0, 0.25]).expand(1, 3, 2, 2),
         sigma_BQKD=torch.tensor([[0.2, 0.4], [0.6, 0.8]]).expand(1, 3, 2, 2),
     )
-    (instances,) = postprocess(prediction, [(100, 100)], [(200, 300)], QuerySelection(num_poses=3))
+    (instances,) = prediction.to_poses().to_instances([{"height": 200, "width": 300}], [(100, 100)], num_poses=3)
     # Keypoint scores are 1 - mean sigma; the third query's box is outside the image and goes.
     assert instances.scores.tolist() == pytest.approx([0.5, 0.25])
     assert instances.pred_keypoints[0, 0].tolist() == pytest.approx([20.0 * 3, 50.0 * 2, 0.7])

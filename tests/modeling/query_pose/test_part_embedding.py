@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from querypose.config import ConfigError, load_config
 from querypose.modeling.query_pose.part_embedding import (
-    INTERACTIONS,
+    INTERACTION_REGISTRY,
     AttentionEmbedding,
     AveragePoolingEmbedding,
     DynamicSpatialEmbedding,
-    region_interaction,
+    InteractionSizes,
+    RegionInteraction,
 )
 
 READING = ("self_attention", "dynamic_channel", "dynamic_spatial")
 SIDE, NUM_QUERIES, QUERY_DIM = 4, 3, 8
 
 
-def _small(name: str, num_queries: int = NUM_QUERIES) -> nn.Module:
-    build = region_interaction(name, dim=6, num_tokens=SIDE**2, num_heads=2, dim_dynamic=4)
-    return build(num_queries=num_queries, query_dim=QUERY_DIM).eval()
+INTERACTIONS = [name for name, _ in INTERACTION_REGISTRY]
+SMALL = InteractionSizes(
+    dim=6, num_tokens=SIDE**2, num_queries=NUM_QUERIES, query_dim=QUERY_DIM, num_heads=2, dim_dynamic=4
+)
+
+
+def _small(name: str) -> RegionInteraction:
+    return INTERACTION_REGISTRY.get(name)(SMALL).eval()
 
 
 def _inputs(num_regions: int = 5) -> tuple[Tensor, Tensor]:
@@ -69,23 +77,23 @@ def test_no_region_gives_no_embedding_and_zero_gradients(name: str) -> None:
 
 
 def test_average_pooling_in_closed_form() -> None:
-    pooling = AveragePoolingEmbedding(dim=2, query_dim=2, num_queries=2)
+    pooling = AveragePoolingEmbedding(replace(SMALL, dim=2, query_dim=2, num_queries=2))
     with torch.no_grad():
         pooling.project.weight.copy_(torch.cat([torch.eye(2), 10 * torch.eye(2)]))
         pooling.project.bias.zero_()
     region = torch.tensor([[[[1.0, 3.0]], [[4.0, 8.0]]]])
-    assert pooling(region).tolist() == [[[2.0, 6.0], [20.0, 60.0]]]
+    assert pooling(region, torch.zeros(1, 2, 2)).tolist() == [[[2.0, 6.0], [20.0, 60.0]]]
 
 
 def test_self_attention_does_not_care_where_a_cell_is() -> None:
-    attention, (region, query) = AttentionEmbedding(6, QUERY_DIM, num_heads=2), _inputs()
+    attention, (region, query) = AttentionEmbedding(SMALL), _inputs()
     shuffled = region.flatten(2)[..., torch.randperm(SIDE**2)].view_as(region)
     torch.testing.assert_close(attention(region, query), attention(shuffled, query))
 
 
 def test_the_dynamic_mlp_over_space_mixes_cells_and_not_channels() -> None:
     """A generated map that passes every cell through gives each channel by itself."""
-    embedding = DynamicSpatialEmbedding(dim=6, query_dim=QUERY_DIM, num_tokens=9, dim_dynamic=6)
+    embedding = DynamicSpatialEmbedding(replace(SMALL, num_tokens=9, dim_dynamic=6))
     seen: list[Tensor] = []
     embedding.interaction.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     region = torch.randn(2, 6, 3, 3)
@@ -97,9 +105,10 @@ def test_the_dynamic_mlp_over_space_mixes_cells_and_not_channels() -> None:
 @pytest.mark.parametrize("name", INTERACTIONS)
 def test_sizes_are_those_that_the_paper_names(name: str) -> None:
     """Sec. 4.2: "compared with dynamic MLP with over 10M parameters, SPEGM is […] efficient with only 1.1M"."""
-    build = region_interaction(name, dim=256, num_tokens=14**2, num_heads=8, dim_dynamic=64)
+    parts = InteractionSizes(dim=256, num_tokens=14**2, num_queries=7, query_dim=128, num_heads=8, dim_dynamic=64)
+    interaction = INTERACTION_REGISTRY.get(name)
     with torch.device("meta"):
-        for_parts, for_instance = build(num_queries=7, query_dim=128), build(num_queries=1, query_dim=256)
+        for_parts, for_instance = interaction(parts), interaction(replace(parts, num_queries=1, query_dim=256))
     millions = [
         sum(parameter.numel() for parameter in module.parameters()) / 1e6 for module in (for_parts, for_instance)
     ]

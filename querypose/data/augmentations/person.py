@@ -1,0 +1,87 @@
+"""Random maps of a person's crop, as top-down codes have them: of the box about the person, or of half the person."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from querypose.data.augmentations.base import AUGMENTATION_REGISTRY
+from querypose.data.transforms import GeometricTransform, ImageSize, identity, rotate, scale
+from querypose.skeleton import Skeleton
+
+# Two keypoints nearer than this, in pixels, span no box.
+_SMALLEST_EXTENT = 1e-3
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class RandomBoxScale:
+    """Enlarges the box, by a factor from a normal distribution about 1, cut off at its `deviation`."""
+
+    deviation: float
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Scaling about the center."""
+        factor = 1 + np.clip(generator.normal(scale=self.deviation), -self.deviation, self.deviation)
+        return scale(size, 1 / float(factor))
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class RandomBoxRotation:
+    """With a probability turns the box, by degrees from a normal distribution, cut off at twice its `deviation`."""
+
+    probability: float
+    deviation: float
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Rotation or identity."""
+        if generator.random() >= self.probability:
+            return identity(size)
+        degrees = np.clip(generator.normal(scale=self.deviation), -2 * self.deviation, 2 * self.deviation)
+        return rotate(size, float(degrees))
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class RandomHalfBody:
+    """With a probability fills the crop with the upper or the lower half of a person with enough keypoints.
+
+    The halves are those of `Skeleton.upper_body`; a skeleton without it has none. The center is the mean of the
+    half's labeled keypoints, the extent their box.
+
+    Attributes:
+        probability: of doing anything.
+        min_keypoints: a person with fewer labeled ones stays whole.
+        padding: of the box about the half.
+        upper_probability: that it is the upper half, where that has three labeled keypoints; it is too where the lower
+            one has not. The default is that of MMPose, whose draw is from a normal distribution by mistake.
+    """
+
+    probability: float = 0.3
+    min_keypoints: int = 9
+    padding: float = 1.5
+    upper_probability: float = 0.6915
+
+    def draw_for(
+        self, person_K3: np.ndarray, skeleton: Skeleton, size: ImageSize, generator: np.random.Generator
+    ) -> GeometricTransform:
+        """The half, or identity."""
+        is_labeled_K = person_K3[:, 2] > 0
+        wants_half, wants_upper = generator.random(2) < (self.probability, self.upper_probability)
+        if not (wants_half and skeleton.upper_body and is_labeled_K.sum() >= self.min_keypoints):
+            return identity(size)
+        is_upper_K = np.isin(np.arange(len(person_K3)), skeleton.upper_body)
+        upper, lower = (person_K3[is_labeled_K & is_half_K, :2] for is_half_K in (is_upper_K, ~is_upper_K))
+        return self.fill(upper if (wants_upper and len(upper) > 2) or len(lower) <= 2 else lower, size)
+
+    def fill(self, positions_ND: np.ndarray, size: ImageSize) -> GeometricTransform:
+        """The map that puts the mean of some positions into the center, so that their padded extent fits."""
+        height, width = size
+        if len(positions_ND) < 2 or np.ptp(positions_ND, axis=0).max() < _SMALLEST_EXTENT:
+            return identity(size)
+        extent_x, extent_y = np.ptp(positions_ND, axis=0)
+        factor = 1 / (self.padding * max(extent_x / width, extent_y / height))
+        offset_D = np.array([width / 2, height / 2]) - factor * positions_ND.mean(axis=0)
+        return GeometricTransform(np.column_stack([factor * np.eye(2), offset_D]), size, size)

@@ -1,0 +1,257 @@
+"""The checkpoints of a run: written in the background, whole or not at all, and verified when they are read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import Tensor
+
+from querypose.d2 import CheckpointError, DetectionCheckpointer, atomic_write, comm, to_plain
+from querypose.engine.manifest import MANIFEST, Condition, Entry, HashingStream, Manifest
+
+_LAST_CHECKPOINT = "last_checkpoint"
+
+
+class RunCheckpointer(DetectionCheckpointer):
+    """The engine's checkpointer, whose files and `last_checkpoint` it keeps, with promises about what is on the disk.
+
+    * A file appears under its name when it is whole and on the disk, and `last_checkpoint` names it after that.
+    * Its checksum stands in checkpoints.json and is verified before it is loaded; a run goes on from the newest
+      checkpoint that is intact.
+    * `save` returns when the state is copied in memory; a thread writes the file. The next save, `wait`, or `check`
+      raises what went wrong.
+    """
+
+    def __init__(self, model: Any, save_dir: str = "", **checkpointables: Any) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self._manifest = Manifest(save_dir)
+        self._buffers = _SnapshotBuffers()
+        self._writer = _BackgroundWriter()
+
+    def save(self, name: str, *, keep: int = 0, **kwargs: Any) -> None:
+        """Saves everything as `{name}.pth`, which becomes the last checkpoint; returns before the file is there.
+
+        Args:
+            name: a file name without ".pth".
+            keep: then delete all but the newest so many checkpoints of this run, of those that have a number in their
+                name; 0 keeps all.
+            kwargs: further entries of the checkpoint.
+
+        Raises:
+            CheckpointError: an entry could not be loaded again.
+            OSError: the save before could not be written.
+        """
+        entries = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        self._write(name, {"model": self.model.state_dict(), **entries, **kwargs}, keep, has_state=True)
+
+    def save_weights(self, name: str, **kwargs: Any) -> None:
+        """Saves the weights, and the averaged ones if there are, as `{name}.pth`: to evaluate, not to go on from."""
+        average = {"ema": self.checkpointables["ema"].state_dict()} if "ema" in self.checkpointables else {}
+        self._write(name, {"model": self.model.state_dict(), **average, **kwargs}, keep=0, has_state=False)
+
+    def prepare(self) -> None:
+        """Gets the memory for the copies ready, in the background, so that the first save is as short as the others."""
+        if self._saves():
+            state = {"model": self.model.state_dict()}
+            state |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+            self._writer.start(lambda: to_plain(state, "checkpoint", self._buffers.prepare))
+
+    def wait(self) -> None:
+        """Waits until what was saved is on the disk.
+
+        Raises:
+            OSError: it could not be written; names the file.
+        """
+        self._writer.wait()
+
+    def check(self) -> None:
+        """Raises OSError if a save has failed meanwhile; waits for nothing."""
+        self._writer.check()
+
+    def is_writing(self) -> bool:
+        """Whether a file is being written."""
+        return self._writer.is_busy()
+
+    def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:
+        """As the engine's; refuses a file that is not the one that was written.
+
+        Raises:
+            CheckpointError: the file's checksum is not that in the checkpoints.json beside it, or it cannot be read.
+        """
+        if path and "://" not in path:
+            condition = Manifest(Path(path).parent).condition_of(Path(path).name)
+            if condition is Condition.DAMAGED:
+                raise CheckpointError(f"{path} is {condition.value}; take another checkpoint.")
+        return super().load(path, checkpointables)
+
+    def get_checkpoint_file(self) -> str:
+        """Path of the newest checkpoint of the run that is intact, beginning with the one in last_checkpoint.
+
+        All processes must call it together; the main one reads the files.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none of them is intact.
+        """
+        found = self._newest_intact() if comm.is_main_process() else ""
+        found = comm.all_gather(found)[0]
+        if found is None:
+            raise CheckpointError(
+                f"None of the checkpoints that {self.save_dir}/{_LAST_CHECKPOINT} and {MANIFEST} name is intact. To "
+                "start from the beginning, leave out --resume; MODEL.WEIGHTS can name weights of another folder."
+            )
+        return os.path.join(self.save_dir, found) if found else ""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Notes a checkpoint of the folder as the last one."""
+        with atomic_write(Path(self.save_dir) / _LAST_CHECKPOINT, "w") as stream:
+            stream.write(last_filename_basename)
+
+    def begin(self, anew: bool) -> None:
+        """Tidies the folder up before a training begins.
+
+        Args:
+            anew: forget the checkpoints of an earlier run in the folder, without deleting them.
+        """
+        if not self._saves():
+            return
+        folder = Path(self.save_dir)
+        for unfinished in folder.glob(".*.pth.tmp"):  # of a run that was killed while it saved
+            unfinished.unlink()
+        last = folder / _LAST_CHECKPOINT
+        if anew and last.is_file():
+            logging.getLogger(__name__).warning(
+                f"{folder} has checkpoints of an earlier run, which this one may overwrite. To go on with that run "
+                f"instead: stop, write {last.read_text().strip()} into {last}, and use --resume."
+            )
+            (folder / MANIFEST).unlink(missing_ok=True)
+            last.unlink()
+
+    def _saves(self) -> bool:
+        return bool(self.save_dir and self.save_to_disk)
+
+    def _newest_intact(self) -> str | None:
+        """Its name; "" if there is no checkpoint at all, None if there are some but none is intact."""
+        logger = logging.getLogger(__name__)
+        last_file = Path(self.save_dir) / _LAST_CHECKPOINT
+        last = last_file.read_text().strip() if last_file.is_file() else ""
+        if not last:
+            return ""
+        others = [entry.file for entry in reversed(self._manifest.entries()) if entry.has_state and entry.file != last]
+        for file in [last, *dict.fromkeys(others)]:
+            condition = self._manifest.condition_of(file)
+            if condition in (Condition.INTACT, Condition.UNLISTED):
+                return file
+            if condition is Condition.DAMAGED or file == last:
+                logger.warning(f"{self.save_dir}/{file} is {condition.value}. Trying the checkpoint before it.")
+        return None
+
+    def _write(self, name: str, state: dict[str, Any], keep: int, has_state: bool) -> None:
+        if not self._saves():
+            return
+        self.wait()  # the buffers are free again only then
+        snapshot = {key: to_plain(part, f"checkpoint.{key}", self._buffers.copy) for key, part in state.items()}
+        self._buffers.wait()
+        iteration = int(snapshot.get("iteration", -1))
+        self._writer.start(lambda: self._write_file(f"{name}.pth", iteration, snapshot, keep, has_state))
+
+    def _write_file(self, file: str, iteration: int, snapshot: dict[str, Any], keep: int, has_state: bool) -> None:
+        path = Path(self.save_dir) / file
+        logging.getLogger(__name__).info(f"Saving checkpoint to {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as stream:
+            hashing = HashingStream(stream)
+            torch.save(snapshot, cast(IO[bytes], hashing))
+            self._manifest.add(Entry(file, iteration, hashing.num_bytes, hashing.sha256, has_state))
+        if has_state:
+            self.tag_last_checkpoint(file)
+        if keep:
+            self._delete_old(keep)
+
+    def _delete_old(self, keep: int) -> None:
+        numbered = [entry.file for entry in self._manifest.entries() if entry.has_state and _has_number(entry.file)]
+        old = list(dict.fromkeys(numbered))[:-keep]
+        for file in old:
+            (Path(self.save_dir) / file).unlink(missing_ok=True)
+        if old:
+            self._manifest.forget(old)
+
+
+def _has_number(file: str) -> bool:
+    return Path(file).stem.rpartition("_")[2].isdigit()
+
+
+class _SnapshotBuffers:
+    """Copies of tensors in host memory, in buffers that are used again by the next copy.
+
+    Memory that is used for the first time costs ten times what the copy costs; so `prepare` can do that beforehand.
+    What lies on a GPU goes to page-locked memory, all of it at once.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def prepare(self, name: str, tensor: Tensor) -> Tensor:
+        """Gets the buffer of a tensor ready; copies nothing."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).zero_()
+            self._buffers[name] = buffer
+        return buffer
+
+    def copy(self, name: str, tensor: Tensor) -> Tensor:
+        """A copy, complete after `wait`, and valid until the next copy under that name."""
+        return self.prepare(name, tensor).copy_(tensor, non_blocking=True)
+
+    def wait(self) -> None:
+        """Waits for the copies from a GPU."""
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+
+
+class _BackgroundWriter:
+    """One job at a time in a thread. What it raises is raised where the training asks next."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Starts a job once the one before is done.
+
+        Raises: what the one before raised.
+        """
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(job,), name="checkpoint writer", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits for the job.
+
+        Raises: what the job raised.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def is_busy(self) -> bool:
+        """Whether a job is running."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raises what the last job raised, if it has ended; waits for nothing."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:  # raised again by `check`, in the training
+            self._error = error

@@ -1,0 +1,254 @@
+"""The hooks of a training: saving, stopping, the best weights, the averaged weights, writers, and a user's own.
+
+A user's hook is a subclass of `querypose.d2.HookBase` in HOOK_REGISTRY, and the key HOOKS names it:
+
+    @HOOK_REGISTRY.register()
+    class Freeze(HookBase):
+        def __init__(self, until: int) -> None: ...
+
+        @classmethod
+        def from_config(cls, cfg, trainer):    # left out by a hook without arguments
+            return {"until": cfg.FREEZE_UNTIL}
+
+A checkpoint is taken in the midst of the hooks of an iteration: after the schedule, the averaged weights and the user's
+hooks, before the evaluation and the writers, so that an evaluation that fails costs no training. A run that goes on
+therefore begins with the rest of that iteration's hooks (`RunState.finish_iteration`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from querypose.d2 import CfgNode, EventWriter, HookBase, Registry, RunStopped, atomic_write, comm
+from querypose.engine.checkpointer import RunCheckpointer
+from querypose.engine.ema import ExponentialMovingAverage
+from querypose.engine.stop_signal import STOPPED_EXIT_CODE, StopSignal
+
+HOOK_REGISTRY = Registry("HOOK")
+HOOK_REGISTRY.__doc__ = "Hooks that the key HOOKS may name."
+
+_logger = logging.getLogger(__name__)
+
+# The engine's timer gives it in every iteration but the first few of a process.
+_TIME = "time"
+
+
+def build_hooks(cfg: CfgNode, trainer: Any) -> list[HookBase]:
+    """The hooks that HOOKS names, in its order.
+
+    Args:
+        cfg: handed to each hook's `from_config`.
+        trainer: the same, or a weak reference to it; a hook finds it as its attribute `trainer` too.
+    """
+    hooks = []
+    for name in cfg.HOOKS:
+        hook = HOOK_REGISTRY.get(name)
+        hooks.append(hook(**hook.from_config(cfg, trainer)) if hasattr(hook, "from_config") else hook())
+    return hooks
+
+
+class PeriodicCheckpointer(HookBase):
+    """Saves every `period` iterations, at the end, and when SIGTERM or SIGINT stops the run. All processes need it.
+
+    Deviates: detectron2's saves neither random states nor the position in the data, and knows no signals.
+    """
+
+    def __init__(
+        self, checkpointer: RunCheckpointer, period: int, keep: int, run_state: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Saves nothing yet.
+
+        Args:
+            checkpointer: does the saving, on the main process.
+            period: iterations between two checkpoints.
+            keep: how many periodic checkpoints stay; 0: all.
+            run_state: further entries of a checkpoint; all processes call it together.
+        """
+        self._checkpointer = checkpointer
+        self._period = period
+        self._keep = keep
+        self._run_state = run_state
+        self._stop = StopSignal()
+
+    def before_train(self) -> None:
+        """Takes the signals."""
+        self._checkpointer.begin(anew=self.trainer.start_iter == 0)
+        self._stop.install()
+
+    def after_step(self) -> None:
+        """Saves if it is time.
+
+        Raises:
+            RunStopped: the processes have agreed to stop; the state is on the disk.
+            OSError: a checkpoint could not be written.
+        """
+        trainer = self.trainer
+        self._checkpointer.check()
+        stops = self._stop.is_agreed()
+        if stops or (trainer.iter + 1) % self._period == 0:
+            self._save(f"model_{trainer.iter:07d}")
+        if trainer.iter + 1 == trainer.max_iter:
+            self._save("model_final")
+        if stops:
+            self._checkpointer.wait()
+            comm.synchronize()  # none ends before all is written
+            _logger.info(f"Stopped after iteration {trainer.iter}. To go on, start the same command with --resume.")
+            raise RunStopped(STOPPED_EXIT_CODE)
+        if trainer.iter == trainer.start_iter:
+            trainer.step.flush()
+            self._checkpointer.prepare()  # now that the optimizer has its state
+
+    def after_train(self) -> None:
+        """Waits for the last file, and gives the signals back unless they have stopped the run."""
+        self._checkpointer.wait()
+        if not self._stop.is_requested:
+            self._stop.release(wait=self.trainer.iter >= self.trainer.max_iter)
+
+    def _save(self, name: str) -> None:
+        self._checkpointer.save(name, keep=self._keep, iteration=self.trainer.iter, **self._run_state())
+
+
+class BestCheckpointer(HookBase):
+    """Keeps the weights with the greatest value of a metric as model_best.pth, after evaluations during training.
+
+    Deviates: with detectron2's the last checkpoint is then the best one, and resuming forgets what the best value was.
+    """
+
+    def __init__(self, checkpointer: RunCheckpointer, metric: str, period: int) -> None:
+        """Saves nothing yet.
+
+        Args:
+            checkpointer: does the saving.
+            metric: such as "keypoints/AP"; greater is better.
+            period: that of the evaluation.
+        """
+        self._checkpointer = checkpointer
+        self._metric = metric
+        self._period = period
+        self.best: dict[str, Any] = {}
+
+    def after_step(self) -> None:
+        """Saves if there was an evaluation and it was the best."""
+        if (self.trainer.iter + 1) % self._period == 0 and self.trainer.iter + 1 != self.trainer.max_iter:
+            self._save_if_best()
+
+    def after_train(self) -> None:
+        """Saves if the last evaluation was the best."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._save_if_best()
+            self._checkpointer.wait()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The metric's name, its best value, and the iteration it was reached in."""
+        return self.best
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes up the best value so far; that of another metric is forgotten."""
+        self.best = dict(state_dict) if state_dict["metric"] == self._metric else {}
+
+    def _save_if_best(self) -> None:
+        if not comm.is_main_process():
+            return  # it alone has the metrics
+        latest = self.trainer.storage.latest()
+        if self._metric not in latest:
+            _logger.warning(
+                f"TEST.BEST_METRIC is {self._metric!r}, which the evaluation does not give, so model_best.pth is not "
+                f"written. Choose one of: {', '.join(name for name in sorted(latest) if '/' in name)}."
+            )
+            return
+        value, iteration = latest[self._metric]
+        if math.isfinite(value) and value > self.best.get("value", -math.inf):
+            self.best = {"metric": self._metric, "value": value, "iteration": iteration}
+            self._checkpointer.save_weights("model_best", iteration=iteration, best=self.best)
+
+
+class EMAHook(HookBase):
+    """Takes the weights into the average after every iteration."""
+
+    def __init__(self, average: ExponentialMovingAverage) -> None:
+        self._average = average
+
+    def after_step(self) -> None:
+        """Updates the average."""
+        self._average.update()
+
+
+class PeriodicWriter(HookBase):
+    """Lets writers write every `period` iterations and at the end; a run that goes on loses no line and repeats none.
+
+    It opens the writers when training begins: a trainer that is only built opens no file. Its state is the scalars that
+    no writer has written yet.
+    """
+
+    def __init__(self, build_writers: Callable[[], Sequence[EventWriter]], period: int, metrics_file: Path) -> None:
+        """Opens no file yet.
+
+        Args:
+            build_writers: called on the main process when training begins.
+            period: iterations between two lines.
+            metrics_file: what the `JSONWriter` writes.
+        """
+        self._build_writers = build_writers
+        self._period = period
+        self._metrics_file = metrics_file
+        self._writers: Sequence[EventWriter] = []
+        self._written: int | None = None
+        self._pending: list[tuple[str, float, int, bool]] = []
+
+    def before_train(self) -> None:
+        """Puts pending scalars into the new storage, and opens the writers."""
+        if not comm.is_main_process():
+            return
+        for name, value, iteration, smoothing_hint in self._pending:
+            self.trainer.storage.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=iteration)
+        if self._written is None:
+            self._written = self.trainer.start_iter - 1
+        drop_lines_after(self._metrics_file, self._written if self.trainer.continues else math.inf)
+        self._writers = self._build_writers()
+
+    def after_step(self) -> None:
+        """Writes if it is time."""
+        is_time = (self.trainer.iter + 1) % self._period == 0
+        if is_time or self.trainer.iter + 1 == self.trainer.max_iter:
+            for writer in self._writers:
+                writer.write()
+        if is_time:
+            self._written = self.trainer.iter
+
+    def after_train(self) -> None:
+        """Writes what other hooks stored at the end, and closes the writers."""
+        for writer in self._writers:
+            writer.write()
+            writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last iteration that was written, and the scalars since, with the hints that writers smooth them by."""
+        if self._written is None:
+            return {}
+        storage = self.trainer.storage
+        hints = storage.smoothing_hints()
+        latest = [(name, value, iteration, hints[name]) for name, (value, iteration) in storage.latest().items()]
+        pending = [scalar for scalar in latest if scalar[2] > self._written and scalar[0] != _TIME]
+        return {"written": self._written, "pending": pending}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes up what was not written."""
+        self._written = state_dict["written"]
+        self._pending = [tuple(scalar) for scalar in state_dict["pending"]]
+
+
+def drop_lines_after(metrics_file: Path, iteration: float) -> None:
+    """Takes the lines of later iterations out of a metrics.json, and a last line that a killed process left."""
+    if not metrics_file.is_file():
+        return
+    lines = metrics_file.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
+    if len(kept) < len(lines):
+        _logger.info(f"{metrics_file}: {len(lines) - len(kept)} lines written after the checkpoint were removed.")
+        with atomic_write(metrics_file, "w") as stream:
+            stream.writelines(kept)

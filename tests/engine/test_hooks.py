@@ -1,0 +1,93 @@
+"""A user's own hooks, and the lines of metrics.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from querypose.config import ConfigError, load_config
+from querypose.d2 import CfgNode, HookBase
+from querypose.data import register_custom_datasets
+from querypose.engine import HOOK_REGISTRY, PoseTrainer
+from querypose.engine.hooks import PeriodicCheckpointer, drop_lines_after
+from tests.engine.toy_pose import write_toy_config
+
+
+class HalvingHook(HookBase):
+    """Halves every gradient, and notes what it sees."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.norms: list[float] = []
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, trainer: PoseTrainer) -> dict[str, Any]:
+        assert trainer.cfg is cfg
+        return {"factor": 0.5 if cfg.HOOKS else 1.0}
+
+    def after_backward(self) -> None:
+        gradients = [parameter.grad for parameter in self.trainer.model.parameters() if parameter.grad is not None]
+        self.norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        torch._foreach_mul_(gradients, self.factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"norms": self.norms}
+
+
+class PlainHook(HookBase):
+    """Has no arguments."""
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    for hook in (HalvingHook, PlainHook):
+        HOOK_REGISTRY.register(hook)
+    yield
+    for hook in (HalvingHook, PlainHook):
+        del HOOK_REGISTRY._obj_map[hook.__name__]
+
+
+def _cfg(folder: Path, *overrides: Any) -> CfgNode:
+    cfg = load_config(write_toy_config(folder), ["SOLVER.MAX_ITER", "3", *map(str, overrides)])
+    register_custom_datasets(cfg)
+    return cfg
+
+
+def test_a_users_hooks_are_named_in_the_config_and_come_before_the_checkpoint(tmp_path: Path) -> None:
+    trainer = PoseTrainer(_cfg(tmp_path, "HOOKS", "['HalvingHook', 'PlainHook']", "SOLVER.AMP.ENABLED", "False"))
+    names = [type(hook).__name__ for hook in trainer._hooks]
+    place = names.index("HalvingHook")
+    assert names[place + 1 : place + 3] == ["PlainHook", PeriodicCheckpointer.__name__]
+    trainer.train()
+    [hook] = [hook for hook in trainer._hooks if isinstance(hook, HalvingHook)]
+    assert len(hook.norms) == 3
+    assert min(hook.norms) > 0
+    saved = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)
+    assert saved["trainer"]["hooks"]["HalvingHook"]["norms"] == hook.norms, "also of the iteration that is saved"
+
+
+def test_after_backward_comes_between_the_gradient_and_the_update(tmp_path: Path) -> None:
+    """The norm that is reported, and clipped, is that of the gradient which the hook has left."""
+    trainer = PoseTrainer(_cfg(tmp_path, "HOOKS", "['HalvingHook']", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "[]"))
+    trainer.train()
+    [hook] = [hook for hook in trainer._hooks if isinstance(hook, HalvingHook)]
+    assert trainer.storage.latest()["grad_norm"][0] == pytest.approx(hook.norms[0] / 2, rel=1e-4)
+
+
+def test_a_hook_that_nobody_registered_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"HOOKS is \['Halving'\]; allowed: .*'HalvingHook'"):
+        _cfg(tmp_path, "HOOKS", "['Halving']")
+
+
+@pytest.mark.parametrize(("last", "kept"), [(0, 1), (float("inf"), 2)])
+def test_lines_after_the_checkpoint_and_an_unfinished_one_are_dropped(tmp_path: Path, last: float, kept: int) -> None:
+    file = tmp_path / "metrics.json"
+    lines = ['{"iteration": 0}\n', '{"iteration": 1}\n', '{"iteration": 2, "lo']
+    file.write_text("".join(lines))
+    drop_lines_after(file, last)
+    assert file.read_text() == "".join(lines[:kept])
+    drop_lines_after(tmp_path / "none.json", last)

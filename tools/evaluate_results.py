@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from querypose.config import load_config
+from querypose.config import add_import_argument, load_config
 from querypose.data import read_annotations
 from querypose.engine import report_user_errors
 from querypose.evaluation import METRIC_REGISTRY, find_metric, format_metrics, read_detections, read_json
@@ -34,26 +34,26 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )  # fmt: skip
     parser.add_argument(
         "--metric", default="coco", metavar="NAME",
-        help=f"{', '.join(name for name, _ in METRIC_REGISTRY)}, or one that --config-file imports (default: coco). "
+        help=f"{', '.join(name for name, _ in METRIC_REGISTRY)}, or one of your own, with --import (default: coco). "
         "crowdpose: AP of easy, medium and hard crowdIndex, areas from the boxes",
     )  # fmt: skip
     parser.add_argument(
         "--config-file", metavar="F", help="a YAML file with the skeleton in DATASETS.SKELETONS, or with IMPORTS"
     )
+    add_import_argument(parser)
     return parser.parse_args(arguments)
 
 
-def find_skeleton(name: str, config_file: str | None) -> Skeleton:
+def find_skeleton(name: str, config_file: str | None, imports: Sequence[str] = ()) -> Skeleton:
     """The skeleton of that name, of the config or built in.
 
     Raises:
         SkeletonError: there is none.
     """
     skeletons = dict(BUILTIN_SKELETONS)
-    if config_file is not None:
-        for entry in load_config(config_file).DATASETS.SKELETONS:
-            skeleton = Skeleton.from_dict(entry)
-            skeletons[skeleton.name] = skeleton
+    for entry in load_config(config_file, imports=imports).DATASETS.SKELETONS:
+        skeleton = Skeleton.from_dict(entry)
+        skeletons[skeleton.name] = skeleton
     if name not in skeletons:
         hint = "" if config_file else " One of your own stands in a YAML file: give it by --config-file."
         raise SkeletonError(f"There is no skeleton {name!r}; known: {', '.join(skeletons)}.{hint}")
@@ -62,7 +62,7 @@ def find_skeleton(name: str, config_file: str | None) -> Skeleton:
 
 def main(arguments: argparse.Namespace) -> None:
     """Evaluates and prints."""
-    skeleton = find_skeleton(arguments.skeleton, arguments.config_file)
+    skeleton = find_skeleton(arguments.skeleton, arguments.config_file, arguments.imports)
     metric = find_metric(arguments.metric, "--metric")
     annotations = read_annotations(arguments.annotations, None, skeleton).require_sound()
     results = read_json(arguments.results)

@@ -57,6 +57,7 @@ class Workload:
     Attributes:
         config_file: the experiment, None for the defaults.
         overrides: KEY VALUE pairs.
+        imports: modules to import first, as of --import.
         image_size: height and width of the random images, in pixels.
         persons: in every random image.
         batch_size: images of a step; None is 2 in training and 1 in inference.
@@ -67,6 +68,7 @@ class Workload:
 
     config_file: str | None
     overrides: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
     image_size: ImageSize = (800, 1066)
     persons: int = 4
     batch_size: int | None = None
@@ -81,7 +83,7 @@ class Workload:
             ConfigError: there is no such file, or it cannot be used.
         """
         try:
-            cfg = load_config(self.config_file, self.overrides)
+            cfg = load_config(self.config_file, self.overrides, self.imports)
         except FileNotFoundError as error:
             raise ConfigError(f"--config-file: {error}") from error
         register_custom_datasets(cfg)

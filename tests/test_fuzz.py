@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from hypothesis import strategies as st
 
 from querypose.config import KEYS, ConfigError, load_config
 from querypose.d2 import CfgNode, CheckpointError, read_checkpoint
-from querypose.data import DatasetError
-from querypose.evaluation import EvaluationError, evaluate_oks, read_ground_truth
+from querypose.data import DatasetError, read_annotations
+from querypose.evaluation import METRICS, EvaluationError, read_detections
+from querypose.evaluation.oks import coco
 from tests.data.toy_dataset import TOY_SKELETON, read_records, toy_annotation, toy_document, write_dataset
+from tests.evaluation.generated import read
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=8),
@@ -128,10 +129,10 @@ def test_whatever_stands_anywhere_in_an_annotation_file(tmp_path: Path, path: tu
         read_records(json_file, images, TOY_SKELETON)
     except DatasetError as refusal:
         assert "toy.json" in str(refusal)  # noqa: PT017  # most files load
-    try:
-        read_ground_truth(json.loads(json_file.read_text()), TOY_SKELETON, "coco", name="toy.json")
-    except EvaluationError as refusal:
-        assert "toy.json" in str(refusal)  # noqa: PT017
+    else:  # what training accepts can be evaluated
+        annotations = read_annotations(json_file, images, TOY_SKELETON)
+        found = {**RESULTS[0], "image_id": annotations.image_ids[0], "category_id": annotations.category_id}
+        assert list(coco(annotations, read_detections([found], annotations))) == list(METRICS["coco"])
 
 
 @settings(_fuzz, max_examples=100)
@@ -147,16 +148,14 @@ def test_an_annotation_file_with_noise_in_it(tmp_path: Path, start: int, noise: 
 
 
 RESULTS = [{"image_id": 7, "category_id": 3, "keypoints": [1.0] * 9, "score": 0.5, "bbox": [1.0, 1.0, 5.0, 5.0]}]
-GROUND_TRUTH = read_ground_truth(toy_document(annotations=[toy_annotation()]), TOY_SKELETON, "coco", name="toy.json")
+ANNOTATIONS = read(toy_document(annotations=[toy_annotation()]), TOY_SKELETON)
 
 
 @settings(_fuzz, max_examples=150)
 @given(path=st.sampled_from(places(RESULTS)), value=VALUES)
 def test_whatever_stands_anywhere_in_a_results_file(path: tuple[Any, ...], value: Any) -> None:
     try:
-        metrics = evaluate_oks(
-            GROUND_TRUTH, replaced(RESULTS, path, value), TOY_SKELETON, "coco", detections_name="res.json"
-        )
+        metrics = coco(ANNOTATIONS, read_detections(replaced(RESULTS, path, value), ANNOTATIONS, "res.json"))
     except EvaluationError as refusal:
         assert "res.json" in str(refusal)  # noqa: PT017
     else:

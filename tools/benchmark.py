@@ -22,7 +22,7 @@ from pathlib import Path
 from querypose.analysis.benchmark import BenchmarkError, run_benchmark
 from querypose.analysis.benchmark_report import format_benchmark, format_comparison
 from querypose.analysis.benchmark_subjects import SUBJECTS, Workload
-from querypose.config import ConfigError
+from querypose.config import ConfigError, add_import_argument
 from querypose.engine import report_user_errors
 from querypose.evaluation import read_json, write_json
 
@@ -41,6 +41,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--config-file", metavar="F", help="the YAML file to measure (default: the defaults of the project)"
     )
+    add_import_argument(parser)
     parser.add_argument(
         "--what", nargs="+", choices=list(SUBJECTS), default=list(DEFAULT), metavar="WHAT",
         help=f"of {', '.join(SUBJECTS)} (default: {' '.join(DEFAULT)})",
@@ -108,6 +109,7 @@ def make_variants(arguments: argparse.Namespace) -> dict[str, Workload]:
         variants[name] = Workload(
             arguments.config_file,
             (*arguments.opts, *overrides),
+            imports=tuple(arguments.imports),
             image_size=arguments.image_size,
             persons=arguments.persons,
             batch_size=arguments.batch_size,

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from querypose.config import ConfigError, load_config
+from querypose.config import ConfigError, add_import_argument, load_config
 from querypose.data import DatasetError, register_custom_datasets
 from querypose.data.image_checks import ImageDepth
 from querypose.data.problems import Problem, errors_of, summarize
@@ -28,6 +28,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", metavar="F", help="YAML file that names the datasets")
+    add_import_argument(parser)
     parser.add_argument(
         "--dataset", action="append", default=[], metavar="NAME", help="check this one instead; may be repeated"
     )
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     with report_user_errors("check_dataset.py"):
         try:
-            cfg = load_config(options.config_file, options.opts)
+            cfg = load_config(options.config_file, options.opts, options.imports)
         except FileNotFoundError as error:
             raise ConfigError(f"--config-file: {error}") from error
         register_custom_datasets(cfg)
@@ -57,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         test = [] if options.dataset else list(cfg.DATASETS.TEST)
         if not [*train, *test]:
             raise DatasetError("No dataset is named: give --dataset NAME, or a --config-file with DATASETS.TRAIN.")
-        problems = validate_datasets(train, test, options.images, num_threads=options.threads, show_progress=True)
+        problems = validate_datasets(
+            train, test, options.images, cfg.TEST.METRICS, num_threads=options.threads, show_progress=True
+        )
     errors = errors_of(problems)
     for line in summarize(problems, options.examples):
         print(line)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 
 from querypose.checkpoint import KINDS, convert_state_dict, load_state_dict_file, save_model
-from querypose.config import add_row_argument, load_config
+from querypose.config import add_import_argument, add_row_argument, load_config
 from querypose.engine import report_user_errors
 
 
@@ -29,6 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--from", dest="kind", required=True, choices=list(KINDS), help="what IN is, see below")
     parser.add_argument("--config-file", required=True, metavar="F", help="YAML of the model that is to load OUT")
+    add_import_argument(parser)
     add_row_argument(parser)
     parser.add_argument("input", metavar="IN", help="the foreign checkpoint")
     parser.add_argument("output", metavar="OUT", help="the checkpoint to write")
@@ -40,7 +41,7 @@ def main() -> None:
     """Converts IN to OUT."""
     arguments = parse_arguments()
     with report_user_errors("convert_checkpoint.py"):
-        cfg = load_config(arguments.config_file, arguments.opts, row=arguments.row)
+        cfg = load_config(arguments.config_file, arguments.opts, arguments.imports, row=arguments.row)
         converted = convert_state_dict(arguments.kind, load_state_dict_file(arguments.input), cfg)
         save_model(converted, arguments.output)
     num_values = sum(value.numel() for value in converted.values())

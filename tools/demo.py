@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from querypose.config import add_row_argument, load_config
+from querypose.config import add_import_argument, add_row_argument, load_config
 from querypose.d2 import Instances, atomic_write
 from querypose.data import ImageReadError, read_image, register_custom_datasets
 from querypose.engine import report_user_errors
@@ -53,6 +53,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="F", help="the model's YAML file")
+    add_import_argument(parser)
     add_row_argument(parser)
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="INPUT",
@@ -110,7 +111,7 @@ class Demo:
     """Predicts and draws."""
 
     def __init__(self, arguments: argparse.Namespace, write: Write | None) -> None:
-        cfg = load_config(arguments.config_file, arguments.opts, row=arguments.row)
+        cfg = load_config(arguments.config_file, arguments.opts, arguments.imports, row=arguments.row)
         register_custom_datasets(cfg)
         datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
         self.skeleton: Skeleton = skeleton_of_datasets(datasets)

@@ -1,21 +1,22 @@
 #!/usr/bin/env python
-"""Prints the keypoint figures of a results file in the COCO format, whoever made it.
+"""Prints the keypoint metrics of a results file in the COCO format, whoever made it.
 
     python tools/evaluate_results.py --annotations person_keypoints_val2017.json --results res.json --skeleton coco
-    python tools/evaluate_results.py --annotations test.json --results res.json --skeleton crowdpose --crowdpose
+    python tools/evaluate_results.py --annotations test.json --results res.json --skeleton crowdpose --metric crowdpose
 
 The protocol is the standard one: all images of the annotation file, the 20 best results of each, no rescoring.
+The annotations are read and checked as they are for a training.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from querypose.config import load_config
+from querypose.config import add_import_argument, load_config
+from querypose.data import read_annotations
 from querypose.engine import report_user_errors
-from querypose.evaluation import Protocol, evaluate_oks, format_metrics, read_ground_truth, read_json
+from querypose.evaluation import METRIC_REGISTRY, find_metric, format_metrics, read_detections, read_json
 from querypose.skeleton import BUILTIN_SKELETONS, Skeleton, SkeletonError
 
 
@@ -32,24 +33,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help=f"{', '.join(BUILTIN_SKELETONS)}, or one of DATASETS.SKELETONS in --config-file",
     )  # fmt: skip
     parser.add_argument(
-        "--crowdpose", action="store_true",
-        help="CrowdPose's protocol: AP of easy, medium and hard crowdIndex, areas from the boxes",
+        "--metric", default="coco", metavar="NAME",
+        help=f"{', '.join(name for name, _ in METRIC_REGISTRY)}, or one of your own, with --import (default: coco). "
+        "crowdpose: AP of easy, medium and hard crowdIndex, areas from the boxes",
     )  # fmt: skip
-    parser.add_argument("--config-file", metavar="F", help="a YAML file that has the skeleton in DATASETS.SKELETONS")
+    parser.add_argument(
+        "--config-file", metavar="F", help="a YAML file with the skeleton in DATASETS.SKELETONS, or with IMPORTS"
+    )
+    add_import_argument(parser)
     return parser.parse_args(arguments)
 
 
-def find_skeleton(name: str, config_file: str | None) -> Skeleton:
+def find_skeleton(name: str, config_file: str | None, imports: Sequence[str] = ()) -> Skeleton:
     """The skeleton of that name, of the config or built in.
 
     Raises:
         SkeletonError: there is none.
     """
     skeletons = dict(BUILTIN_SKELETONS)
-    if config_file is not None:
-        for entry in load_config(config_file).DATASETS.SKELETONS:
-            skeleton = Skeleton.from_dict(entry)
-            skeletons[skeleton.name] = skeleton
+    for entry in load_config(config_file, imports=imports).DATASETS.SKELETONS:
+        skeleton = Skeleton.from_dict(entry)
+        skeletons[skeleton.name] = skeleton
     if name not in skeletons:
         hint = "" if config_file else " One of your own stands in a YAML file: give it by --config-file."
         raise SkeletonError(f"There is no skeleton {name!r}; known: {', '.join(skeletons)}.{hint}")
@@ -58,18 +62,16 @@ def find_skeleton(name: str, config_file: str | None) -> Skeleton:
 
 def main(arguments: argparse.Namespace) -> None:
     """Evaluates and prints."""
-    skeleton = find_skeleton(arguments.skeleton, arguments.config_file)
-    protocol: Protocol = "crowdpose" if arguments.crowdpose else "coco"
-    ground_truth = read_ground_truth(read_json(arguments.annotations), skeleton, protocol, name=arguments.annotations)
-    for note in ground_truth.notes():
-        print(f"note: {note}", file=sys.stderr)
+    skeleton = find_skeleton(arguments.skeleton, arguments.config_file, arguments.imports)
+    metric = find_metric(arguments.metric, "--metric")
+    annotations = read_annotations(arguments.annotations, None, skeleton).require_sound()
     results = read_json(arguments.results)
-    metrics = evaluate_oks(ground_truth, results, skeleton, protocol, detections_name=arguments.results)
+    metrics = metric(annotations, read_detections(results, annotations, arguments.results))
     print(
         format_metrics(
             metrics,
-            f"{arguments.results}: {len(results)} results, {len(ground_truth.image_numbers)} images, "
-            f"{len(ground_truth.annotations)} persons, protocol of {protocol}, in percent:",
+            f"{arguments.results}: {len(results)} results, {len(annotations.image_ids)} images, "
+            f"{len(annotations.ids)} persons, metric {arguments.metric}, in percent:",
         )
     )
 

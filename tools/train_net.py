@@ -6,6 +6,7 @@
     python tools/train_net.py --config-file F --resume
     python tools/train_net.py --config-file configs/ablations/table2a.yaml --row selective
     python tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS output/mine/model_final.pth
+    python tools/train_net.py --import my_project --config-file F
     torchrun --nproc-per-node 8 tools/train_net.py --config-file F
 
 Without a GPU, --num-gpus N starts N processes on the CPU. Every KEY VALUE is explained in docs/config.md.
@@ -17,7 +18,7 @@ import argparse
 from datetime import timedelta
 from typing import Any
 
-from querypose.config import add_row_argument
+from querypose.config import add_import_argument, add_row_argument
 from querypose.d2 import default_argument_parser
 from querypose.engine import PoseTrainer, add_timeout_argument, launch, report_user_errors, setup
 
@@ -36,6 +37,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 def run() -> None:
     """Reads the command line and starts the run's processes."""
     parser = default_argument_parser(epilog=__doc__)
+    add_import_argument(parser)
     add_row_argument(parser)
     add_timeout_argument(parser)
     args = parser.parse_args()

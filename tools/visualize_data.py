@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from querypose.config import load_config
+from querypose.config import add_import_argument, load_config
 from querypose.d2 import CfgNode
 from querypose.data import build_pipeline, register_custom_datasets
 from querypose.data.loading import Samples
@@ -35,6 +35,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", metavar="F", help="YAML file of the experiment (default: the defaults)")
+    add_import_argument(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the pictures")
     parser.add_argument("--num", type=int, default=12, metavar="N", help="number of images (default: 12)")
     parser.add_argument("--split", choices=("train", "test"), default="train", help="DATASETS.TRAIN or DATASETS.TEST")
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and draws."""
     options = parse_arguments(arguments)
     with report_user_errors("visualize_data.py"):
-        cfg = load_config(options.config_file, options.opts)
+        cfg = load_config(options.config_file, options.opts, options.imports)
         register_custom_datasets(cfg)
         visualize(cfg, options.split, options.num, options.seed, options.output)
 

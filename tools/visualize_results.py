@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from querypose.config import load_config
+from querypose.config import add_import_argument, load_config
 from querypose.d2 import MetadataCatalog
 from querypose.data import load_datasets, read_image, register_custom_datasets
 from querypose.engine import report_user_errors
@@ -46,6 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )  # fmt: skip
     parser.add_argument("--metrics", metavar="metrics.json", help="also draw the curves of this run")
     parser.add_argument("--config-file", metavar="F", help="a YAML file with the dataset in DATASETS.CUSTOM")
+    add_import_argument(parser)
     return parser.parse_args(arguments)
 
 
@@ -78,8 +79,7 @@ def draw_annotations(
 
 def main(arguments: argparse.Namespace) -> None:
     """Draws the pictures."""
-    if arguments.config_file is not None:
-        register_custom_datasets(load_config(arguments.config_file))
+    register_custom_datasets(load_config(arguments.config_file, imports=arguments.imports))
     skeleton = skeleton_of_datasets([arguments.dataset])
     records = load_datasets([arguments.dataset])
     results_of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)

@@ -7,6 +7,7 @@ the peak of its memory to be its own.
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
 import time
 from collections import defaultdict
@@ -31,13 +32,13 @@ from querypose.analysis.random_data import (
 )
 from querypose.config import ConfigError, load_config
 from querypose.d2 import META_ARCH_REGISTRY, CfgNode, EventStorage, seed_all_rng
-from querypose.data import register_custom_datasets, register_pose_dataset
+from querypose.data import read_annotations, register_custom_datasets, register_pose_dataset
 from querypose.engine import PoseTrainer
 from querypose.engine.predictor import PosePredictor
 from querypose.engine.progress import peak_memory
 from querypose.engine.setup import prepare_process
-from querypose.evaluation import evaluate_oks, read_ground_truth
-from querypose.skeleton import Skeleton, skeleton_of_datasets
+from querypose.evaluation import find_metric, read_detections
+from querypose.skeleton import skeleton_of_datasets
 
 NUM_RANDOM_BATCHES = 4
 NUM_RANDOM_FILES = 64
@@ -56,6 +57,7 @@ class Workload:
     Attributes:
         config_file: the experiment, None for the defaults.
         overrides: KEY VALUE pairs.
+        imports: modules to import first, as of --import.
         image_size: height and width of the random images, in pixels.
         persons: in every random image.
         batch_size: images of a step; None is 2 in training and 1 in inference.
@@ -66,6 +68,7 @@ class Workload:
 
     config_file: str | None
     overrides: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
     image_size: ImageSize = (800, 1066)
     persons: int = 4
     batch_size: int | None = None
@@ -80,7 +83,7 @@ class Workload:
             ConfigError: there is no such file, or it cannot be used.
         """
         try:
-            cfg = load_config(self.config_file, self.overrides)
+            cfg = load_config(self.config_file, self.overrides, self.imports)
         except FileNotFoundError as error:
             raise ConfigError(f"--config-file: {error}") from error
         register_custom_datasets(cfg)
@@ -255,21 +258,26 @@ class LoadingSubject(Subject):
 
 
 class EvaluationSubject(Subject):
-    """The figures of 5,000 images with 20 detections each, from annotations and results in memory."""
+    """The metrics of 5,000 images with 20 detections each, from annotations and results in memory."""
 
     images_per_step = EVALUATION_IMAGES
 
     def __init__(self, workload: Workload) -> None:
         cfg = workload.load()
         random = np.random.default_rng(0)
-        self._skeleton: Skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        self._coco = random_coco(random, EVALUATION_IMAGES, (480, 640), EVALUATION_PERSONS, self._skeleton)
-        self._detections = random_detections(random, self._coco, EVALUATION_DETECTIONS)
+        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        coco = random_coco(random, EVALUATION_IMAGES, (480, 640), EVALUATION_PERSONS, skeleton)
+        self._results = random_detections(random, coco, EVALUATION_DETECTIONS)
+        with tempfile.TemporaryDirectory() as folder:
+            json_file = Path(folder) / "annotations.json"
+            json_file.write_text(json.dumps(coco), encoding="utf-8")
+            self._annotations = read_annotations(json_file, None, skeleton)
+        self._metric = find_metric("coco", "the metric")
 
     def step(self) -> float:
         """One evaluation."""
         start = time.perf_counter()
-        evaluate_oks(read_ground_truth(self._coco, self._skeleton), self._detections, self._skeleton)
+        self._metric(self._annotations, read_detections(self._results, self._annotations))
         return time.perf_counter() - start
 
 

@@ -10,6 +10,7 @@ A key that detectron2 has too keeps detectron2's name and meaning; the default m
 
 from querypose.config import run as run
 from querypose.config import solver as solver
+from querypose.config.imports import add_import_argument, import_modules
 from querypose.config.keys import (
     KEYS,
     Allowed,
@@ -36,6 +37,7 @@ __all__ = [
     "ConfigError",
     "Key",
     "above",
+    "add_import_argument",
     "add_keys",
     "add_querypose_config",
     "add_row_argument",
@@ -44,6 +46,7 @@ __all__ = [
     "build_part",
     "flatten",
     "get_cfg",
+    "import_modules",
     "is_finite",
     "list_of_names",
     "load_config",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from querypose.d2 import CfgNode, Registry
@@ -104,11 +104,21 @@ def check_config(cfg: CfgNode) -> None:
     for key in KEYS.values():
         value = lookup(cfg, key.name)
         if value is None:  # which the merge takes for any key
-            raise ConfigError(f"{key.name} is None; allowed: type {type(key.default).__name__}. ({key.meaning})")
+            raise ConfigError(f"{key.name} is None; allowed: {kind_of(key.default)}. ({key.meaning})")
         if key.allowed is not None and (problem := key.allowed.problem(key.name, value)):
             raise ConfigError(f"{problem} ({key.meaning})")
     for check in _CHECKS:
         check(cfg)
+
+
+_KINDS: Mapping[type, str] = {
+    bool: "True or False", int: "an integer", float: "a number", str: "text", list: "a list", tuple: "a list",
+}  # fmt: skip
+
+
+def kind_of(default: Any) -> str:
+    """What the values of a key with this default are, in words."""
+    return _KINDS.get(type(default), type(default).__name__)
 
 
 def lookup(cfg: CfgNode, name: str) -> Any:
@@ -123,6 +133,15 @@ def lookup(cfg: CfgNode, name: str) -> Any:
             raise KeyError(name)
         node = node[part]
     return node
+
+
+def leaf_names(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys in a config."""
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaf_names(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def one_of(*values: Any) -> Allowed:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from querypose import d2
+from querypose.config.detectron2_keys import warn_of_unread_keys
+from querypose.config.imports import import_modules
 from querypose.config.keys import KEYS, ConfigError, check_config, lookup
-from querypose.config.merging import merge_file, merge_overrides
+from querypose.config.merging import evaluated, merge_mapping, merge_overrides, override_pairs, read_config_file
 from querypose.config.tables import read_table
 from querypose.d2 import CfgNode
 
@@ -34,13 +36,20 @@ def get_cfg() -> CfgNode:
 
 
 def load_config(
-    config_file: str | Path | None = None, overrides: Sequence[Any] = (), *, row: str | None = None
+    config_file: str | Path | None = None,
+    overrides: Sequence[Any] = (),
+    imports: Sequence[str] = (),
+    *,
+    row: str | None = None,
 ) -> CfgNode:
     """Reads an experiment: defaults, then `config_file` with its `_BASE_`, then KEY VALUE `overrides`.
+
+    The modules of `imports` and of IMPORTS are imported before, so that the keys that they add are known.
 
     Args:
         config_file: a YAML file, or None for the defaults.
         overrides: `["SOLVER.MAX_ITER", "100", …]`, as they stand on the command line.
+        imports: names or paths of modules, as of --import; IMPORTS of the result has them too.
         row: name of a row where `config_file` is a table of ablations (see `config.tables`).
 
     Returns:
@@ -48,22 +57,34 @@ def load_config(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ConfigError: a key is unknown, a value has the wrong type or is not allowed.
+        ConfigError: a module cannot be imported, a key is unknown, a value has the wrong type or is not allowed.
     """
-    cfg = get_cfg()
+    content: dict[str, Any] = {}
+    of_row: list[Any] = []
     if config_file is not None:
         if not Path(config_file).is_file():
             raise FileNotFoundError(f"There is no config file {str(config_file)!r}.")
         if (table := read_table(config_file)) is not None:
-            config_file, overrides = table.base, [*table.row(row).overrides, *overrides]
+            config_file, of_row = table.base, table.row(row).overrides
         elif row is not None:
             raise ConfigError(f"--row {row}: {config_file} is a config, not a table of ablations with `rows`.")
-        merge_file(cfg, str(config_file))
-    merge_overrides(cfg, overrides)
+        content = read_config_file(config_file)
+    own = evaluated(dict(override_pairs([*of_row, *overrides])).get("IMPORTS", content.get("IMPORTS", [])))
+    if not isinstance(own, list | tuple) or not all(isinstance(name, str) for name in own):
+        raise ConfigError(f"IMPORTS is {own!r}; allowed: a list of names or paths of modules.")
+    modules = list(dict.fromkeys([*imports, *own]))
+    import_modules(modules)
+
+    cfg = get_cfg()
+    left_out = merge_mapping(cfg, content, str(config_file))
+    left_out += merge_overrides(cfg, of_row, f"row {row}")
+    left_out += merge_overrides(cfg, overrides)
+    cfg.IMPORTS = modules
     _resolve(cfg)
     if (version := d2.get_cfg().VERSION) != cfg.VERSION:
         raise ConfigError(f"VERSION is {cfg.VERSION!r}; allowed: {version}, that of this config's keys.")
     check_config(cfg)
+    warn_of_unread_keys(cfg, left_out)
     return cfg
 
 

@@ -1,120 +1,206 @@
-"""How a YAML file and the command line go into a config; errors in the words of the user."""
+"""How YAML files and the command line go into a config; what does not fit is refused in the words of the user."""
 
 from __future__ import annotations
 
+import ast
 import difflib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from querypose.config.keys import ConfigError, lookup
+from querypose.config.detectron2_keys import is_key_of_detectron2
+from querypose.config.keys import KEYS, ConfigError, kind_of, leaf_names
 from querypose.d2 import CfgNode
 
-_TYPE_MISMATCH = re.compile(  # as yacs words it
-    r"Type mismatch \(<class '(?P<old_type>.*?)'> vs. <class '(?P<new_type>.*?)'>\) "
-    r"with values \(.* vs. (?P<new>.*)\) for config key: (?P<key>\S+)",
-    re.DOTALL,
-)
-_INTEGER = re.compile(r"[+-]?\d+")
-_NO_MAPPING = "it must hold a mapping of keys, not a list or a single value."
+_MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
-def merge_file(cfg: CfgNode, config_file: str) -> None:
-    """Merges a YAML file, and those that it names as its `_BASE_`, into `cfg`.
+def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The content of a YAML file, laid over that of the file, or the files, which its `_BASE_` names.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown, or a value has the wrong type.
+        ConfigError: the file, or one of its bases, is missing or is not a mapping of keys.
+    """
+    path = Path(path)
+    if path.resolve() in _children:
+        raise ConfigError(f"{path}: its _BASE_ leads back to itself.")
+    content = read_yaml(path)
+    bases = content.pop("_BASE_", [])
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str) or "\0" in base:
+            raise ConfigError(f"{path}: its _BASE_ is {base!r}; allowed: the name of a file, or a list of names.")
+        base_path = path.parent / Path(base).expanduser()
+        if not base_path.is_file():
+            raise ConfigError(f"{path}: its _BASE_ {str(base_path)!r} does not exist.")
+        _lay_over(merged, read_config_file(base_path, (*_children, path.resolve())))
+    _lay_over(merged, content)
+    return merged
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The mapping in a YAML file.
+
+    Deviates: a key that stands twice in a section is refused; YAML's usual reader forgets the first one.
+
+    Raises:
+        ConfigError: the file is not YAML in UTF-8, is empty, or holds something else.
     """
     try:
-        loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)  # detectron2's default runs code
-        cfg.merge_from_other_cfg(CfgNode(_integers_to_floats(loaded, cfg)))
+        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise ConfigError(f"{path}{line}: this is not valid YAML ({error.problem}).") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{config_file} is not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: this is not valid YAML ({str(error).splitlines()[0]}).") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: it is not text in UTF-8.") from error
     except RecursionError as error:
-        raise ConfigError(f"{config_file} is nested without end, or its _BASE_ leads back to itself.") from error
-    except FileNotFoundError as error:
-        raise ConfigError(f"{config_file}: its _BASE_ {error.filename!r} does not exist.") from error
-    except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise ConfigError(f"{config_file}: {_explain(cfg, error)}") from error
+        raise ConfigError(f"{path}: its values are nested too deeply.") from error
+    except _DuplicateKeyError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: a value cannot be read ({error}).") from error
+    if content is None:
+        raise ConfigError(f"{path}: it is empty.")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: it must hold a mapping of keys, not a list or a single value.")
+    return content
 
 
-def merge_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
-    """Merges KEY VALUE pairs, as they stand on the command line, into `cfg`.
+def merge_mapping(cfg: CfgNode, content: Mapping[Any, Any], source: str) -> list[str]:
+    """Merges what a file holds into `cfg`.
+
+    Args:
+        cfg: receives the values.
+        content: nested as the file is.
+        source: the name of the file, which begins every message.
+
+    Returns:
+        names of detectron2's keys that `cfg` lacks, and that are left out for this.
 
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type.
     """
-    pairs: list[Any] = []
-    for index in range(0, len(overrides), 2):
-        name, *value = overrides[index : index + 2]
-        try:
-            default = lookup(cfg, name)
-        except KeyError as error:
-            raise ConfigError(f"command line {list(overrides)}: {_unknown_key(cfg, name)}") from error
-        if isinstance(default, float):
-            value = [f"{text}.0" if _INTEGER.fullmatch(str(text)) else text for text in value]
-        pairs += [name, *value]
-    try:
-        cfg.merge_from_list(pairs)
-    except RecursionError as error:
-        raise ConfigError("command line: a value is nested too deeply.") from error
-    except (KeyError, ValueError, TypeError, AttributeError, AssertionError, SyntaxError) as error:
-        raise ConfigError(f"command line {list(overrides)}: {_explain(cfg, error)}") from error
+    return _merge(cfg, content, source, root=cfg, prefix="")
 
 
-def _integers_to_floats(loaded: Any, cfg: CfgNode) -> dict[str, Any]:
-    """`loaded` with an integer made a float where the key of `cfg` is a float: `BASE_LR: 1` says what it means.
+def merge_overrides(cfg: CfgNode, overrides: Sequence[Any], source: str = "command line") -> list[str]:
+    """Merges KEY VALUE pairs, as they stand on the command line, into `cfg`; see `merge_mapping`."""
+    left_out: list[str] = []
+    for name, value in override_pairs(overrides):
+        content: Any = value
+        for part in reversed(name.split(".")):
+            content = {part: content}
+        left_out += merge_mapping(cfg, content, source)
+    return left_out
+
+
+def override_pairs(overrides: Sequence[Any]) -> list[tuple[str, Any]]:
+    """`["KEY", "VALUE", …]` as pairs.
 
     Raises:
-        TypeError: it is no mapping, or has a key that is not text.
+        ConfigError: the last one has no value, or the list is not made of keys and values.
     """
-    if not isinstance(loaded, dict):
-        raise TypeError(_NO_MAPPING)
-    converted = {}
-    for name, value in loaded.items():
-        if not isinstance(name, str):
-            raise TypeError(f"{name!r} is not the name of a key.")
-        default = cfg.get(name)
-        if isinstance(default, CfgNode) and isinstance(value, dict):
-            value = _integers_to_floats(value, default)
-        elif isinstance(default, float) and type(value) is int:
-            value = float(value)
-        converted[name] = value
-    return converted
+    for name in overrides[::2]:
+        if str(name).startswith("-"):
+            raise ConfigError(f"command line: {name!r} is not a key; options stand before the KEY VALUE pairs.")
+        if "=" in str(name):
+            raise ConfigError(f"command line: {name!r} is not a key; write KEY VALUE with a space between the two.")
+    if len(overrides) % 2:
+        raise ConfigError(f"command line: {overrides[-1]!r} has no value; give pairs of KEY VALUE.")
+    return [(str(name), value) for name, value in zip(overrides[::2], overrides[1::2], strict=True)]
 
 
-def _explain(cfg: CfgNode, error: Exception) -> str:
-    """The message of a failed merge in this project's words, with the nearest existing keys where one is unknown."""
-    message = str(error.args[0]) if error.args else str(error)
-    if found := _TYPE_MISMATCH.match(message):
-        expected = "a section of keys" if found["old_type"].endswith("CfgNode") else f"type {found['old_type']}"
-        return f"{found['key']} is {found['new']} of type {found['new_type']}; allowed: {expected}."
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not text in UTF-8."
-    if "NoneType" in message:
-        return "it is empty."
-    if "is not iterable" in message:
-        return _NO_MAPPING
-    if isinstance(error, AttributeError):
-        return "its _BASE_ is not the name of a file."
-    if "Non-existent" not in message:
-        return message
-    return _unknown_key(cfg, message.rpartition(": ")[2].strip())
+def evaluated(value: Any) -> Any:
+    """The number, list, … that a text writes out, as `"[1, 2]"` on the command line; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
+
+
+class _DuplicateKeyError(ValueError):
+    """A key stands twice in one mapping."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A safe YAML loader that refuses a key which stands twice in a mapping."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # In what is composed, before merges ("<<") are resolved: a key may well replace one that is merged in.
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE_TAG:
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise _DuplicateKeyError(
+                    f"{key.value} stands in line {lines[key.value]} and again in line {line}; write it once, with all "
+                    "that belongs to it."
+                )
+            lines[key.value] = line
+        return node
+
+
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    for name, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(name), dict):
+            _lay_over(below[name], value)
+        else:
+            below[name] = value
+
+
+def _merge(node: CfgNode, content: Mapping[Any, Any], source: str, *, root: CfgNode, prefix: str) -> list[str]:
+    left_out: list[str] = []
+    for leaf, value in content.items():
+        name = f"{prefix}{leaf}"
+        if leaf not in node:
+            if not is_key_of_detectron2(name):
+                raise ConfigError(f"{source}: {_unknown_key(root, name)}")
+            left_out += [name]
+        elif isinstance(node[leaf], CfgNode):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{source}: {name} is {value!r}; allowed: a section of keys.")
+            left_out += _merge(node[leaf], value, source, root=root, prefix=f"{name}.")
+        else:
+            try:
+                node[leaf] = _converted(value, node[leaf])
+            except TypeError:
+                if isinstance(value, dict) and value:
+                    unknown = f"{name}.{next(iter(value))}"
+                    raise ConfigError(f"{source}: {_unknown_key(root, unknown)}") from None
+                meaning = f" ({KEYS[name].meaning})" if name in KEYS else ""
+                raise ConfigError(f"{source}: {name} is {value!r}; allowed: {kind_of(node[leaf])}.{meaning}") from None
+    return left_out
+
+
+def _converted(value: Any, default: Any) -> Any:
+    """`value` in the type of `default`, which None has too.
+
+    Raises:
+        TypeError: it cannot be.
+    """
+    read = evaluated(value)
+    if isinstance(default, str) and not isinstance(read, str):
+        read = value  # a folder may be called 1e5
+    if read is None or default is None or type(read) is type(default):
+        return read
+    if isinstance(default, float) and type(read) is int and abs(read) < 2**1000:
+        return float(read)
+    if isinstance(default, list | tuple) and isinstance(read, list | tuple):
+        return type(default)(read)
+    raise TypeError
 
 
 def _unknown_key(cfg: CfgNode, unknown: str) -> str:
-    names = list(_leaf_names(cfg))
+    names = list(leaf_names(cfg))
     near = difflib.get_close_matches(unknown, names, n=3, cutoff=0.5)
     near += [name for name in names if name.rpartition(".")[2] == unknown.rpartition(".")[2] and name not in near]
     hint = f" Did you mean {' or '.join(near[:3])}?" if near else ""
     return f"there is no key {unknown}.{hint} All keys are listed in docs/config.md."
-
-
-def _leaf_names(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaf_names(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from querypose.config.keys import Allowed, ConfigError, Key, add_keys, at_least, between
+from querypose.config.keys import Allowed, ConfigError, Key, add_keys, at_least, between, list_of_names
 from querypose.d2 import CfgNode
 
 
@@ -14,6 +14,9 @@ def check_determinism(cfg: CfgNode) -> None:
 
 # fmt: off
 add_keys((
+    Key("IMPORTS", [],
+        "modules of your own to import first, with their models, keys, …: dotted names, .py files, folders of packages",
+        list_of_names()),
     Key("OUTPUT_DIR", "./output", "folder that receives config.yaml, log.txt, metrics.json, checkpoints, inference/",
         Allowed("a name, not empty", lambda value: value != "" and "\0" not in value)),
     Key("SEED", -1, "seed of everything random; -1 draws one and logs it", between(-1, 2**32 - 1)),

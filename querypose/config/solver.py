@@ -1,4 +1,4 @@
-"""Keys of the optimizer, its schedule and the training step, and which of their values go together."""
+"""Keys of the optimizer, its schedule and the training step."""
 
 from __future__ import annotations
 

@@ -21,9 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from querypose.config.keys import ConfigError
+from querypose.config.merging import read_yaml
 
 _NAME = re.compile(r"[\w.+-]+")
 
@@ -85,11 +84,8 @@ def read_table(file: str | Path) -> Table | None:
         ConfigError: says which row is wrong, and how.
     """
     path = Path(file)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        return None  # whoever reads it as a config says what is wrong
-    if not isinstance(content, Mapping) or "rows" not in content:
+    content = read_yaml(path)
+    if "rows" not in content:
         return None
     _check_keys(f"{path}:", content, required={"title", "base", "rows"}, optional=set())
     base = path.parent / str(content["base"])

@@ -370,9 +370,9 @@ class _Reader:
         elif area is not None and not (_number_or_nan(area) >= 0):
             what, remedy = f"'area' of {id} is {_short(area)}", "allowed: a finite number >= 0, or no 'area' at all"
             self.error("area that is no area", id, what, remedy)
-        elif count is not None and not (is_integer(count) and 0 <= count <= self.skeleton.num_keypoints):
+        elif count is not None and not (is_integer(count) and 0 <= count < 2**31):
             what = f"'num_keypoints' of {id} is {_short(count)}"
-            remedy = f"allowed: an integer from 0 to {self.skeleton.num_keypoints}, or no 'num_keypoints' at all"
+            remedy = "allowed: an integer >= 0, or no 'num_keypoints' at all"
             self.error("num_keypoints that is no such number", id, what, remedy)
         else:
             return True
@@ -494,8 +494,8 @@ class _Reader:
         corners[:, 2:] += corners[:, :2]
         sizes_whwh = np.tile(file.sizes_hw[file.image_indices, ::-1], 2)
         file.boxes_xyxy = np.clip(corners, 0, sizes_whwh)
-        is_empty = (file.boxes_xyxy[:, 2:] <= file.boxes_xyxy[:, :2]).any(axis=1)
-        file.is_usable = ~is_empty
+        is_empty = np.asarray((file.boxes_xyxy[:, 2:] <= file.boxes_xyxy[:, :2]).any(axis=1))
+        file.is_usable = np.logical_not(is_empty)
         is_clipped = (file.boxes_xyxy != corners).any(axis=1) & ~is_empty
         for is_wrong, kind, what, remedy in (
             (is_clipped, "box outside the image", "reaches outside", "it is clipped"),

@@ -1,4 +1,4 @@
-"""Keys of datasets, their loading and their augmentation, and which of their values go together."""
+"""Keys of datasets, their loading and their augmentation."""
 
 from __future__ import annotations
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from querypose.d2 import CfgNode, MetadataCatalog, comm
-from querypose.data import DatasetError
+from querypose.d2 import CfgNode, comm
+from querypose.data import DatasetError, dataset_annotations
 from querypose.data.image_checks import CHECKS, ImageDepth
 from querypose.data.problems import Problem, errors_of, summarize
 from querypose.data.validation import SHARED_IMAGES, check_datasets
-from querypose.evaluation import EvaluationError, read_ground_truth, read_json
+from querypose.evaluation import EvaluationError, metrics_of_dataset, require_usable
 from querypose.skeleton import skeleton_of_datasets
 
 
@@ -18,31 +18,38 @@ def validate_datasets(
     train: Sequence[str],
     test: Sequence[str],
     depth: ImageDepth,
+    metrics: Sequence[str] = (),
     *,
     num_threads: int | None = None,
     show_progress: bool = False,
 ) -> list[Problem]:
-    """As `querypose.data.validation.check_datasets`, and whether the annotations of `test` can be evaluated."""
+    """As `querypose.data.validation.check_datasets`, and whether `test` can be evaluated.
+
+    Args:
+        train: names of registered datasets.
+        test: the same.
+        depth: how closely to look at the images.
+        metrics: names of metrics besides those of the datasets themselves.
+        num_threads: see `map_in_threads`.
+        show_progress: draw bars on stderr.
+
+    Raises:
+        SkeletonError, DatasetError: see `check_datasets`.
+        EvaluationError: a metric is not registered.
+    """
     problems = check_datasets(train, test, depth, num_threads=num_threads, show_progress=show_progress)
-    broken = {problem.file for problem in errors_of(problems)}
-    for name in test:
-        json_file = str(MetadataCatalog.get(name).json_file)
-        if json_file not in broken and (problem := _check_evaluation(name, json_file)) is not None:
-            problems.append(problem)
+    for name in dict.fromkeys(test):
+        annotations = dataset_annotations(name)
+        for task, metric in metrics_of_dataset(name, metrics).items():
+            if errors_of(annotations.problems):
+                continue
+            try:
+                require_usable(annotations, [metric])
+            except EvaluationError as error:
+                kind = f"cannot be evaluated by the metric {getattr(metric, '__name__', task)!r}"
+                remedy = error.remedy or "correct the json, or choose another metric"
+                problems.append(Problem("error", kind, annotations.path, "", error.what.removesuffix("."), remedy))
     return problems
-
-
-def _check_evaluation(name: str, json_file: str) -> Problem | None:
-    metadata = MetadataCatalog.get(name)
-    try:
-        content = read_json(json_file)
-        if "annotations" in content:  # the figures of a split without them come from its server
-            read_ground_truth(content, metadata.skeleton, metadata.evaluator_type, name=json_file)
-    except EvaluationError as error:
-        what, _, remedy = str(error).removesuffix(".").rpartition("; ")
-        kind = f"cannot be evaluated by the protocol {metadata.evaluator_type!r}"
-        return Problem("error", kind, json_file, "", what or remedy, remedy if what else "correct the json")
-    return None
 
 
 def require_sound_datasets(cfg: CfgNode) -> None:
@@ -67,7 +74,10 @@ def require_sound_datasets(cfg: CfgNode) -> None:
 def _errors_and_warnings(cfg: CfgNode, depth: ImageDepth) -> str:
     """The message for errors, "" where there are none; logs the warnings."""
     train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
-    problems = validate_datasets(train, test, depth)
+    try:
+        problems = validate_datasets(train, test, depth, cfg.TEST.METRICS)
+    except (DatasetError, EvaluationError) as error:
+        return str(error)  # raised by every process, none of which waits for this one
     shared = [problem for problem in problems if problem.kind == SHARED_IMAGES]
     if shared:
         logging.getLogger(__name__).warning("%s", "\n".join(summarize(shared, num_examples=1)))

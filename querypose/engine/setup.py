@@ -40,7 +40,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
         SkeletonError, DatasetError: DATASETS.SKELETONS or DATASETS.CUSTOM cannot be used.
     """
     try:
-        cfg = load_config(args.config_file or None, args.opts, row=getattr(args, "row", None))
+        cfg = load_config(
+            args.config_file or None, args.opts, getattr(args, "imports", ()), row=getattr(args, "row", None)
+        )
     except FileNotFoundError as error:
         raise ConfigError(f"--config-file: {error}") from error
     register_custom_datasets(cfg)

@@ -1,40 +1,47 @@
-"""OKS evaluation by the protocols of COCO and CrowdPose."""
+"""Evaluation: collects poses, finishes them, and scores them by registered metrics."""
 
 from querypose.evaluation import config as config
-from querypose.evaluation.evaluator import (
-    RESULTS_FILE,
-    PoseEvaluator,
-    build_pose_evaluator,
+from querypose.evaluation.detections import (
+    Detections,
+    EvaluationError,
+    Poses,
     dataset_category_ids,
-    inference_folder,
     instances_to_results,
+    read_detections,
     read_json,
     write_json,
 )
-from querypose.evaluation.ground_truth import (
-    EvaluationError,
-    GroundTruth,
-    Protocol,
-    read_detections,
-    read_ground_truth,
+from querypose.evaluation.evaluator import RESULTS_FILE, PoseEvaluator, inference_folder
+from querypose.evaluation.finishing import FINISHING_REGISTRY, FinishingStep
+from querypose.evaluation.metrics import (
+    METRIC_REGISTRY,
+    Metric,
+    find_metric,
+    format_metrics,
+    metrics_of_dataset,
+    require_usable,
 )
-from querypose.evaluation.oks import METRICS, evaluate_oks, format_metrics
+from querypose.evaluation.oks import METRICS
 
 __all__ = [
+    "FINISHING_REGISTRY",
     "METRICS",
+    "METRIC_REGISTRY",
     "RESULTS_FILE",
+    "Detections",
     "EvaluationError",
-    "GroundTruth",
+    "FinishingStep",
+    "Metric",
     "PoseEvaluator",
-    "Protocol",
-    "build_pose_evaluator",
+    "Poses",
     "dataset_category_ids",
-    "evaluate_oks",
+    "find_metric",
     "format_metrics",
     "inference_folder",
     "instances_to_results",
+    "metrics_of_dataset",
     "read_detections",
-    "read_ground_truth",
     "read_json",
+    "require_usable",
     "write_json",
 ]

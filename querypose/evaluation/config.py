@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from querypose.config import ConfigError, Key, add_keys, at_least, between, registered
+from querypose.config import ConfigError, Key, add_keys, at_least, between, list_of_names, part_list, registered
 from querypose.d2 import CfgNode
+from querypose.evaluation.finishing import FINISHING_REGISTRY
+from querypose.evaluation.oks import METRIC_REGISTRY
 from querypose.layers.precision import PRECISIONS
 
 
@@ -14,6 +16,24 @@ def check_expected_results(cfg: CfgNode) -> None:
             f"TEST.EXPECTED_RESULTS goes with one dataset, but DATASETS.TEST is {list(cfg.DATASETS.TEST)}; "
             "name one, or leave the expected results empty."
         )
+
+
+def check_evaluators(cfg: CfgNode) -> None:
+    """Refuses custom datasets whose metric is not registered."""
+    for entry in cfg.DATASETS.CUSTOM:
+        name = entry.get("evaluator", "coco")
+        if not isinstance(name, str) or name not in METRIC_REGISTRY:
+            known = ", ".join(known for known, _ in METRIC_REGISTRY)
+            raise ConfigError(
+                f"DATASETS.CUSTOM, entry {entry.get('name', '?')!r}: evaluator is {name!r}; registered metrics: "
+                f"{known}. A metric of your own needs its module in IMPORTS."
+            )
+
+
+def check_evaluation(cfg: CfgNode) -> None:
+    """Checks what goes together."""
+    check_expected_results(cfg)
+    check_evaluators(cfg)
 
 
 # fmt: off
@@ -28,6 +48,10 @@ add_keys((
     Key("TEST.COMPILE", False, "compile backbone and decoder stages for inference; pays where there are many images"),
     Key("TEST.BEST_METRIC", "keypoints/AP",
         "its best weights stay as model_best.pth; of several datasets the first one's; '' keeps none"),
+    Key("TEST.METRICS", [], "names of registered metrics besides the dataset's own; each is a task of the results",
+        list_of_names(METRIC_REGISTRY)),
+    Key("TEST.FINISHING", [], "steps for the poses of an image before its metrics, such as {name: oks_nms}",
+        part_list(FINISHING_REGISTRY, given=("skeleton",))),
     Key("TEST.EXPECTED_RESULTS", [], "[task, metric, value, tolerance] that the final evaluation must meet"),
-), check_expected_results)
+), check_evaluation)
 # fmt: on

@@ -1,12 +1,15 @@
 """Average precision and recall over object keypoint similarity (OKS), by the COCO and the CrowdPose protocol.
 
-The protocols are followed to the letter, so that figures can be compared with published ones: all images of the
-annotation file count, the 20 best detections of each, scores as the model gave them. faster-coco-eval does the
-computing; `tests/evaluation/test_oks.py` holds it to pycocotools.
+The protocols are followed to the letter, so that metrics can be compared with published ones: all images of the
+annotation file count, the 20 best detections of each, scores as the model gave them. faster-coco-eval matches and
+accumulates; `tests/evaluation/test_oks.py` holds it to pycocotools.
+
+Letters of shapes: D detections, G persons of the ground truth, K keypoints.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,129 +18,139 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
-from querypose.evaluation.ground_truth import (
-    EvaluationError,
-    GroundTruth,
-    Protocol,
-    read_detections,
-    read_ground_truth,
-)
-from querypose.skeleton import Skeleton
+from querypose.data.coco import PoseAnnotations
+from querypose.evaluation.detections import Detections, EvaluationError
+from querypose.evaluation.metrics import METRIC_REGISTRY
 
 MAX_DETECTIONS = 20
 
-# Names of the figures, in the order of a table.
-METRICS: Mapping[Protocol, tuple[str, ...]] = {
+# Names of the metrics of each protocol, in the order of a table; the first is the main one.
+METRICS: Mapping[str, tuple[str, ...]] = {
     "coco": ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"),
     "crowdpose": ("AP", "AP50", "AP75", "APE", "APM", "APH", "AR", "AR50", "AR75"),
 }
-_CROWD_METRICS = {"easy": "APE", "medium": "APM", "hard": "APH"}
+
+# A person's area where a file has only the box: what CrowdPose's own evaluation takes, for every person; under the
+# COCO protocol it stands in for an `area` that an annotation lacks.
+AREA_OF_BOX = 0.53
+
+# CrowdPose's paper splits easy, medium and hard at crowdIndex 0.1 and 0.8, its code (and every other one) at 0.2 and
+# 0.8; published metrics are those of the code.
+CROWD_INDEX_BOUNDS = (0.2, 0.8)
+
+_CATEGORY = 1
 
 
-def evaluate_oks(
-    ground_truth: Mapping[str, Any] | GroundTruth,
-    detections: Sequence[Mapping[str, Any]],
-    skeleton: Skeleton,
-    protocol: Protocol = "coco",
-    *,
-    detections_name: str = "the results",
-) -> dict[str, float]:
-    """The figures of a keypoint benchmark.
+@METRIC_REGISTRY.register()
+def coco(annotations: PoseAnnotations, detections: Detections) -> dict[str, float]:
+    """AP and AR of the COCO keypoints benchmark, in percent; NaN where there is nobody to find."""
+    has_no_area = np.isnan(annotations.areas)
+    if has_no_area.any() and len(detections.poses):
+        logging.getLogger(__name__).warning(
+            "%d of %d persons of %s have no 'area'; %s of the area of the box stands in for it.",
+            np.count_nonzero(has_no_area), len(has_no_area), annotations.path, AREA_OF_BOX,
+        )  # fmt: skip
+    areas_G = np.where(has_no_area, AREA_OF_BOX * annotations.boxes_xywh[:, 2:].prod(axis=1), annotations.areas)
+    evaluation = _OksEvaluation(annotations, detections, areas_G)
+    return evaluation.metrics(METRICS["coco"], range(len(annotations.image_ids)))
 
-    Under "crowdpose" a person's area is 0.53 of its box, and APE, APM, APH are AP over the images of easy, medium and
-    hard `crowdIndex`. Deviates: the CrowdPose code rounds those three to 0.01 %; here they are not rounded.
 
-    Args:
-        ground_truth: content of a COCO keypoints file, or what `read_ground_truth` made of it.
-        detections: results in the COCO keypoints format, in the coordinates of the file. None at all is an AP of 0.
-        skeleton: gives K and the OKS sigmas.
-        protocol: "coco" or "crowdpose".
-        detections_name: what error messages call `detections`.
+@METRIC_REGISTRY.register()
+def crowdpose(annotations: PoseAnnotations, detections: Detections) -> dict[str, float]:
+    """AP and AR of CrowdPose in percent, NaN where there is nobody to find.
 
-    Returns:
-        the figures named in `METRICS`, in percent; NaN where there is nobody to find.
+    A person's area is 0.53 of its box; APE, APM, APH are AP over the images of easy, medium and hard `crowdIndex`.
+    Deviates: the CrowdPose code rounds those three to 0.01 %; here they are not rounded.
 
     Raises:
-        EvaluationError: see `read_ground_truth` and `read_detections`.
+        EvaluationError: an image has no `crowdIndex`.
     """
-    if not isinstance(ground_truth, GroundTruth):
-        ground_truth = read_ground_truth(ground_truth, skeleton, protocol)
-    if ground_truth.num_keypoints != skeleton.num_keypoints or bool(ground_truth.splits) != (protocol == "crowdpose"):
-        raise EvaluationError(f"{ground_truth.name} was read for another skeleton or protocol.")
-    evaluation = _OksEvaluation(
-        ground_truth,
-        read_detections(detections, ground_truth, detections_name),
-        np.asarray(skeleton.sigmas, dtype=np.float64),
-    )
-    evaluation.run_on(list(ground_truth.image_numbers.values()))
-    figures = {
-        "AP": evaluation.average("precision"),
-        "AP50": evaluation.average("precision", threshold=0.5),
-        "AP75": evaluation.average("precision", threshold=0.75),
-        "APm": evaluation.average("precision", area="medium"),
-        "APl": evaluation.average("precision", area="large"),
-        "AR": evaluation.average("recall"),
-        "AR50": evaluation.average("recall", threshold=0.5),
-        "AR75": evaluation.average("recall", threshold=0.75),
-        "ARm": evaluation.average("recall", area="medium"),
-        "ARl": evaluation.average("recall", area="large"),
-    }
-    for split, images in ground_truth.splits.items():
-        evaluation.run_on(images)
-        figures[_CROWD_METRICS[split]] = evaluation.average("precision")
-    return {name: figures[name] for name in METRICS[protocol]}
+    crowd_indices = annotations.crowd_indices
+    for index in np.flatnonzero(np.isnan(crowd_indices))[:1].tolist():
+        raise EvaluationError(
+            f"{annotations.path}: image {annotations.image_ids[index]} has no crowdIndex, and the CrowdPose protocol "
+            "splits images by that number",
+            "give each image one, or evaluate the file by the COCO protocol",
+        )
+    evaluation = _OksEvaluation(annotations, detections, AREA_OF_BOX * annotations.boxes_xywh[:, 2:].prod(axis=1))
+    metrics = evaluation.metrics(METRICS["coco"], range(len(annotations.image_ids)))
+    split_of_image = np.digitize(crowd_indices, CROWD_INDEX_BOUNDS)
+    for split, name in enumerate(("APE", "APM", "APH")):
+        metrics |= {name: evaluation.metrics(("AP",), np.flatnonzero(split_of_image == split).tolist())["AP"]}
+    return {name: metrics[name] for name in METRICS["crowdpose"]}
 
 
-def format_metrics(metrics: Mapping[str, float], title: str = "") -> str:
-    """A table of figures in percent for logs and terminals: one line of names, one of values."""
-    values = {name: "-" if math.isnan(value) else f"{value:.2f}" for name, value in metrics.items()}
-    widths = {name: max(len(name), len(value), 5) for name, value in values.items()}
-    rows = [
-        " | ".join(name.center(widths[name]) for name in values),
-        "-+-".join("-" * widths[name] for name in values),
-        " | ".join(value.rjust(widths[name]) for name, value in values.items()),
-    ]
-    return "\n".join(([title] if title else []) + [f" {row}" for row in rows])
+def similarity_of_poses(
+    squared_distances: NDArray[np.float64], areas: NDArray[np.float64], sigmas_K: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """exp(-d² / (2 area (2 sigma)²)) of every keypoint.
 
-
-def _silent(*_: object) -> None:
-    """Takes the lines that the library prints; the table is written by `format_metrics`."""
+    Args:
+        squared_distances: d² in pixels (…, K).
+        areas: of what is compared, in pixels (…).
+        sigmas_K: of the skeleton.
+    """
+    # The spacing is COCO's; it keeps an area of 0 from being a division by it.
+    return np.exp(-squared_distances / (2 * sigmas_K) ** 2 / (areas[..., None] + np.spacing(1)) / 2)
 
 
 class _OksEvaluation(COCOeval_faster):
-    """An evaluation that can be run on one set of images after another and computes every OKS once."""
+    """An evaluation that can be run on one set of images after another and computes every OKS once.
 
-    def __init__(
-        self, ground_truth: GroundTruth, detections: Sequence[dict[str, Any]], sigmas_K: NDArray[np.float64]
-    ) -> None:
+    The library gets numbers in place of ids, and from 1: it takes an annotation of id 0 for "no match".
+    """
+
+    def __init__(self, annotations: PoseAnnotations, detections: Detections, areas_G: NDArray[np.float64]) -> None:
+        self._annotations = annotations
+        self._detections = detections
+        self._areas_G = areas_G
+        self._sigmas_K = np.asarray(annotations.skeleton.sigmas, dtype=np.float64)
+        self._known_oks: dict[int, Any] = {}
+        num_images = len(annotations.image_ids)
+        persons = zip(
+            annotations.image_indices.tolist(), areas_G.tolist(), annotations.is_crowd.tolist(),
+            annotations.num_keypoints.tolist(), strict=True,
+        )  # fmt: skip
+        poses = detections.poses
+        found = zip(detections.image_indices.tolist(), poses.areas.tolist(), poses.scores.tolist(), strict=True)
         super().__init__(
-            _coco(ground_truth, ground_truth.annotations),
-            _coco(ground_truth, detections),
+            _coco(
+                num_images,
+                [
+                    {"image_id": image + 1, "area": area, "iscrowd": int(is_crowd), "num_keypoints": count}
+                    for image, area, is_crowd, count in persons
+                ],
+            ),
+            _coco(
+                num_images,
+                [{"image_id": image + 1, "area": area, "score": score, "iscrowd": 0} for image, area, score in found],
+            ),
             "keypoints",
-            kpt_oks_sigmas=list(sigmas_K),
+            kpt_oks_sigmas=list(self._sigmas_K),
             print_function=_silent,
         )
-        self.params.catIds = sorted(ground_truth.category_numbers.values())
+        self.params.catIds = [_CATEGORY]
         self.params.maxDets = [MAX_DETECTIONS]
-        self._known_oks: dict[tuple[int, int], Any] = {}
 
-    def run_on(self, images: Sequence[int]) -> None:
-        """Evaluates on these images; the library itself leaves the last set that it ran on in its parameters."""
-        if not images or not self.params.catIds:
+    def metrics(self, names: Sequence[str], images: Sequence[int]) -> dict[str, float]:
+        """Those of the COCO protocol that are named, on these images."""
+        if images:
+            self.params.imgIds = [image + 1 for image in images]
+            self.evaluate()
+            self.accumulate()
+        else:
             self.eval = {"precision": np.full((1, 1, 1, 3, 1), -1.0), "recall": np.full((1, 1, 3, 1), -1.0)}
-            return
-        self.params.imgIds = list(images)
-        self.evaluate()
-        self.accumulate()
+        areas = {"m": "medium", "l": "large"}
+        return {
+            name: self._average(
+                "precision" if name.startswith("AP") else "recall",
+                threshold=float(name[2:]) / 100 if name[2:].isdigit() else None,
+                area=areas.get(name[2:], "all"),
+            )
+            for name in names
+        }
 
-    def computeOks(self, image: int, category: int) -> Any:  # the library's name
-        """OKS (D, G) of an image's detections, best first, and persons; computed the first time it is asked for."""
-        key = (int(image), int(category))
-        if key not in self._known_oks:
-            self._known_oks[key] = super().computeOks(image, category)
-        return self._known_oks[key]
-
-    def average(self, what: str, *, threshold: float | None = None, area: str = "all") -> float:
+    def _average(self, what: str, *, threshold: float | None, area: str) -> float:
         """Mean of `precision` or `recall` in percent, at one OKS threshold or over all, NaN where it is undefined."""
         values = self.eval[what][..., self.params.areaRngLbl.index(area), 0]
         if threshold is not None and len(values) > 1:
@@ -145,15 +158,50 @@ class _OksEvaluation(COCOeval_faster):
         defined = values[values > -1]
         return 100.0 * float(np.mean(defined)) if defined.size else math.nan
 
+    def computeOks(self, image: int, category: int) -> Any:  # the library's name
+        """OKS (D, G) of an image's detections, best first, and persons; computed the first time it is asked for."""
+        index = int(image) - 1
+        if index not in self._known_oks:
+            self._known_oks[index] = self._oks_of_image(index)
+        return self._known_oks[index]
 
-def _coco(ground_truth: GroundTruth, annotations: Sequence[dict[str, Any]]) -> COCO:
-    """The library's index over annotations or detections."""
+    def _oks_of_image(self, index: int) -> Any:
+        place = self._annotations.of_image(index)
+        poses = self._detections.of_image(index)
+        keypoints_GK3, boxes_G4 = self._annotations.keypoints[place], self._annotations.boxes_xywh[place]
+        if not len(keypoints_GK3) or not len(poses):
+            return []
+        # The order in which the library sorts them: equal scores stay in the order of the results.
+        best_first = np.argsort(-poses.scores, kind="mergesort")[:MAX_DETECTIONS]
+        found_D1K2 = poses.keypoints[best_first, None, :, :2]
+        is_labeled_GK = keypoints_GK3[..., 2] > 0
+        distances_DGK2 = found_D1K2 - keypoints_GK3[..., :2]
+        # Persons without a labeled keypoint are ignored, together with what is found near them: within their box,
+        # enlarged by its own size on every side, the distance is 0.
+        is_unlabeled_G = np.logical_not(is_labeled_GK.any(axis=1))
+        if is_unlabeled_G.any():
+            low_G12, size_G12 = boxes_G4[:, None, :2], boxes_G4[:, None, 2:]
+            beyond_DGK2 = np.maximum(0, low_G12 - size_G12 - found_D1K2)
+            beyond_DGK2 += np.maximum(0, found_D1K2 - low_G12 - 2 * size_G12)
+            distances_DGK2 = np.where(is_unlabeled_G[:, None, None], beyond_DGK2, distances_DGK2)
+        is_counted_GK = is_labeled_GK | is_unlabeled_G[:, None]
+        similarity_DGK = similarity_of_poses((distances_DGK2**2).sum(axis=-1), self._areas_G[place], self._sigmas_K)
+        return (similarity_DGK * is_counted_GK).sum(axis=-1) / is_counted_GK.sum(axis=-1)
+
+
+def _coco(num_images: int, annotations: Sequence[dict[str, Any]]) -> COCO:
+    """The library's index over annotations or detections, numbered from 1."""
     coco = COCO(print_function=_silent)
     coco.dataset = {
-        "images": [{"id": number} for number in ground_truth.image_numbers.values()],
-        "categories": [{"id": number} for number in ground_truth.category_numbers.values()],
-        # Fresh dicts: the library writes marks of its own into them.
-        "annotations": [dict(annotation) for annotation in annotations],
+        "images": [{"id": number} for number in range(1, num_images + 1)],
+        "categories": [{"id": _CATEGORY}],
+        "annotations": [
+            {"id": number, "category_id": _CATEGORY, **annotation} for number, annotation in enumerate(annotations, 1)
+        ],
     }
     coco.createIndex()
     return coco
+
+
+def _silent(*_: object) -> None:
+    """Takes the lines that the library prints; the table is written by `format_metrics`."""

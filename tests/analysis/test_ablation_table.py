@@ -51,7 +51,7 @@ def test_files_that_are_no_ablation(folder: Path) -> None:
     with pytest.raises(ConfigError, match="no file"):
         read_ablation([folder / "nowhere.yaml"])
     (folder / "other").mkdir()
-    (folder / "other" / "none.yaml").write_text("")
+    (folder / "other" / "none.yaml").write_text("SEED: 1")
     with pytest.raises(ConfigError, match="none is there twice"):
         read_ablation([folder / "none.yaml", folder / "other" / "none.yaml"])
 

@@ -20,8 +20,8 @@ from querypose.analysis.benchmark_subjects import (
 )
 from querypose.analysis.part_meter import REST, PartMeter
 from querypose.analysis.random_data import random_batch, random_coco, random_detections
-from querypose.evaluation import evaluate_oks
 from querypose.skeleton import COCO_SKELETON
+from tests.evaluation.generated import evaluate
 from tests.scripts import load_script
 from tests.tiny import TINY_MODEL
 
@@ -124,7 +124,7 @@ def test_random_data_is_well_formed() -> None:
     coco = random_coco(random, 4, (480, 640), 2, COCO_SKELETON)
     detections = random_detections(random, coco, 5)
     assert len(detections) == 20
-    metrics = evaluate_oks(coco, detections, COCO_SKELETON)
+    metrics = evaluate(coco, detections, COCO_SKELETON)
     assert 0 < metrics["AP"] < 100
 
 

@@ -196,7 +196,7 @@ BROKEN_FILES: dict[str, tuple[Any, str]] = {
     "area a text": (_annotation(area="12"), "'area' of annotation 1 is '12'; allowed: a finite number >= 0"),
     "area NaN": (_annotation(area=float("nan")), "'area' of annotation 1 is nan"),
     "area -1": (_annotation(area=-1), "'area' of annotation 1 is -1"),
-    "num_keypoints": (_annotation(num_keypoints=4), "'num_keypoints' of annotation 1 is 4; allowed: .* from 0 to 3"),
+    "num_keypoints": (_annotation(num_keypoints=-1), "'num_keypoints' of annotation 1 is -1; allowed: an integer >= 0"),
     "infinite box": (_annotation(bbox=[0, 0, float("inf"), 3]), "'bbox' of annotation 1 .*not finite"),
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from querypose.data import (
 )
 from querypose.data import datasets as datasets_module
 from querypose.skeleton import COCO_SKELETON, CROWDPOSE_SKELETON, SkeletonError, skeleton_of_datasets
-from tests.data.toy_dataset import TOY_SKELETON, toy_annotation, toy_document, write_dataset
+from tests.data.toy_dataset import TOY_SKELETON, count_reads, toy_annotation, toy_document, write_dataset
 
 LAYOUT = {
     "keypoints_coco_2017_train": ("coco/annotations/person_keypoints_train2017.json", "coco/train2017", "coco"),
@@ -82,9 +82,7 @@ def test_registering_again_replaces(datasets_root: Path) -> None:
 def test_json_is_read_once_and_again_only_after_it_has_changed(
     datasets_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, engine_logs: None
 ) -> None:
-    reads = []
-    read = datasets_module.read_annotations
-    monkeypatch.setattr(datasets_module, "read_annotations", lambda *args: reads.append(args[0]) or read(*args))
+    reads = count_reads(monkeypatch)
     json_file, images = write_dataset(datasets_root, toy_document(annotations=[toy_annotation(bbox=[-5, 5, 20, 9])]))
     register_pose_dataset("toy", json_file, images, TOY_SKELETON)
     with caplog.at_level(logging.WARNING):

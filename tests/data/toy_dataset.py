@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from querypose.data import read_annotations
@@ -57,6 +58,20 @@ def write_dataset(folder: Path, document: Any) -> tuple[Path, Path]:
         pixels = generator.integers(0, 256, (entry["height"], entry["width"], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(images / entry["file_name"])
     return json_file, images
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The json files that are read from now on, in a list that grows."""
+    reads: list[str] = []
+    read_text = Path.read_text
+
+    def read_and_note(path: Path, *args: Any, **kwargs: Any) -> str:
+        if path.suffix == ".json":
+            reads.append(str(path))
+        return read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read_and_note)
+    return reads
 
 
 def read_records(json_file: Path, images: Path, skeleton: Skeleton = TOY_SKELETON) -> list[dict[str, Any]]:

@@ -7,10 +7,11 @@ import pytest
 
 from querypose.config import get_cfg
 from querypose.d2 import CfgNode
-from querypose.data import DatasetError, register_pose_dataset
+from querypose.data import DatasetError, load_datasets, register_pose_dataset
 from querypose.engine import PoseTrainer, require_sound_datasets
+from querypose.evaluation import PoseEvaluator
 from tests.data.conftest import datasets_root as datasets_root
-from tests.data.toy_dataset import TOY_SKELETON, toy_annotation, toy_document, write_dataset
+from tests.data.toy_dataset import TOY_SKELETON, count_reads, toy_annotation, toy_document, write_dataset
 
 
 def _cfg(root: Path, check: str, **changes: object) -> CfgNode:
@@ -43,6 +44,22 @@ def test_files_are_looked_at_by_key(datasets_root: Path) -> None:
         require_sound_datasets(cfg)
     cfg.DATASETS.CHECK = "off"
     require_sound_datasets(cfg)
+
+
+def test_each_json_is_read_once_for_check_training_and_evaluation(
+    datasets_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = _cfg(datasets_root, "files")
+    json_file, images = write_dataset(datasets_root / "val", toy_document())
+    register_pose_dataset("val", json_file, images, TOY_SKELETON)
+    cfg.DATASETS.TEST = ["val"]
+    reads = count_reads(monkeypatch)
+    require_sound_datasets(cfg)
+    assert load_datasets(cfg.DATASETS.TRAIN)
+    for _ in range(2):  # an evaluation while training, and another one
+        assert load_datasets(cfg.DATASETS.TEST)
+        PoseEvaluator(cfg, "val")
+    assert reads == [str(datasets_root / name / "toy.json") for name in ("toy", "val")]
 
 
 def test_images_that_are_in_both_splits_are_logged(datasets_root: Path, caplog: pytest.LogCaptureFixture) -> None:

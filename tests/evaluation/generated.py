@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from querypose.data import PoseAnnotations, read_annotations
+from querypose.evaluation import METRIC_REGISTRY, read_detections
 from querypose.skeleton import Skeleton
+
+
+def read(content: Any, skeleton: Skeleton) -> PoseAnnotations:
+    """The content of an annotation file, read as from a file `gt.json`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "gt.json"
+        path.write_text(json.dumps(content))
+        return read_annotations(path, None, skeleton).require_sound()
+
+
+def evaluate(content: Any, results: Any, skeleton: Skeleton, metric: str = "coco") -> dict[str, float]:
+    """A metric of results against the content of an annotation file."""
+    annotations = read(content, skeleton)
+    metrics: dict[str, float] = METRIC_REGISTRY.get(metric)(annotations, read_detections(results, annotations))
+    return metrics
 
 
 def generate(
@@ -25,7 +45,15 @@ def generate(
     results: list[dict[str, Any]] = []
     for index in range(num_images):
         image_id = int(7 * (num_images - index) + 3)  # neither from 1 nor in order
-        images.append({"id": image_id, "width": 640, "height": 480, "crowdIndex": float(random.uniform())})
+        images.append(
+            {
+                "id": image_id,
+                "file_name": f"{image_id}.jpg",
+                "width": 640,
+                "height": 480,
+                "crowdIndex": float(random.uniform()),
+            }
+        )
         persons = []
         for _ in range(random.integers(0, 6)):
             width, height = random.uniform(15, 260, 2)

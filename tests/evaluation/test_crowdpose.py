@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from querypose.config import load_config
-from querypose.evaluation import evaluate_oks
 from querypose.skeleton import CROWDPOSE_SKELETON
 from tests.evaluation.crowdpose_protocol import crowdpose_figures, object_keypoint_similarity
-from tests.evaluation.generated import damaged_results, generate, perfect_results
+from tests.evaluation.generated import damaged_results, evaluate, generate, perfect_results
 from tests.evaluation.test_oks import assert_same
 from tests.scripts import ROOT
 
@@ -21,7 +20,7 @@ CONFIGS = sorted((ROOT / "configs" / "crowdpose").glob("*.yaml"))
 
 
 def assert_equals_restatement(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
-    found = evaluate_oks(ground_truth, results, CROWDPOSE_SKELETON, "crowdpose")
+    found = evaluate(ground_truth, results, CROWDPOSE_SKELETON, "crowdpose")
     assert_same(found, crowdpose_figures(ground_truth, results, CROWDPOSE_SKELETON.sigmas), 1e-9)
     return found
 

@@ -56,7 +56,7 @@ def test_test_split_must_be_fit_for_its_evaluation(
     _register("toy", datasets_root, evaluator="crowdpose")
     assert tool.main(["DATASETS.TEST", "['toy']"]) == 1
     report = capsys.readouterr().out
-    assert "cannot be evaluated by the protocol 'crowdpose': 1" in report
+    assert "cannot be evaluated by the metric 'crowdpose': 1" in report
     assert "crowdIndex" in report
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from querypose.evaluation import evaluate_oks, format_metrics
+from querypose.evaluation import format_metrics
 from querypose.skeleton import COCO_SKELETON
-from tests.evaluation.generated import generate
+from tests.evaluation.generated import evaluate, generate
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/evaluate_results.py"
 
@@ -26,17 +26,11 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "gt.json", tmp_path / "res.json"
 
 
-@pytest.mark.parametrize("protocol", ["coco", "crowdpose"])
-def test_prints_the_table(files: tuple[Path, Path], protocol: str) -> None:
+@pytest.mark.parametrize("metric", ["coco", "crowdpose"])
+def test_prints_the_table(files: tuple[Path, Path], metric: str) -> None:
     annotations, results = files
-    flags = ["--crowdpose"] if protocol == "crowdpose" else []
-    done = run("--annotations", str(annotations), "--results", str(results), "--skeleton", "coco", *flags)
-    metrics = evaluate_oks(
-        json.loads(annotations.read_text()),
-        json.loads(results.read_text()),
-        COCO_SKELETON,
-        protocol,  # type: ignore[arg-type]  # one of the two
-    )
+    done = run("--annotations", str(annotations), "--results", str(results), "--skeleton", "coco", "--metric", metric)
+    metrics = evaluate(json.loads(annotations.read_text()), json.loads(results.read_text()), COCO_SKELETON, metric)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1:] == format_metrics(metrics).splitlines()
 
@@ -58,11 +52,14 @@ def test_user_errors_are_one_line(files: tuple[Path, Path], tmp_path: Path) -> N
     annotations, results = files
     done = run("--annotations", str(annotations), "--results", str(results), "--skeleton", "crowdpose")
     assert done.returncode == 2
-    assert "51 keypoint values" in done.stderr
+    assert "it must be 42 numbers" in done.stderr
     assert "Traceback" not in done.stderr
     done = run("--annotations", str(tmp_path / "none.json"), "--results", str(results), "--skeleton", "coco")
     assert done.returncode == 2
-    assert "There is no file" in done.stderr
+    assert "there is no annotation file" in done.stderr
+    done = run("--annotations", str(annotations), "--results", str(results), "--skeleton", "coco", "--metric", "pck")
+    assert done.returncode == 2
+    assert "--metric is 'pck', and the registered metrics are coco, crowdpose" in done.stderr
     (tmp_path / "broken.json").write_text("[{")
     done = run("--annotations", str(annotations), "--results", str(tmp_path / "broken.json"), "--skeleton", "coco")
     assert done.returncode == 2

@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 class BoxMode(IntEnum):
-    """How four numbers state a box, in absolute coordinates: two corners, or corner and size."""
+    """How four numbers state a box, in absolute coordinates: two corners, or corner and size.
+
+    Deviates: detectron2 also has modes for relative coordinates and rotated boxes.
+    """
 
     XYXY_ABS = 0
     XYWH_ABS = 1
@@ -42,6 +45,8 @@ class BoxMode(IntEnum):
 
 class Boxes:
     """N boxes as an N x 4 float32 tensor of (x1, y1, x2, y2); indexes and moves between devices like a tensor.
+
+    Deviates: detectron2's can be scripted by torch.jit.
 
     Attributes:
         tensor: N x 4.
@@ -98,7 +103,7 @@ class Boxes:
         return begins & (self.tensor[:, 2:] < upper).all(dim=1)
 
     def get_centers(self) -> Tensor:
-        """Centres (x, y), N x 2."""
+        """Centers (x, y), N x 2."""
         return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
 
     def scale(self, scale_x: float, scale_y: float) -> None:

@@ -17,7 +17,7 @@ _DATE_FORMAT = "%m/%d %H:%M:%S"
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """Short logger names, and colours where the console shows them."""
+    """Short logger names, and colors where the console shows them."""
 
     def __init__(self, root_name: str, abbrev_name: str, color: bool) -> None:
         prefix = "[%(asctime)s %(name)s]: "
@@ -53,7 +53,7 @@ def setup_logger(
         output: a folder, for log.txt in it, or a file that ends in .txt or .log; None for no file. Ranks above 0 write
             beside it, with ".rankN" at the end.
         distributed_rank: of this process.
-        color: colours on the console.
+        color: colors on the console.
         name: of the logger. Deviates: the default is this package; detectron2's is "detectron2".
         abbrev_name: what the console shows for `name`.
         enable_propagation: hand records on to the parent logger.

@@ -58,6 +58,8 @@ class Instances:
 
     A field is an attribute (`instances.gt_boxes = boxes`). Indexing, `to` and `cat` act on every field.
 
+    Deviates: a field that is a list can be indexed as a tensor can, and torch.jit cannot script the class.
+
     Attributes:
         image_size: (height, width) of the image that the fields refer to.
     """
@@ -204,6 +206,8 @@ def _join(name: str, values: list[Any]) -> Any:
 
 class ImageList:
     """Images of unlike sizes in one padded tensor.
+
+    Deviates: detectron2's can be scripted and traced by torch.jit.
 
     Attributes:
         tensor: B x … x H x W, padded on the right and below.

@@ -1,4 +1,4 @@
-"""Keys of POET, and which of their values go together."""
+"""Keys of POET."""
 
 from __future__ import annotations
 

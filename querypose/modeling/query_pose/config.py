@@ -1,4 +1,4 @@
-"""Keys of QueryPose, and which of their values go together."""
+"""Keys of QueryPose."""
 
 from __future__ import annotations
 

@@ -1,0 +1,79 @@
+"""Finishing steps: what happens to the poses of an image after the inference and before the metrics.
+
+TEST.FINISHING lists them with their arguments, `[{name: rescore}, {name: oks_nms, threshold: 0.9}]`. A step is built by
+a registered function or class, which is given the `skeleton` if it takes one, and the step itself turns poses into
+poses:
+
+    @FINISHING_REGISTRY.register()
+    def best_only(num_poses: int = 1) -> FinishingStep:
+        return lambda poses: poses[np.argsort(-poses.scores, kind="stable")[:num_poses]]
+
+By default there is none: standard protocols take scores and poses as the model gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from querypose.d2 import Registry
+from querypose.evaluation.detections import Poses
+from querypose.evaluation.oks import similarity_of_poses
+from querypose.skeleton import Skeleton
+
+FinishingStep = Callable[[Poses], Poses]
+
+FINISHING_REGISTRY = Registry("FINISHING")
+
+
+@FINISHING_REGISTRY.register()
+def rescore(threshold: float = 0.2) -> FinishingStep:
+    """Multiplies the score of a pose by the mean score of its keypoints, as top-down models do.
+
+    Args:
+        threshold: only keypoints with a score above it are averaged; a pose without one gets the score 0.
+    """
+
+    def rescored(poses: Poses) -> Poses:
+        scores_NK = poses.keypoints[..., 2]
+        is_counted_NK = scores_NK > threshold
+        mean_N = (scores_NK * is_counted_NK).sum(axis=1) / np.maximum(is_counted_NK.sum(axis=1), 1)
+        return replace(poses, scores=poses.scores * mean_N)
+
+    return rescored
+
+
+@FINISHING_REGISTRY.register()
+def oks_nms(skeleton: Skeleton, threshold: float = 0.9, max_poses: int = 0) -> FinishingStep:
+    """Keeps the best pose and removes those that are like it, then the best of the rest, and so on.
+
+    Two poses are alike by their OKS over all keypoints, with the mean of their areas (`Poses.areas`).
+
+    Args:
+        skeleton: gives the sigmas.
+        threshold: a pose whose OKS with a better one is above it is removed.
+        max_poses: how many to keep in an image at most; 0 sets no limit.
+
+    Raises:
+        ValueError: `max_poses` is negative.
+    """
+    if max_poses < 0:
+        raise ValueError(f"max_poses is {max_poses}; allowed: 0 (no limit) or more.")
+    sigmas_K = np.asarray(skeleton.sigmas, dtype=np.float64)
+
+    def without_repetitions(poses: Poses) -> Poses:
+        poses = poses[np.argsort(-poses.scores, kind="stable")]
+        positions_NK2, areas_N = poses.keypoints[..., :2], poses.areas
+        squared_NNK = ((positions_NK2[:, None] - positions_NK2) ** 2).sum(axis=-1)
+        oks_NN = similarity_of_poses(squared_NNK, (areas_N[:, None] + areas_N) / 2, sigmas_K).mean(axis=-1)
+        is_left_N = np.ones(len(poses), dtype=bool)
+        kept: list[int] = []
+        for index in range(len(poses)):
+            if is_left_N[index]:
+                kept.append(index)
+                is_left_N &= oks_NN[index] <= threshold
+        return poses[kept[: max_poses or None]]
+
+    return without_repetitions

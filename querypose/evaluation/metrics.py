@@ -1,0 +1,82 @@
+"""The registry of metrics, and what a metric is: a function of annotations and detections.
+
+    @METRIC_REGISTRY.register()
+    def found_heads(annotations: PoseAnnotations, detections: Detections) -> dict[str, float]:
+        ...
+        return {"heads": 97.5, "heads50": 99.1}
+
+It gives percentages by their names, the main metric first, NaN where one is undefined. The evaluator calls it once
+before the inference, without any detection, so that annotations which it cannot use (it raises an `EvaluationError`)
+are known at once. A dataset's metadata names its metric (`evaluator_type`), TEST.METRICS adds more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from querypose.d2 import MetadataCatalog, Registry
+from querypose.data.coco import PoseAnnotations
+from querypose.evaluation.detections import Detections, EvaluationError, Poses
+
+Metric = Callable[[PoseAnnotations, Detections], dict[str, float]]
+
+METRIC_REGISTRY = Registry("METRIC")
+
+# The task under which results hold the metric of the dataset itself; further ones stand under their own names.
+MAIN_TASK = "keypoints"
+
+
+def find_metric(name: str, where: str) -> Metric:
+    """A registered metric.
+
+    Raises:
+        EvaluationError: there is none of that name; says `where` it was named.
+    """
+    if name not in METRIC_REGISTRY:
+        known = ", ".join(known for known, _ in METRIC_REGISTRY)
+        remedy = "name one of these, or import the module that has yours"
+        raise EvaluationError(f"{where} is {name!r}, and the registered metrics are {known}", remedy)
+    metric: Metric = METRIC_REGISTRY.get(name)
+    return metric
+
+
+def metrics_of_dataset(dataset_name: str, further: Iterable[str] = ()) -> dict[str, Metric]:
+    """The metrics that a dataset is evaluated by, by task.
+
+    Args:
+        dataset_name: a registered dataset.
+        further: names of metrics besides its own, see TEST.METRICS.
+
+    Raises:
+        EvaluationError: one is not registered.
+    """
+    own = MetadataCatalog.get(dataset_name).evaluator_type
+    metrics = {MAIN_TASK: find_metric(own, f"evaluator of dataset {dataset_name!r}")}
+    return metrics | {name: find_metric(name, "TEST.METRICS") for name in further if name != own}
+
+
+def require_usable(annotations: PoseAnnotations, metrics: Iterable[Metric]) -> None:
+    """Runs the metrics without any detection.
+
+    Raises:
+        EvaluationError: one of them cannot use the annotations.
+    """
+    nothing = Detections(np.zeros(0, np.int64), Poses.joined((), annotations.skeleton.num_keypoints))
+    if annotations.has_annotations:  # the server of a test split has them, and evaluates
+        for metric in metrics:
+            metric(annotations, nothing)
+
+
+def format_metrics(metrics: Mapping[str, float], title: str = "") -> str:
+    """A table of percentages for logs and terminals: one line of names, one of values."""
+    values = {name: "-" if math.isnan(value) else f"{value:.2f}" for name, value in metrics.items()}
+    widths = {name: max(len(name), len(value), 5) for name, value in values.items()}
+    rows = [
+        " | ".join(name.center(widths[name]) for name in values),
+        "-+-".join("-" * widths[name] for name in values),
+        " | ".join(value.rjust(widths[name]) for name, value in values.items()),
+    ]
+    return "\n".join(([title] if title else []) + [f" {row}" for row in rows])

@@ -80,7 +80,7 @@ batch = model.example_batch(num_images=2, num_instances=2)
 losses = model(batch)
 torch.stack(list(losses.values())).sum().backward()
 assert all(parameter.grad is not None for parameter in model.parameters())
-print(float(losses["loss_labels"]), [m.temperature for m in model.modules() if hasattr(m, "temperature")])
+print(float(losses["loss_labels"]), [m.temperature for m in model.modules() if isinstance(m, mine.TemperedAttention)])
 """
 NAMES = {
     "QueryPose": ["MODEL.QUERYPOSE.KEYPOINT.INTERACTION", "TemperedAttention"],

@@ -1,4 +1,4 @@
-"""A dense model: a cell of a feature map says whether it holds the center of an instance, and where the keypoints are."""
+"""A dense model: a cell of a map says whether it holds the center of an instance, and where the keypoints are."""
 
 from __future__ import annotations
 

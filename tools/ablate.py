@@ -31,6 +31,7 @@ from querypose.analysis.ablation import Ablation
 from querypose.analysis.ablation_jobs import Cluster
 from querypose.analysis.ablation_runs import plan_runs
 from querypose.analysis.ablation_table import read_ablation
+from querypose.config import add_import_argument
 from querypose.engine import report_user_errors
 
 FAILED_EXIT_CODE = 1
@@ -50,6 +51,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="one table file (title, base, rows), or configs, each then a row; after them KEY VALUE pairs that change "
         "the config of all rows",
     )  # fmt: skip
+    add_import_argument(parser)
     parser.add_argument(
         "--base", metavar="F",
         help="a config on which every row's own keys are put, in place of the row's base: smaller model, other data",
@@ -163,8 +165,9 @@ def main(arguments: argparse.Namespace) -> int:
     if cluster.name == "slurm" or arguments.gpus_per_node is not None:  # "auto" would mean the device of this machine
         device = ["MODEL.DEVICE", "cuda" if cluster.gpus_per_node else "cpu"]
     runs = plan_runs(
-        table, output, max_iter=arguments.max_iter, seeds=arguments.seeds, overrides=[*device, *arguments.opts]
-    )
+        table, output, max_iter=arguments.max_iter, seeds=arguments.seeds, overrides=[*device, *arguments.opts],
+        imports=arguments.imports,
+    )  # fmt: skip
     ablation = Ablation(table, output, runs)
     if arguments.dry_run:
         print(ablation.dry_run())

@@ -4,7 +4,7 @@
     python tools/benchmark.py --config-file configs/querypose/querypose_r50_fpn_1x.yaml --output before.json
     python tools/benchmark.py --config-file F --what inference --batch-size 8 --compare before.json
     python tools/benchmark.py MODEL.DEVICE cuda --config-file F --variant bf16 SOLVER.AMP.ENABLED True
-    python tools/benchmark.py DATALOADER.NUM_WORKERS 8 --config-file F --what data --random-images 480x640
+    python tools/benchmark.py DATALOADER.NUM_WORKERS 8 --config-file configs/quickstart.yaml --what data evaluation
 
 Every measurement runs in a process of its own, whose peak of memory is reported. The config as it is and every
 --variant of it take turns, step by step, so their ratios come from one run and hold though the machine's speed drifts;
@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from querypose.analysis.benchmark import BenchmarkError, run_benchmark
+from querypose.analysis.benchmark import run_benchmark
 from querypose.analysis.benchmark_report import format_benchmark, format_comparison
 from querypose.analysis.benchmark_subjects import SUBJECTS, Workload
-from querypose.config import ConfigError, add_import_argument
+from querypose.config import ConfigError, add_import_argument, add_row_argument
 from querypose.engine import report_user_errors
 from querypose.evaluation import read_json, write_json
 
@@ -42,6 +43,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--config-file", metavar="F", help="the YAML file to measure (default: the defaults of the project)"
     )
     add_import_argument(parser)
+    add_row_argument(parser)
     parser.add_argument(
         "--what", nargs="+", choices=list(SUBJECTS), default=list(DEFAULT), metavar="WHAT",
         help=f"of {', '.join(SUBJECTS)} (default: {' '.join(DEFAULT)})",
@@ -70,13 +72,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--real-data", action="store_true", help="train and infer on batches of the config's own datasets"
     )
     parser.add_argument(
-        "--random-images", type=size, metavar="HxW",
-        help="what data: load random JPEGs of this size in place of the config's datasets",
-    )  # fmt: skip
-    parser.add_argument(
         "--depth", type=positive, default=2, metavar="N",
         help="how finely to tell parts apart: decoder.box_stages is 2 deep (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument("--trace", type=Path, metavar="DIR", help="also write a trace of a step by torch.profiler")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write everything measured")
     parser.add_argument("--compare", metavar="FILE.json", help="print ratios to an earlier --output")
     return parser.parse_args(arguments)
@@ -115,7 +114,7 @@ def make_variants(arguments: argparse.Namespace) -> dict[str, Workload]:
             batch_size=arguments.batch_size,
             depth=arguments.depth,
             real_data=arguments.real_data,
-            random_files=arguments.random_images,
+            row=arguments.row,
         )
         variants[name].load()  # so that its errors are one line here
     return variants
@@ -126,10 +125,11 @@ def main(arguments: argparse.Namespace) -> int:
     other = read_json(arguments.compare) if arguments.compare else None
     try:
         results = run_benchmark(
-            make_variants(arguments), arguments.what, iterations=arguments.iterations, warmup=arguments.warmup
-        )
-    except BenchmarkError as error:
-        print(f"benchmark.py: error: {error}", file=sys.stderr)
+            make_variants(arguments), arguments.what,
+            iterations=arguments.iterations, warmup=arguments.warmup, trace=arguments.trace,
+        )  # fmt: skip
+    except BrokenProcessPool:
+        print("benchmark.py: error: a measurement was killed, perhaps for memory (see dmesg).", file=sys.stderr)
         return FAILED_EXIT_CODE
     print(f"\n{format_benchmark(results)}")
     if arguments.output is not None:

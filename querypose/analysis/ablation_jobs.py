@@ -59,7 +59,7 @@ class Cluster:
         common = {"gpus_per_node": self.gpus_per_node, "stderr_to_stdout": True}
         if self.name == "slurm":
             try:
-                executor = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_REQUEUES)
+                executor: Any = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_REQUEUES)
                 executor.update_parameters(
                     **common, time=round(60 * self.hours), job_name="ablation",
                     **({} if self.jobs is None else {"array_parallelism": self.jobs}), **self.parameters,
@@ -70,6 +70,7 @@ class Cluster:
         share = self.gpus_per_node
         if share > len(self.gpus):
             raise ConfigError(f"--gpus-per-node is {share}, but this machine has {len(self.gpus)} GPUs.")
+        # submitit's local executor starts a job at once; one executor for each training at a time makes them wait.
         groups = [tuple(self.gpus[first : first + share]) for first in range(0, len(self.gpus) - share + 1, share or 1)]
         jobs = self.jobs or (len(groups) if share else 1)
         if share and jobs > len(groups):

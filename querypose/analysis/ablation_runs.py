@@ -129,6 +129,7 @@ def plan_runs(
     max_iter: int | None = None,
     seeds: Sequence[int] = (),
     overrides: Sequence[Any] = (),
+    imports: Sequence[str] = (),
 ) -> list[AblationRun]:
     """Every training that a table stands for, seed by seed, with the datasets of its configs registered.
 
@@ -138,6 +139,7 @@ def plan_runs(
         max_iter: budget of a run; see `budget_overrides`.
         seeds: one run each; by default one with the config's SEED, or 1 where that is drawn.
         overrides: KEY VALUE pairs for all rows.
+        imports: a user's modules, which add keys or what they name.
 
     Raises:
         ConfigError: a row's config cannot be used, or a run was begun with other settings.
@@ -146,8 +148,8 @@ def plan_runs(
     wanted: Sequence[int | None] = seeds or [None]
     for seed in wanted:
         for row in table.rows:
-            budget = [] if max_iter is None else budget_overrides(row.load(), max_iter)
-            cfg = row.load([*budget, *overrides])
+            budget = [] if max_iter is None else budget_overrides(row.load(imports=imports), max_iter)
+            cfg = row.load([*budget, *overrides], imports)
             if seed is not None or cfg.SEED < 0:
                 cfg.SEED = 1 if seed is None else seed
             cfg.OUTPUT_DIR = str(output / row.name / f"seed_{cfg.SEED}")

@@ -31,14 +31,14 @@ class AblationRow:
     overrides: tuple[Any, ...] = ()
     paper: Mapping[str, float] = field(default_factory=dict)
 
-    def load(self, overrides: Sequence[Any] = ()) -> CfgNode:
-        """The row's config; `overrides` are KEY VALUE pairs that come last.
+    def load(self, overrides: Sequence[Any] = (), imports: Sequence[str] = ()) -> CfgNode:
+        """The row's config; `overrides` are KEY VALUE pairs that come last, `imports` a user's modules.
 
         Raises:
             ConfigError: names the row.
         """
         try:
-            return load_config(self.config_file, [*self.overrides, *overrides])
+            return load_config(self.config_file, [*self.overrides, *overrides], imports)
         except (ConfigError, FileNotFoundError) as error:
             raise ConfigError(f"Row {self.name!r}, which changes {self.config_file}: {error}") from error
 

@@ -12,8 +12,8 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,12 @@ import numpy as np
 import torch
 
 from querypose import d2
-from querypose.analysis.benchmark_subjects import SUBJECTS, Workload
+from querypose.analysis.benchmark_subjects import SUBJECTS, Subject, Workload
 from querypose.engine.setup import available_cores
 
 MAX_PARTS_ROUNDS = 5
 MAX_EVALUATIONS = 3
 PAUSE = 0.02  # threads of the process that has just run still spin for a moment
-
-
-class BenchmarkError(RuntimeError):
-    """A measurement ended before its time."""
 
 
 @dataclass(frozen=True)
@@ -51,56 +47,39 @@ class Timing:
 
 
 class Worker:
-    """A subject in a process of its own.
+    """A subject in a process of its own, which `close` ends.
 
     Args:
         what: a name in `SUBJECTS`.
         workload: what it works on.
 
     Raises:
-        BenchmarkError: from any call, when the process has ended; its error stands on stderr.
+        BrokenProcessPool: from any call, when the process was killed. What a subject raises is raised here.
     """
 
-    def __init__(self, what: str, workload: Workload) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, other_end = context.Pipe()
-        self._what = what
-        self._process = context.Process(target=_serve, args=(other_end, what, workload))
-        self._process.start()
-        other_end.close()
-        self.images_per_step, self.steady = self._receive()
+    _subject: Subject  # in the process
 
-    def call(self, method: str) -> Any:
-        """Calls a method of the subject, without arguments."""
-        self._connection.send(method)
-        return self._receive()
+    def __init__(self, what: str, workload: Workload) -> None:
+        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self.images_per_step, self.steady = self._pool.submit(Worker._prepare, what, workload).result()
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Calls a method of the subject."""
+        return self._pool.submit(Worker._call, method, *args).result()
 
     def close(self) -> None:
         """Ends the process."""
-        try:
-            self._connection.send("close")
-        except OSError:  # it has ended before
-            self._process.terminate()
-        self._process.join()
-        self._connection.close()
+        self._pool.shutdown()
 
-    def _receive(self) -> Any:
-        try:
-            return self._connection.recv()
-        except EOFError as error:
-            self._process.join()
-            raise BenchmarkError(
-                f"The measurement of {self._what!r} ended with exit code {self._process.exitcode}; why stands above."
-            ) from error
+    @staticmethod
+    def _prepare(what: str, workload: Workload) -> tuple[int, bool]:
+        logging.disable(logging.INFO)
+        Worker._subject = SUBJECTS[what](workload)
+        return Worker._subject.images_per_step, Worker._subject.steady
 
-
-def _serve(connection: Connection, what: str, workload: Workload) -> None:
-    logging.disable(logging.INFO)
-    subject = SUBJECTS[what](workload)
-    connection.send((subject.images_per_step, subject.steady))
-    while (method := connection.recv()) != "close":
-        connection.send(getattr(subject, method)())
-    subject.close()
+    @staticmethod
+    def _call(method: str, *args: Any) -> Any:
+        return getattr(Worker._subject, method)(*args)
 
 
 def run_benchmark(
@@ -109,6 +88,7 @@ def run_benchmark(
     *,
     iterations: int = 10,
     warmup: int = 2,
+    trace: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measures every variant.
@@ -118,13 +98,15 @@ def run_benchmark(
         whats: names in `SUBJECTS`.
         iterations: steps that are timed.
         warmup: steps before them.
+        trace: folder for a trace of a step by torch.profiler, of everything that is timed; it opens in a browser
+            (chrome://tracing, ui.perfetto.dev).
         report: takes a line about what is being measured.
 
     Returns:
         what the json holds: `machine`, and `variants`: name -> `workload` and a result for each of `whats`.
 
     Raises:
-        BenchmarkError: a measurement failed.
+        BrokenProcessPool: a measurement was killed, for memory perhaps.
     """
     results: dict[str, dict[str, Any]] = {
         name: {"workload": {**asdict(workload), "overrides": list(workload.overrides)}}
@@ -133,9 +115,9 @@ def run_benchmark(
     for what in whats:
         start = time.perf_counter()
         if what == "evaluation":  # takes seconds, and has little to warm up
-            measured = measure_interleaved(what, variants, min(iterations, MAX_EVALUATIONS), min(warmup, 1))
+            measured = measure_interleaved(what, variants, min(iterations, MAX_EVALUATIONS), min(warmup, 1), trace)
         else:
-            measured = measure_interleaved(what, variants, iterations, warmup)
+            measured = measure_interleaved(what, variants, iterations, warmup, trace)
         report(f"{what}: {len(variants)} variants in {time.perf_counter() - start:.0f} s")
         for name, result in measured.items():
             results[name][what] = result
@@ -143,7 +125,7 @@ def run_benchmark(
 
 
 def measure_interleaved(
-    what: str, variants: Mapping[str, Workload], iterations: int, warmup: int
+    what: str, variants: Mapping[str, Workload], iterations: int, warmup: int, trace: Path | None = None
 ) -> dict[str, dict[str, Any]]:
     """One subject for every variant; forwards and backwards through the variants in turn."""
     workers: dict[str, Worker] = {}
@@ -165,6 +147,8 @@ def measure_interleaved(
                 "parts": _part_timings(parts[name]),
                 **worker.call("result"),
             }
+            if trace is not None:
+                worker.call("trace", trace / f"{what}_{name}.json")
         return results
     finally:
         for worker in workers.values():

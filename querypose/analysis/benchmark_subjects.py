@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import timer
 
 from querypose.analysis.complexity import measure_complexity
 from querypose.analysis.part_meter import PartMeter
@@ -28,11 +28,10 @@ from querypose.analysis.random_data import (
     random_batch,
     random_coco,
     random_detections,
-    write_random_dataset,
 )
 from querypose.config import ConfigError, load_config
 from querypose.d2 import META_ARCH_REGISTRY, CfgNode, EventStorage, seed_all_rng
-from querypose.data import read_annotations, register_custom_datasets, register_pose_dataset
+from querypose.data import read_annotations, register_custom_datasets
 from querypose.engine import PoseTrainer
 from querypose.engine.predictor import PosePredictor
 from querypose.engine.progress import peak_memory
@@ -41,11 +40,9 @@ from querypose.evaluation import find_metric, read_detections
 from querypose.skeleton import skeleton_of_datasets
 
 NUM_RANDOM_BATCHES = 4
-NUM_RANDOM_FILES = 64
 EVALUATION_IMAGES = 5000
 EVALUATION_DETECTIONS = 20
 EVALUATION_PERSONS = 3
-RANDOM_DATASET = "benchmark_random_images"
 
 Batch = list[dict[str, Any]]
 
@@ -63,7 +60,7 @@ class Workload:
         batch_size: images of a step; None is 2 in training and 1 in inference.
         depth: how many names of a module's path tell parts apart.
         real_data: train and infer on batches of the config's own loaders in place of random ones.
-        random_files: height and width of random JPEGs that the loader reads in place of the config's data, or None.
+        row: of the config file, where that is a table of ablations.
     """
 
     config_file: str | None
@@ -74,7 +71,7 @@ class Workload:
     batch_size: int | None = None
     depth: int = 2
     real_data: bool = False
-    random_files: ImageSize | None = None
+    row: str | None = None
 
     def load(self) -> CfgNode:
         """The config, with its datasets registered.
@@ -83,7 +80,7 @@ class Workload:
             ConfigError: there is no such file, or it cannot be used.
         """
         try:
-            cfg = load_config(self.config_file, self.overrides, self.imports)
+            cfg = load_config(self.config_file, self.overrides, self.imports, row=self.row)
         except FileNotFoundError as error:
             raise ConfigError(f"--config-file: {error}") from error
         register_custom_datasets(cfg)
@@ -108,18 +105,12 @@ class Clock:
         """Between two readings, once the device has come past them."""
         return start.elapsed_time(end) / 1000 if self._on_gpu else end - start
 
-    def wait(self) -> None:
-        """Until the device has done everything."""
-        if self._on_gpu:
-            torch.cuda.synchronize()
 
-    def time(self, work: Callable[[], Any]) -> float:
-        """Seconds from the call until the device has finished."""
-        self.wait()
-        start = time.perf_counter()
-        work()
-        self.wait()
-        return time.perf_counter() - start
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Seconds from the call until the device has finished; torch's timer waits for the device."""
+    start = timer()
+    work()
+    return float(timer() - start)
 
 
 class Subject:
@@ -145,8 +136,12 @@ class Subject:
         """What there is to say besides times."""
         return {"peak_memory": peak_memory()}
 
-    def close(self) -> None:
-        """Lets go of files and processes."""
+    def trace(self, file: Path) -> None:
+        """Does it once under torch.profiler, and writes what ran when."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with torch.profiler.profile() as profile:
+            self.step()
+        profile.export_chrome_trace(str(file))
 
 
 class TrainingSubject(Subject):
@@ -154,7 +149,7 @@ class TrainingSubject(Subject):
 
     def __init__(self, workload: Workload) -> None:
         cfg = _prepared(workload.load())
-        cfg.LOG_PERIOD = 10**9  # figures are not what is measured
+        cfg.LOG_PERIOD = 10**9  # logging is not what is measured
         loader = PoseTrainer.build_train_loader if workload.real_data else None
         batches = _batches(workload, cfg, 2, loader)
         self._trainer = _trainer_on(batches, cfg)
@@ -170,7 +165,7 @@ class TrainingSubject(Subject):
     def step(self) -> float:
         """One iteration."""
         with self._storage:
-            seconds = self._clock.time(self._trainer.run_step)
+            seconds = seconds_of(self._trainer.run_step)
         self._trainer.iter += 1
         return seconds
 
@@ -210,7 +205,7 @@ class InferenceSubject(Subject):
     def step(self) -> float:
         """One batch."""
         batch = next(self._batches)
-        return self._clock.time(lambda: self._infer(batch))
+        return seconds_of(lambda: self._infer(batch))
 
     def parts(self) -> dict[str, float]:
         """One batch, noting its parts."""
@@ -231,15 +226,6 @@ class LoadingSubject(Subject):
 
     def __init__(self, workload: Workload) -> None:
         cfg = workload.load()
-        self._resources = ExitStack()
-        if workload.random_files is not None:
-            folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory()))
-            skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-            json_file = write_random_dataset(
-                folder, NUM_RANDOM_FILES, workload.random_files, workload.persons, skeleton
-            )
-            register_pose_dataset(RANDOM_DATASET, json_file, folder, skeleton)
-            cfg.DATASETS.TRAIN = [RANDOM_DATASET]
         if workload.batch_size is not None:
             cfg.SOLVER.IMS_PER_BATCH = workload.batch_size
         self._loader = iter(PoseTrainer.build_train_loader(cfg))
@@ -247,14 +233,7 @@ class LoadingSubject(Subject):
 
     def step(self) -> float:
         """The next batch."""
-        start = time.perf_counter()
-        next(self._loader)
-        return time.perf_counter() - start
-
-    def close(self) -> None:
-        """Ends the workers, then removes the random images."""
-        del self._loader
-        self._resources.close()
+        return seconds_of(lambda: next(self._loader))
 
 
 class EvaluationSubject(Subject):
@@ -276,9 +255,7 @@ class EvaluationSubject(Subject):
 
     def step(self) -> float:
         """One evaluation."""
-        start = time.perf_counter()
-        self._metric(self._annotations, read_detections(self._results, self._annotations))
-        return time.perf_counter() - start
+        return seconds_of(lambda: self._metric(self._annotations, read_detections(self._results, self._annotations)))
 
 
 class ComplexitySubject(Subject):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from querypose.d2 import Boxes, Instances, Keypoints
 from querypose.skeleton import Skeleton
@@ -98,24 +94,3 @@ def random_detections(random: np.random.Generator, coco: dict[str, Any], per_ima
                 }
             )
     return detections
-
-
-def write_random_dataset(
-    folder: Path, num_images: int, size: ImageSize, persons: int, skeleton: Skeleton, seed: int = 0
-) -> Path:
-    """Writes JPEGs of smooth noise, which take as long to decode as photos, and their annotations; gives the json."""
-    random = np.random.default_rng(seed)
-    coco = random_coco(random, num_images, size, persons, skeleton)
-    folder.mkdir(parents=True, exist_ok=True)
-    for image in coco["images"]:
-        _smooth_noise(random, size).save(folder / image["file_name"], quality=90)
-    json_file = folder / "annotations.json"
-    json_file.write_text(json.dumps(coco), encoding="utf-8")
-    return json_file
-
-
-def _smooth_noise(random: np.random.Generator, size: Sequence[int]) -> Image.Image:
-    coarse = random.integers(0, 256, (max(1, size[0] // 8), max(1, size[1] // 8), 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC)).astype(np.int16)
-    grain = random.integers(-12, 13, (*size, 3), dtype=np.int16)
-    return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))

@@ -20,7 +20,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 _SECONDS_TO_SAVE = 80  # SLURM gives 90 from its signal to the end of the job
 
 
-class Training(submitit.helpers.Checkpointable):  # type: ignore[misc]  # submitit has no types
+class Training(submitit.helpers.Checkpointable):
     """A job: runs a training, which goes on from its last checkpoint if there is one.
 
     When the job's time is up, or the cluster takes its machine back, the training saves and ends, and the job is put

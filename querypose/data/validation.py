@@ -94,7 +94,7 @@ def _check_dataset(name: str, depth: ImageDepth, *, num_threads: int | None, sho
 
 def _shared_images(train_name: str, train: _Checked, test_name: str, test: _Checked) -> list[Problem]:
     """Images that are trained on and evaluated on, by their path, and by their pixels where these were looked at."""
-    remedy = "figures of a test on training images mean little"
+    remedy = "metrics on images that were trained on say little"
     if train_name == test_name:
         if not train.records:
             return []

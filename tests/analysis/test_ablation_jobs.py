@@ -121,12 +121,12 @@ def test_an_interruption_lets_the_trainings_save_and_end(
     slow, fast = plan_runs(table, tmp_path / "out")
     slow.folder.mkdir(parents=True)
     (slow.folder.parent / "hang").touch()
-    interruption = threading.Thread(
-        target=lambda: (
-            wait_until((slow.folder / "calls.jsonl").exists),
-            os.kill(os.getpid(), signal.SIGINT),
-        )
-    )
+
+    def interrupt() -> None:
+        wait_until((slow.folder / "calls.jsonl").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interruption = threading.Thread(target=interrupt)
     interruption.start()
     with pytest.raises(KeyboardInterrupt):
         train([slow, fast], tmp_path, command)
@@ -180,15 +180,14 @@ def test_a_job_whose_time_is_up_saves_and_is_put_back(table: AblationTable, tmp_
     def time_is_up(*_: object) -> None:
         resubmitted.append(training.checkpoint())
 
+    def end_time() -> None:
+        wait_until((run.folder / "calls.jsonl").exists)
+        os.kill(training.process.pid, signal.SIGUSR2)  # SLURM signals all processes of a job
+        os.kill(os.getpid(), signal.SIGUSR2)
+
     former = {number: signal.signal(number, time_is_up) for number in (signal.SIGUSR2, signal.SIGTERM)}
     try:
-        interruption = threading.Thread(
-            target=lambda: (
-                wait_until((run.folder / "calls.jsonl").exists),
-                os.kill(training.process.pid, signal.SIGUSR2),  # SLURM signals all processes of a job
-                os.kill(os.getpid(), signal.SIGUSR2),
-            )
-        )
+        interruption = threading.Thread(target=end_time)
         interruption.start()
         assert training() == 75
         interruption.join()

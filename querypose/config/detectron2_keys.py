@@ -86,8 +86,8 @@ def warn_of_unread_keys(cfg: CfgNode, left_out: Sequence[str]) -> None:
     if left_out:
         named = ", ".join(dict.fromkeys(_entry(name) or name for name in left_out))
         logger.warning(
-            f"The config sets {len(left_out)} keys and sections that only detectron2 has; they are left out, as the engine of this "
-            f"run is {d2.ENGINE}: {named}."
+            f"The config sets {len(left_out)} keys and sections that only detectron2 has; they are left out, as the "
+            f"engine of this run is {d2.ENGINE}: {named}."
         )
     if d2.ENGINE == "detectron2" and (unread := _unread(cfg)):
         named = ", ".join(f"{name} ({lookup(cfg, name)!r})" for name in unread)

@@ -180,6 +180,7 @@ def test_spawned_loader_process_has_the_augmentation_of_an_imported_module(
     import_modules([str(tmp_path / "homemade_negative.py")])
     toy_config.DATASETS.TRAIN = ["toy"]
     toy_config.SOLVER.IMS_PER_BATCH = 1
+    toy_config.SEED = 1
 
     def first_image(num_workers: int, augmentations: list[dict[str, str]]) -> torch.Tensor:
         toy_config.INPUT.AUGMENTATIONS = augmentations

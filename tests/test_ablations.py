@@ -21,12 +21,23 @@ from querypose.skeleton import SkeletonError
 from tests.test_configs import CONFIGS, ROWS, TABLES, leaves, load
 
 ABLATIONS = CONFIGS / "ablations"
-QUERY_POSE_ROWS = [name for name in ROWS if not name.startswith(("ablations/poet/", "ablations/lqr/"))]
 LQR_ROWS = [name for name in ROWS if name.startswith("ablations/lqr/")]
 POET_ROWS = [name for name in ROWS if name.startswith("ablations/poet/")]
+SHARPOSE_ROWS = [name for name in ROWS if name.startswith("ablations/sharpose/")]
+QUERY_POSE_ROWS = [name for name in ROWS if name not in {*POET_ROWS, *LQR_ROWS, *SHARPOSE_ROWS}]
 # Of the rows of each model: the keys that they may set, and a small experiment that they can stand on.
-OWN_KEYS = {"QueryPose": "MODEL.QUERYPOSE.", "POET": "MODEL.POET.", "LQR": "MODEL.LQR."}
-LIGHT_BASES = {"QueryPose": "quickstart.yaml", "POET": "lsp/poet_r18.yaml", "LQR": "lsp/lqr_r18.yaml"}
+OWN_KEYS = {
+    "QueryPose": "MODEL.QUERYPOSE.",
+    "POET": "MODEL.POET.",
+    "LQR": "MODEL.LQR.",
+    "SHaRPose": "MODEL.SHARPOSE.",
+}
+LIGHT_BASES = {
+    "QueryPose": "quickstart.yaml",
+    "POET": "lsp/poet_r18.yaml",
+    "LQR": "lsp/lqr_r18.yaml",
+    "SHaRPose": "lsp/sharpose_overfit_tiny.yaml",
+}
 
 
 def table_and_row(name: str) -> tuple[Table, TableRow]:
@@ -36,7 +47,7 @@ def table_and_row(name: str) -> tuple[Table, TableRow]:
 
 def test_every_file_is_a_table() -> None:
     assert {str(path.relative_to(CONFIGS)) for path in ABLATIONS.rglob("*.yaml")} == {*TABLES}
-    assert len(ROWS) == 68
+    assert len(ROWS) == 83
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -261,6 +272,25 @@ def test_every_table_of_lqr_has_a_row_that_is_the_model() -> None:
         is_model = all(base[key] == value for key, value in table_and_row(name)[1].keys.items())
         of_tables[name.partition(":")[0]] = of_tables.get(name.partition(":")[0], 0) + is_model
     assert set(of_tables.values()) == {1}
+
+
+# Which parameters a row of SHaRPose has otherwise than its base.
+QUALITY, FINE = r"transformer\.quality_(token|predictor)", r"transformer\.(fine_positions|reuse)"
+SHARPOSE_SWAPPED = {
+    "coarse_none": [QUALITY, FINE],
+    "none_fine": [QUALITY, FINE, r"transformer\.coarse_positions"],
+    "no_quality": [QUALITY],
+    "no_reuse": [r"transformer\.reuse"],
+}
+
+
+@pytest.mark.parametrize("name", SHARPOSE_ROWS)
+def test_a_row_of_sharpose_has_the_parameters_of_its_stages(name: str) -> None:
+    row, base = shapes_of_row(name)
+    differing = {key for key in {*row, *base} if row.get(key) != base.get(key)}
+    patterns = SHARPOSE_SWAPPED.get(name.partition(":")[2], [])
+    assert not [key for key in differing if not re.match(rf"({'|'.join(patterns)})(\.|$)", key)]
+    assert all(any(re.match(pattern, key) for key in differing) for pattern in patterns)
 
 
 @pytest.mark.parametrize(("scheme", "num_parts"), [("", 6), ("fingers", 6), ("joint", 21)])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from querypose import d2
 from querypose.config.keys import leaf_names, lookup
@@ -85,8 +86,8 @@ def warn_of_unread_keys(cfg: CfgNode, left_out: Sequence[str]) -> None:
     if left_out:
         named = ", ".join(dict.fromkeys(_entry(name) or name for name in left_out))
         logger.warning(
-            f"The config sets {len(left_out)} keys that only detectron2 has; they are left out, as the engine of this "
-            f"run is {d2.ENGINE}: {named}."
+            f"The config sets {len(left_out)} keys and sections that only detectron2 has; they are left out, as the "
+            f"engine of this run is {d2.ENGINE}: {named}."
         )
     if d2.ENGINE == "detectron2" and (unread := _unread(cfg)):
         named = ", ".join(f"{name} ({lookup(cfg, name)!r})" for name in unread)
@@ -107,8 +108,15 @@ def _unread(cfg: CfgNode) -> list[str]:
     return [
         name
         for name in leaf_names(cfg)
-        if is_key_of_detectron2(name) and not _entry(name, read) and lookup(cfg, name) != lookup(defaults, name)
+        if is_key_of_detectron2(name)
+        and not _entry(name, read)
+        and _as_lists(lookup(cfg, name)) != _as_lists(lookup(defaults, name))
     ]
+
+
+def _as_lists(value: Any) -> Any:
+    """`value` as it comes out of YAML, which has no tuples."""
+    return [_as_lists(element) for element in value] if isinstance(value, list | tuple) else value
 
 
 def _entry(name: str, entries: Sequence[str] = _KEYS_OF_DETECTRON2) -> str | None:

@@ -10,12 +10,14 @@ from querypose.engine.hooks import HOOK_REGISTRY
 from querypose.engine.launch import add_timeout_argument, launch
 from querypose.engine.model_preparation import prepare_model
 from querypose.engine.optimizer import build_optimizer
+from querypose.engine.predictor import PosePredictor
 from querypose.engine.setup import setup
 from querypose.engine.train_step import TrainStep
 from querypose.engine.trainer import PoseTrainer
 
 __all__ = [
     "HOOK_REGISTRY",
+    "PosePredictor",
     "PoseTrainer",
     "TrainStep",
     "build_optimizer",

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class _Attention(nn.Module):
-    """Multi-head attention with residual and post-normalisation.
+    """Multi-head attention with residual and post-normalization.
 
     Args:
         dim: width C of queries and tokens; a multiple of `num_heads`.
@@ -22,38 +22,38 @@ class _Attention(nn.Module):
 
     def _attend(
         self,
+        residual_BQC: Tensor,
         query_BQC: Tensor,
-        looking_BQC: Tensor,
-        seen_BTC: Tensor,
-        content_BTC: Tensor,
+        key_BTC: Tensor,
+        value_BTC: Tensor,
         is_padding_BT: Tensor | None,
     ) -> Tensor:
-        """The queries with what they see: `looking` meets `seen`, and `content` is taken in."""
         attended_BQC, _ = self.attention(
-            looking_BQC, seen_BTC, content_BTC, key_padding_mask=is_padding_BT, need_weights=False
+            query_BQC, key_BTC, value_BTC, key_padding_mask=is_padding_BT, need_weights=False
         )
-        return self.norm(query_BQC + self.dropout(attended_BQC))
+        return self.norm(residual_BQC + self.dropout(attended_BQC))
 
 
 class SelfAttention(_Attention):
-    """Attention of queries to each other, with residual and post-normalisation."""
+    """Attention of queries to each other, with residual and post-normalization."""
 
     def forward(
         self, query_BQC: Tensor, position_BQC: Tensor | None = None, is_padding_BQ: Tensor | None = None
     ) -> Tensor:
-        """Lets the Q queries of each of B sets look at each other; (B, Q, C) in and out.
+        """Lets the Q queries of each of B sets attend to each other; (B, Q, C) in and out.
 
         Args:
             query_BQC: the queries.
-            position_BQC: added where queries look and are looked at, not to what they see.
-            is_padding_BQ: True where a query is not looked at.
+            position_BQC: added to queries and keys, not to values.
+            is_padding_BQ: True where a query is no key.
         """
-        looking_BQC = _at(query_BQC, position_BQC)
-        return self._attend(query_BQC, looking_BQC, looking_BQC, query_BQC, is_padding_BQ)
+        # One tensor, not two equal ones: torch projects query, key and value at once where they are the same.
+        positioned_BQC = _at(query_BQC, position_BQC)
+        return self._attend(query_BQC, positioned_BQC, positioned_BQC, query_BQC, is_padding_BQ)
 
 
 class CrossAttention(_Attention):
-    """Attention of queries to tokens, with residual and post-normalisation."""
+    """Attention of queries to tokens, with residual and post-normalization."""
 
     def forward(
         self,
@@ -63,18 +63,18 @@ class CrossAttention(_Attention):
         token_position_BTC: Tensor | None = None,
         is_padding_BT: Tensor | None = None,
     ) -> Tensor:
-        """Lets the Q queries look at the T tokens; (B, Q, C).
+        """Lets the Q queries attend to the T tokens; (B, Q, C).
 
         Args:
             query_BQC: the queries.
-            token_BTC: what they look at.
-            query_position_BQC: added to the queries where they look.
-            token_position_BTC: added to the tokens where they are looked at, not to what is seen.
-            is_padding_BT: True where a token is not looked at.
+            token_BTC: keys and values.
+            query_position_BQC: added to the queries.
+            token_position_BTC: added to the keys, not to the values.
+            is_padding_BT: True where a token is no key.
         """
-        looking_BQC, seen_BTC = _at(query_BQC, query_position_BQC), _at(token_BTC, token_position_BTC)
-        return self._attend(query_BQC, looking_BQC, seen_BTC, token_BTC, is_padding_BT)
+        positioned_BQC, key_BTC = _at(query_BQC, query_position_BQC), _at(token_BTC, token_position_BTC)
+        return self._attend(query_BQC, positioned_BQC, key_BTC, token_BTC, is_padding_BT)
 
 
-def _at(content_BTC: Tensor, position_BTC: Tensor | None) -> Tensor:
-    return content_BTC if position_BTC is None else content_BTC + position_BTC
+def _at(token_BTC: Tensor, position_BTC: Tensor | None) -> Tensor:
+    return token_BTC if position_BTC is None else token_BTC + position_BTC

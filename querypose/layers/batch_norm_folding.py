@@ -1,4 +1,4 @@
-"""Batch normalisation taken into the convolution before it, for inference."""
+"""Batch normalization taken into the convolution before it, for inference."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 @torch.no_grad()
 def fold_batch_norms(model: nn.Module, run: Callable[[], object]) -> list[str]:
-    """Takes every batch normalisation that directly follows a convolution into it, in place.
+    """Takes every batch normalization that directly follows a convolution into it, in place.
 
-    What follows what is seen in a run of the model, so that any architecture will do; a convolution's result is taken
-    to be read by that normalisation alone, as in every network with batch normalisation that is known here. Where the
-    normalisation holds an activation too (timm's), the activation stays.
+    A run of the model shows what follows what, so that any architecture will do; a convolution's result is taken
+    to be read by that normalization alone, as in every network with batch normalization that is known here. Where the
+    normalization holds an activation too (timm's), the activation stays.
 
     Args:
-        model: in evaluation mode; its weights are changed, and the normalisations replaced.
+        model: in evaluation mode; its weights are changed, and the normalizations replaced.
         run: runs the model once, on any input that reaches all its modules.
 
     Returns:
-        the names of the normalisations that are gone.
+        the names of the normalizations that are gone.
 
     Raises:
-        RuntimeError: the model is in training mode, where a normalisation is no constant.
+        RuntimeError: the model is in training mode, where a normalization is no constant.
     """
     if model.training:
-        raise RuntimeError("Batch normalisation can be folded in evaluation mode only; call model.eval() first.")
+        raise RuntimeError("Batch normalization can be folded in evaluation mode only; call model.eval() first.")
     names = {module: name for name, module in model.named_modules()}
     folded = []
     for norm, conv in _pairs(model, run):
@@ -45,7 +45,7 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], object]) -> list[str]:
 
 
 def _pairs(model: nn.Module, run: Callable[[], object]) -> list[tuple[nn.Module, nn.Module]]:
-    """Normalisations and the convolution that each reads from, where neither has another partner."""
+    """Normalizations and the convolution that each reads from, where neither has another partner."""
     results: list[tuple[Tensor, nn.Module]] = []
     partners: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)
     readers: dict[nn.Module, set[nn.Module]] = defaultdict(set)

@@ -17,7 +17,7 @@ MAX_LOG_SCALE = math.log(100000.0 / 16)
 
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Boxes (…, 4) as centre and size, to corners; same frame and unit."""
+    """Boxes (…, 4) as center and size, to corners; same frame and unit."""
     center, size = boxes.split(2, dim=-1)
     return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
@@ -40,7 +40,7 @@ def apply_box_deltas(deltas: Tensor, boxes: Tensor) -> Tensor:
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
-    """Generalised IoU of corner boxes whose leading dimensions broadcast.
+    """Generalized IoU of corner boxes whose leading dimensions broadcast.
 
     Args:
         boxes1: (…, 4).

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class FeedForward(nn.Module):
-    """Linear, ReLU, Linear with residual and post-normalisation.
+    """Linear, ReLU, Linear with residual and post-normalization.
 
     Args:
         dim: width C in and out.

@@ -1,4 +1,4 @@
-"""Batch normalisation over regions, of which there may be none."""
+"""Batch normalization over regions, of which there may be none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 class RegionBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d that takes a batch of no region as it is, and leaves its running statistics alone then.
 
-    A training batch without any person has no region to normalise; torch's layer would turn the running statistics
+    A training batch without any person has no region to normalize; torch's layer would turn the running statistics
     into NaN. Parameters still get a (zero) gradient, so that distributed training does not wait for it.
     """
 

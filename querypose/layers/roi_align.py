@@ -48,7 +48,7 @@ def _taps(
     """Along one axis: the cells that each of the N = `resolution` bins reads, (R, N, 2 · sampling_ratio), and weights.
 
     Args:
-        start_R: where the regions begin, in cells, 0 at the centre of the first.
+        start_R: where the regions begin, in cells, 0 at the center of the first.
         end_R: where they end.
         num_cells: of the feature.
         resolution: bins of a region.
@@ -57,7 +57,7 @@ def _taps(
     samples = (torch.arange(resolution * sampling_ratio).to(start_R) + 0.5) / sampling_ratio
     position = start_R[:, None] + samples * ((end_R - start_R) / resolution)[:, None]
     inside = (position >= -1) & (position <= num_cells)
-    # Beyond the centre of the first or last cell there is nothing to interpolate with.
+    # Beyond the center of the first or last cell there is nothing to interpolate with.
     position = torch.where(inside, position, 0).clamp(0, num_cells - 1)
     low = position.floor()
     share_of_high = position - low

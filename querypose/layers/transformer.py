@@ -10,7 +10,7 @@ from querypose.layers.feed_forward import FeedForward
 
 
 class TransformerEncoderLayer(nn.Module):
-    """Self-attention among tokens, then a feed-forward network; both with residual and post-normalisation.
+    """Self-attention among tokens, then a feed-forward network; both with residual and post-normalization.
 
     Args:
         dim: width C of a token.
@@ -25,12 +25,12 @@ class TransformerEncoderLayer(nn.Module):
         self.feed_forward = FeedForward(dim, dim_feedforward, dropout)
 
     def forward(self, token_BTC: Tensor, position_BTC: Tensor, is_padding_BT: Tensor | None) -> Tensor:
-        """The tokens (B, T, C), each with what it saw in the others; those of padding are not seen."""
+        """The tokens (B, T, C) after attention to each other; those of padding are no keys."""
         return self.feed_forward(self.self_attention(token_BTC, position_BTC, is_padding_BT))
 
 
 class TransformerDecoderLayer(nn.Module):
-    """Self-attention among queries, cross-attention to tokens, a feed-forward network; all post-normalised residuals.
+    """Self-attention among queries, cross-attention to tokens, a feed-forward network; all post-normalized residuals.
 
     Args:
         dim: width C of queries and tokens.
@@ -53,7 +53,7 @@ class TransformerDecoderLayer(nn.Module):
         token_position_BTC: Tensor,
         is_padding_BT: Tensor | None,
     ) -> Tensor:
-        """The queries (B, Q, C) with what they saw in each other and in the tokens; padding is not seen."""
+        """The queries (B, Q, C) after attention to each other and to the tokens; those of padding are no keys."""
         query_BQC = self.self_attention(query_BQC, query_position_BQC)
         query_BQC = self.cross_attention(query_BQC, token_BTC, query_position_BQC, token_position_BTC, is_padding_BT)
         return self.feed_forward(query_BQC)
@@ -105,7 +105,7 @@ class Transformer(nn.Module):
             is_padding_BT: True where a cell shows padding; None where none does.
 
         Returns:
-            the queries (S, B, Q, C) after every layer of the decoder, normalised.
+            the queries (S, B, Q, C) after every layer of the decoder, normalized.
         """
         memory_BTC = self.encode(token_BTC, position_BTC, is_padding_BT)
         query_position_BQC = self.queries.expand(len(token_BTC), -1, -1)

@@ -1,10 +1,31 @@
-"""Meta-architectures and their parts; importing the package fills the registries."""
+"""Meta-architectures and their parts; importing the package fills the registries.
+
+Here stands what a model of your own is made of, see examples/my_project.
+"""
 
 from querypose.modeling import backbone as backbone
 from querypose.modeling import config as config
 from querypose.modeling.lqr import LQR
+from querypose.modeling.images import image_cells
+from querypose.modeling.loss_terms import LossTerm
 from querypose.modeling.poet import POET
-from querypose.modeling.pose_model import Component, PoseModel
+from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
+from querypose.modeling.poses import QueryPoses
 from querypose.modeling.query_pose import QueryPose
+from querypose.modeling.sharpose import SHaRPose
+from querypose.modeling.targets import PersonTargets
 
-__all__ = ["LQR", "POET", "Component", "PoseModel", "QueryPose"]
+__all__ = [
+    "LQR",
+    "POET",
+    "Batch",
+    "Component",
+    "LossTerm",
+    "PersonTargets",
+    "PoseModel",
+    "QueryPose",
+    "QueryPoses",
+    "SHaRPose",
+    "image_cells",
+    "num_instances",
+]

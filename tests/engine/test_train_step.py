@@ -202,9 +202,7 @@ def test_a_loss_that_is_not_finite_names_iteration_and_losses() -> None:
     model.unit_of_loss = math.nan
     before = copy.deepcopy(model.state_dict())
     step.iter = 3
-    with pytest.raises(
-        FloatingPointError, match=r"at iteration 3 .*losses of this process: .*'loss_keypoint': nan"
-    ) as caught:
+    with pytest.raises(FloatingPointError, match=r"at iteration 3 .*{'loss_keypoint': nan") as caught:
         step.run_step()
     assert "'loss_keypoint_0': nan" not in str(caught.value)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)

@@ -60,7 +60,7 @@ class NoPyramid(FeaturePyramid):
         super().__init__(bottom_up, bottom_up.channels[-1], bottom_up.levels)
 
     def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
-        """Features {"c2": (B, C, H/4, W/4), …} of normalised, padded images."""
+        """Features {"c2": (B, C, H/4, W/4), …} of normalized, padded images."""
         return self.bottom_up(image_BCHW)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -71,7 +71,7 @@ class NoPyramid(FeaturePyramid):
 class FPN(FeaturePyramid):
     """The feature pyramid network of Lin et al. (2017), without P6.
 
-    Modules are named as in detectron2 (`fpn_lateral2`, `fpn_output2`, …, `bottom_up`) and initialised likewise.
+    Modules are named as in detectron2 (`fpn_lateral2`, `fpn_output2`, …, `bottom_up`) and initialized likewise.
 
     Args:
         bottom_up: gives c2..c5.
@@ -89,7 +89,7 @@ class FPN(FeaturePyramid):
                 self.add_module(f"fpn_output{level}", ConvNorm(out_channels, out_channels, 3, norm))
 
     def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
-        """Levels {"p2": (B, C, H/4, W/4), …, "p5": (B, C, H/32, W/32)} of normalised, padded images."""
+        """Levels {"p2": (B, C, H/4, W/4), …, "p5": (B, C, H/32, W/32)} of normalized, padded images."""
         features = self.bottom_up(image_BCHW)
         levels: dict[str, Tensor] = {}
         merged_BCHW: Tensor | None = None
@@ -118,14 +118,14 @@ class HRFPN(FeaturePyramid):
 
     def __init__(self, bottom_up: BottomUp, out_channels: int, levels: Sequence[int] = LEVELS) -> None:
         super().__init__(bottom_up, out_channels, levels)
-        # A Sequential of one, and torch's default initialisation, as the authors have it.
+        # A Sequential of one, and torch's default initialization, as the authors have it.
         self.reduction_conv = nn.Sequential(nn.Conv2d(sum(bottom_up.channels), out_channels, 1))
         self.fpn_conv = nn.ModuleDict(
             {str(level - LEVELS[0]): nn.Conv2d(out_channels, out_channels, 3, padding=1) for level in self.levels}
         )
 
     def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
-        """Levels {"p2": (B, C, H/4, W/4), …, "p5": (B, C, H/32, W/32)} of normalised, padded images."""
+        """Levels {"p2": (B, C, H/4, W/4), …, "p5": (B, C, H/32, W/32)} of normalized, padded images."""
         merged_BCHW = self.reduction_conv(concatenate_at_finest(self.bottom_up(image_BCHW)))
         levels = {}
         for level in self.levels:
@@ -163,7 +163,7 @@ class HRFPNv1(FeaturePyramid):
         )
 
     def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
-        """Levels {"p2": (B, C, H/4, W/4), …, "p5": (B, C, H/32, W/32)} of normalised, padded images."""
+        """Levels {"p2": (B, C, H/4, W/4), …, "p5": (B, C, H/32, W/32)} of normalized, padded images."""
         features = self.bottom_up(image_BCHW)
         merged_BCHW = self.reduction_conv(concatenate_at_finest(features))
         levels = {}
@@ -192,16 +192,16 @@ PYRAMID_NORMS: Mapping[str, Callable[[int], nn.Module | None]] = {
 
 
 class ConvNorm(nn.Conv2d):
-    """A convolution that keeps the size, with an optional normalisation as its child `norm`; no activation.
+    """A convolution that keeps the size, with an optional normalization as its child `norm`; no activation.
 
-    Initialised like Caffe2's Xavier fill: uniform with variance 1 / fan_in, bias 0.
+    Initialized like Caffe2's Xavier fill: uniform with variance 1 / fan_in, bias 0.
 
     Args:
         in_channels: channels in.
         out_channels: channels out.
         kernel_size: side of the kernel, odd.
         norm: "", "GN" or "BN".
-        bias: None for a bias exactly where there is no normalisation.
+        bias: None for a bias exactly where there is no normalization.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class FrozenBatchNorm2d(nn.Module):
         return frozen.train(norm.training)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """The normalised features (B, C, H, W), of the dtype of the input."""
+        """The normalized features (B, C, H, W), of the dtype of the input."""
         if torch.is_grad_enabled() and x_BCHW.requires_grad:
             # For the gradient this form keeps C numbers, F.batch_norm the whole input.
             scale = self.weight * (self.running_var + self.eps).rsqrt()
@@ -94,7 +94,7 @@ def freeze_batch_norms(module: nn.Module) -> nn.Module:
 def reset_batch_norms(module: nn.Module) -> None:
     """Sets every BatchNorm in `module` to the identity: weight 1, bias 0, mean 0, variance 1.
 
-    For a network that is frozen without having been trained: initialisations that start the last BatchNorm of a
+    For a network that is frozen without having been trained: initializations that start the last BatchNorm of a
     residual branch at weight 0 would switch that branch off for ever.
     """
     for child in module.modules():

@@ -43,8 +43,8 @@ def wants_pretrained(cfg: CfgNode) -> bool:
     return bool(backbone.PRETRAINED)
 
 
-def check_normalisation(cfg: CfgNode, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Says in the log when pretrained weights were trained on another normalisation than the config's.
+def check_normalization(cfg: CfgNode, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Says in the log when pretrained weights were trained on another normalization than the config's.
 
     Args:
         cfg: MODEL.PIXEL_MEAN and MODEL.PIXEL_STD in 0..255, channels in the order of INPUT.FORMAT.
@@ -56,7 +56,7 @@ def check_normalisation(cfg: CfgNode, mean: tuple[float, ...], std: tuple[float,
         expected = [round(255 * value, 3) for value in theirs][order]
         if any(abs(a - b) > 0.5 for a, b in zip(ours, expected, strict=True)):
             logger.warning(
-                "The weights of MODEL.BACKBONE.ARCH %s were trained with another normalisation: set MODEL.%s to %s.",
+                "The weights of MODEL.BACKBONE.ARCH %s were trained with another normalization: set MODEL.%s to %s.",
                 cfg.MODEL.BACKBONE.ARCH, key, expected,
             )  # fmt: skip
 

@@ -17,7 +17,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from querypose.d2 import BACKBONE_REGISTRY, CfgNode, ShapeSpec
 from querypose.modeling.backbone.bottom_up import LEVELS, STRIDES, BackboneError, BottomUp
 from querypose.modeling.backbone.fpn import FeaturePyramid, build_feature_pyramid, chosen_levels
-from querypose.modeling.backbone.pretrained import check_normalisation, explained_download, wants_pretrained
+from querypose.modeling.backbone.pretrained import check_normalization, explained_download, wants_pretrained
 
 
 class SwinArch(NamedTuple):
@@ -85,15 +85,15 @@ class SwinBackbone(BottomUp):
         self.load_state_dict({**features, **norms})
 
     def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
-        """Features {"c2": (B, C, H/4, W/4), …, "c5": (B, 8C, H/32, W/32)} of normalised, padded images."""
+        """Features {"c2": (B, C, H/4, W/4), …, "c5": (B, 8C, H/32, W/32)} of normalized, padded images."""
         features = {}
         x_BHWC = image_BCHW
         for index, module in enumerate(self.features):
             x_BHWC = module(x_BHWC)
             stage = STAGE_ENDS.index(index) if index in STAGE_ENDS else None
             if stage is not None and stage + LEVELS[0] in self.levels:
-                normalised_BHWC = self.get_submodule(f"norm{stage}")(x_BHWC)
-                features[f"c{stage + LEVELS[0]}"] = normalised_BHWC.permute(0, 3, 1, 2).contiguous()
+                normalized_BHWC = self.get_submodule(f"norm{stage}")(x_BHWC)
+                features[f"c{stage + LEVELS[0]}"] = normalized_BHWC.permute(0, 3, 1, 2).contiguous()
         return features
 
 
@@ -137,5 +137,5 @@ def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyra
             state_dict = arch.weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
         bottom_up.load_imagenet(dict(state_dict))
         transform = arch.weights.transforms()
-        check_normalisation(cfg, tuple(transform.mean), tuple(transform.std))
+        check_normalization(cfg, tuple(transform.mean), tuple(transform.std))
     return build_feature_pyramid(cfg.MODEL.FPN.TYPE, bottom_up, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM, levels)

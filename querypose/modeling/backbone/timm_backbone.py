@@ -18,7 +18,7 @@ from querypose.modeling.backbone.bottom_up import LEVELS, STRIDES, BackboneError
 from querypose.modeling.backbone.fpn import FeaturePyramid, build_feature_pyramid, chosen_levels
 from querypose.modeling.backbone.frozen_batch_norm import freeze_batch_norms, reset_batch_norms
 from querypose.modeling.backbone.pretrained import (
-    check_normalisation,
+    check_normalization,
     explained_download,
     timm_pretrained_arguments,
     wants_pretrained,
@@ -91,7 +91,7 @@ class TimmBackbone(BottomUp):
             self.freeze(_stage_starts(self, arch, built), freeze_at)
 
     def forward(self, image_BCHW: Tensor) -> dict[str, Tensor]:
-        """Features {"c2": (B, C, H/4, W/4), …, "c5": (B, C, H/32, W/32)} of normalised, padded images."""
+        """Features {"c2": (B, C, H/4, W/4), …, "c5": (B, C, H/32, W/32)} of normalized, padded images."""
         features = {}
         for (name, shape), x_BCHW in zip(self.output_shape().items(), self.model(image_BCHW), strict=True):
             if self.channels_last:
@@ -151,7 +151,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyra
     )
     weights = timm.get_pretrained_cfg(backbone.ARCH) if pretrained else None
     if weights is not None:
-        check_normalisation(cfg, weights.mean, weights.std)
+        check_normalization(cfg, weights.mean, weights.std)
     return build_feature_pyramid(cfg.MODEL.FPN.TYPE, bottom_up, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM, levels)
 
 

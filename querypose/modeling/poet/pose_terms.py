@@ -13,7 +13,7 @@ class PaperTerms:
     """The terms as eq. 3 states them, in matching as in the loss (eq. 1).
 
     Args:
-        center_in_offsets: also the L1 distance of the centres in the offset term (Table 3, L_deltas&ctrs).
+        center_in_offsets: also the L1 distance of the centers in the offset term (Table 3, L_deltas&ctrs).
     """
 
     def __init__(self, center_in_offsets: bool = False) -> None:
@@ -25,10 +25,10 @@ class PaperTerms:
         Args:
             predicted: poses.
             target: poses; those keypoints count whose visibility is 1.
-            has_pose: (…) whether the target has a centre.
+            has_pose: (…) whether the target has a center.
 
         Returns:
-            (…) for each of `TERM_NAMES`; keypoint, centre and offset terms are 0 for a target without a pose.
+            (…) for each of `TERM_NAMES`; keypoint, center and offset terms are 0 for a target without a pose.
         """
         visible_K1, has_center_1 = target.visibility_K[..., None], has_pose[..., None]
         center_D = (predicted.center_D - target.center_D) * has_center_1
@@ -52,7 +52,7 @@ class ReleasedTerms(PaperTerms):
     """The terms as the authors' code computes them, with which their weights were trained.
 
     Offsets count as the network's output encodes them, which halves them. A visibility counts once; in the loss not at
-    all for a person without a visible keypoint. In matching, centre and visibility terms are distances, not squared.
+    all for a person without a visible keypoint. In matching, center and visibility terms are distances, not squared.
     """
 
     def losses(self, predicted: PoseVector, target: PoseVector, has_pose: Tensor) -> dict[str, Tensor]:

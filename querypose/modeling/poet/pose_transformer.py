@@ -43,7 +43,7 @@ class PoseTransformer(nn.Module):
 
         Args:
             feature_BCHW: of the backbone.
-            is_image_BHW: False where a cell shows padding, at which nobody looks.
+            is_image_BHW: False where a cell shows padding, which is no key.
             is_padded: whether any does, known to the host.
         """
         token_BTC = self.projection(feature_BCHW).flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""A pose as POET's vector: centre, offsets of the keypoints from it, and their visibilities (Figure 2b)."""
+"""A pose as POET's vector: center, offsets of the keypoints from it, and their visibilities (Figure 2b)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PoseVector:
 
     Attributes:
         center_D: C of the paper.
-        offset_KD: Z, from the centre to each keypoint.
+        offset_KD: Z, from the center to each keypoint.
         visibility_K: V, in [0, 1].
     """
 
@@ -26,7 +26,7 @@ class PoseVector:
 
     @classmethod
     def decode(cls, output: Tensor) -> PoseVector:
-        """Reads the network's output (…, 2 + 3K) in (0, 1): centre, then Δx, Δy, visibility of every keypoint.
+        """Reads the network's output (…, 2 + 3K) in (0, 1): center, then Δx, Δy, visibility of every keypoint.
 
         Offsets fill (-1, 1): 0.5 is none, 0 and 1 are the whole image.
         """
@@ -40,7 +40,7 @@ class PoseVector:
 
     @property
     def keypoints_KD(self) -> Tensor:
-        """A of the paper: absolute positions, centre plus offset; may lie outside the image."""
+        """A of the paper: absolute positions, center plus offset; may lie outside the image."""
         return self.center_D[..., None, :] + self.offset_KD
 
     def __getitem__(self, index: object) -> PoseVector:
@@ -53,7 +53,7 @@ class PoseTargets:
     """The annotated persons of B images as pose vectors, padded to the G of the fullest one.
 
     Attributes:
-        poses_BG: vectors; centre and offsets are arbitrary for a person without a visible keypoint, and offsets for a
+        poses_BG: vectors; center and offsets are arbitrary for a person without a visible keypoint, and offsets for a
             keypoint that is not visible.
         counts: persons of each image, known to the host.
     """
@@ -63,12 +63,12 @@ class PoseTargets:
 
     @property
     def has_pose_BG(self) -> Tensor:
-        """True for a person with a visible keypoint; the others have no centre."""
+        """True for a person with a visible keypoint; the others have no center."""
         return (self.poses_BG.visibility_K > 0).any(-1)
 
     @classmethod
     def from_persons(cls, targets: PersonTargets) -> PoseTargets:
-        """The centre is the mean of the visible keypoints; hidden and unlabelled ones are alike (Training Loss)."""
+        """The center is the mean of the visible keypoints; hidden and unlabelled ones are alike (Training Loss)."""
         size_B11D = targets.image_size_B4[:, None, None, :2]
         visible_BGK1 = targets.visible_BGK[..., None]
         # Unlabelled keypoints may be anything, NaN too.

@@ -6,6 +6,18 @@ Sec. 3.2), `part_update` (SIM, Sec. 3.3), `matcher`, `losses` and `criterion` (S
 """
 
 from querypose.modeling.query_pose import config as config
+from querypose.modeling.query_pose.loss_terms import QUERY_POSE_LOSS_REGISTRY
 from querypose.modeling.query_pose.meta_arch import QueryPose
+from querypose.modeling.query_pose.part_embedding import INTERACTION_REGISTRY, InteractionSizes, RegionInteraction
+from querypose.modeling.query_pose.part_update import PART_UPDATE_REGISTRY
+from querypose.modeling.query_pose.pose_decoder import StagePrediction
 
-__all__ = ["QueryPose"]
+__all__ = [
+    "INTERACTION_REGISTRY",
+    "PART_UPDATE_REGISTRY",
+    "QUERY_POSE_LOSS_REGISTRY",
+    "InteractionSizes",
+    "QueryPose",
+    "RegionInteraction",
+    "StagePrediction",
+]

@@ -26,7 +26,7 @@ class BoxStage(nn.Module):
         num_tokens: cells of a region.
         num_cls_layers: linear layers before the class logit.
         num_reg_layers: linear layers before the box deltas.
-        prior_prob: class score at initialisation.
+        prior_prob: class score at initialization.
     """
 
     def __init__(

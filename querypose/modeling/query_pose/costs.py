@@ -26,5 +26,5 @@ def box_l1_cost(boxes_BQ4: Tensor, person_boxes_BG4: Tensor, image_size_B4: Tens
 
 
 def box_giou_cost(boxes_BQ4: Tensor, person_boxes_BG4: Tensor) -> Tensor:
-    """Negative generalised IoU (B, Q, G) of corners in pixels."""
+    """Negative generalized IoU (B, Q, G) of corners in pixels."""
     return -generalized_box_iou(boxes_BQ4[..., :, None, :], person_boxes_BG4[:, None])

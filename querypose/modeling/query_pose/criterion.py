@@ -129,7 +129,7 @@ def keypoint_targets(
         targets: the persons.
 
     Returns:
-        the targets (R, K, D), box centre at 0 and corners at ±0.5; and (R, K), True where a keypoint is labelled and
+        the targets (R, K, D), box center at 0 and corners at ±0.5; and (R, K), True where a keypoint is labelled and
         not outside the predicted box ("masked", Sec. 3.4).
     """
     keypoints_RKD = targets.keypoints_BGKD[image_R, person_R]

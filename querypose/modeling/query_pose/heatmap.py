@@ -107,7 +107,7 @@ def _bump(center: Tensor, radius: Tensor, length: int) -> Tensor:
 
 
 def inside_images(targets: PersonTargets, height: int, width: int, stride: int) -> Tensor:
-    """Which cells (B, 1, height, width) see image and not padding alone."""
+    """Which cells (B, 1, height, width) cover image and not padding alone."""
     size_B4 = targets.image_size_B4
     inside_BW = torch.arange(width, device=size_B4.device) * stride < size_B4[:, 0, None]
     inside_BH = torch.arange(height, device=size_B4.device) * stride < size_B4[:, 1, None]

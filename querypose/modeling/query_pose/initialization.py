@@ -34,14 +34,14 @@ def prior_bias(probability: float) -> float:
 
 
 def image_boxes(num_boxes: int) -> Tensor:
-    """Boxes (Q, 4) that all are the whole image, as centre and size in units of the image (Sparse R-CNN)."""
+    """Boxes (Q, 4) that all are the whole image, as center and size in units of the image (Sparse R-CNN)."""
     return torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(num_boxes, 1)
 
 
 def grid_boxes(num_boxes: int) -> Tensor:
-    """Boxes (Q, 4) on a regular grid, each twice as large as a cell, as centre and size in units of the image.
+    """Boxes (Q, 4) on a regular grid, each twice as large as a cell, as center and size in units of the image.
 
-    Queries that look at different places from the start divide the persons among them sooner, which matters to short
+    Queries whose boxes differ from the start divide the persons among them sooner, which matters to short
     trainings.
     """
     columns = math.ceil(math.sqrt(num_boxes))

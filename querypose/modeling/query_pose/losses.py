@@ -15,7 +15,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from querypose.layers import RealNVP, generalized_box_iou
 
-# A standardised residual of one box's size is then at most 1e6, whose density under any trained flow is finite. Trained
+# A standardized residual of one box's size is then at most 1e6, whose density under any trained flow is finite. Trained
 # models stay three orders of magnitude above.
 SMALLEST_SIGMA = 1e-6
 
@@ -38,7 +38,7 @@ def box_l1_loss(boxes_R4: Tensor, person_boxes_R4: Tensor, image_size_R4: Tensor
 
 
 def box_giou_loss(boxes_R4: Tensor, person_boxes_R4: Tensor) -> Tensor:
-    """One less the generalised IoU, summed."""
+    """One less the generalized IoU, summed."""
     return (1 - generalized_box_iou(boxes_R4, person_boxes_R4)).sum(-1)
 
 
@@ -56,7 +56,7 @@ def residual_log_likelihood_loss(
         sigma_RKD: predicted scale in (0, 1), same frame.
         target_RKD: annotated keypoints, same frame.
         valid_RK: True where the keypoint is labelled and inside the predicted box.
-        flow: the density of the standardised residual.
+        flow: the density of the standardized residual.
     """
     # Targets that do not count may be anything, infinity too; zero times that would be NaN.
     target_RKD = torch.where(valid_RK[..., None], target_RKD, mean_RKD.detach())

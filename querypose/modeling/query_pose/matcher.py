@@ -1,4 +1,4 @@
-"""What QueryPose matches by: class, box and generalised IoU costs (Sec. 3.4)."""
+"""What QueryPose matches by: class, box and generalized IoU costs (Sec. 3.4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class HungarianMatcher:
     Args:
         class_weight: of the focal cost.
         bbox_weight: of the L1 cost.
-        giou_weight: of the generalised IoU cost.
+        giou_weight: of the generalized IoU cost.
         focal_alpha: of the focal cost.
         focal_gamma: of the focal cost.
     """

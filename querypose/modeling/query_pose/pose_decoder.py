@@ -140,7 +140,7 @@ class PoseDecoder(nn.Module):
     Boxes are detached from stage to stage, queries are not.
 
     Args:
-        proposal_boxes_Q4: where the boxes start, as centre and size in units of the image; one an instance query.
+        proposal_boxes_Q4: where the boxes start, as center and size in units of the image; one an instance query.
         dim: width C of an instance query.
         box_stages: the S stages of the box decoder.
         keypoint_stages: the S stages of the keypoint decoder.

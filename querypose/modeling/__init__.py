@@ -5,9 +5,9 @@ Here stands what a model of your own is made of, see examples/my_project.
 
 from querypose.modeling import backbone as backbone
 from querypose.modeling import config as config
-from querypose.modeling.lqr import LQR
 from querypose.modeling.images import image_cells
 from querypose.modeling.loss_terms import LossTerm
+from querypose.modeling.lqr import LQR
 from querypose.modeling.poet import POET
 from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
 from querypose.modeling.poses import QueryPoses

@@ -111,7 +111,7 @@ def test_a_skeleton_from_yaml_has_a_default_scheme(
         ({"default_part_scheme": "thirds"}, "no part scheme 'thirds'; known: halves, joint"),
         ({"upper_body": ["head", "tail"]}, "'tail' is not one of its keypoints"),
         ({"head_segment": ["head"]}, "head_segment .* must be two indices"),
-        ({"colour": "red"}, r"unknown fields \['colour'\]"),
+        ({"color": "red"}, r"unknown fields \['color'\]"),
     ],
 )
 def test_an_inconsistent_skeleton_is_refused(change: dict[str, Any], message: str) -> None:

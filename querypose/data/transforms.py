@@ -87,7 +87,7 @@ class GeometricTransform:
     def apply_keypoints(
         self, keypoints: np.ndarray, flip_indices: Sequence[int], *, keep_outside: bool = False
     ) -> np.ndarray:
-        """Maps keypoints; those that end outside the output image, and those not labelled, become (0, 0, 0).
+        """Maps keypoints; those that end outside the output image, and those not labeled, become (0, 0, 0).
 
         Args:
             keypoints: (G, K, 3), x and y in the source frame, visibility.

@@ -17,7 +17,7 @@ class PersonTargets:
 
     Attributes:
         boxes_BG4: corners, in pixels of the padded input images.
-        keypoints_BGKD: positions, same frame; arbitrary where not labelled.
+        keypoints_BGKD: positions, same frame; arbitrary where not labeled.
         labelled_BGK: True where a keypoint is annotated, hidden or visible.
         counts: persons of each image, known to the host.
         image_size_B4: width, height, width, height of each unpadded image, in pixels.
@@ -40,7 +40,7 @@ class PersonTargets:
     def from_instances(
         cls, instances: Sequence[Instances], num_keypoints: int, device: torch.device, dtype: torch.dtype
     ) -> PersonTargets:
-        """Collects `gt_boxes` and `gt_keypoints` (v = 0: not labelled, 1: hidden, 2: visible) of each image.
+        """Collects `gt_boxes` and `gt_keypoints` (v = 0: not labeled, 1: hidden, 2: visible) of each image.
 
         Raises:
             ValueError: an image's keypoints are not `num_keypoints` a person.

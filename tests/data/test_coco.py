@@ -275,10 +275,10 @@ def test_crowdpose_joints_of_head_and_outside_the_box_are_kept(shared_data: Path
     (person,) = [person for record in records for person in record["annotations"] if person["id"] == 123803]
     head = np.array(person["keypoints"]).reshape(-1, 3)[CROWDPOSE_SKELETON.keypoints.index("head")]
     assert head.tolist() == [256.5, 27.5, 1]
-    unlabelled = [
+    unlabeled = [
         person for record in records for person in record["annotations"] if not any(person["keypoints"][2::3])
     ]
-    assert [person["id"] for person in unlabelled] == [131039]
+    assert [person["id"] for person in unlabeled] == [131039]
 
 
 def test_mpii_sample_is_refused_with_a_clear_error(shared_data: Path) -> None:

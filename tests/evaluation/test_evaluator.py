@@ -55,7 +55,7 @@ def make_cfg(folder: Path) -> CfgNode:
 
 
 def predictions(ground_truth: dict[str, Any], noise: float = 0.0, seed: int = 0) -> dict[int, Instances]:
-    """For every image the labelled poses as a model would give them: continuous coordinates, 0.5 more."""
+    """For every image the labeled poses as a model would give them: continuous coordinates, 0.5 more."""
     random = np.random.default_rng(seed)
     of_image: dict[int, list[list[float]]] = {image["id"]: [] for image in ground_truth["images"]}
     for annotation in ground_truth["annotations"]:

@@ -125,7 +125,7 @@ def test_lsp_mosaics_by_both_protocols(shared_data: Path) -> None:
 
 
 def one_person(**changes: Any) -> Content:
-    """An image with one fully labelled person of area 10,000."""
+    """An image with one fully labeled person of area 10,000."""
     K = COCO_SKELETON.num_keypoints
     keypoints = np.stack([np.linspace(10, 110, K), np.linspace(20, 220, K), np.full(K, 2)], axis=1)
     annotation = {
@@ -163,8 +163,8 @@ def test_perfect_predictions_no_predictions_no_persons(protocol: Any) -> None:
     assert set(perfect.values()) == {100.0}
     nothing = evaluate(ground_truth, [], COCO_SKELETON, protocol)
     assert set(nothing.values()) == {0.0}
-    unlabelled = one_person(keypoints=[0] * 51, num_keypoints=0)["annotations"][0] | {"image_id": 10}
-    for persons in ([], [unlabelled]):
+    unlabeled = one_person(keypoints=[0] * 51, num_keypoints=0)["annotations"][0] | {"image_id": 10}
+    for persons in ([], [unlabeled]):
         nobody = ground_truth | {"annotations": persons}
         for results in ([], [perfect_results(ground_truth)[0]]):
             metrics = evaluate(nobody, results, COCO_SKELETON, protocol)
@@ -224,7 +224,7 @@ def test_missing_num_keypoints_and_iscrowd_are_completed() -> None:
 
 
 def test_num_keypoints_of_the_file_decides_who_is_ignored() -> None:
-    # CrowdPose leaves head and neck out of it: a person with these alone is labelled, but ignored.
+    # CrowdPose leaves head and neck out of it: a person with these alone is labeled, but ignored.
     ground_truth = one_person(num_keypoints=0)
     assert math.isnan(evaluate(ground_truth, perfect_results(ground_truth), COCO_SKELETON)["AP"])
 

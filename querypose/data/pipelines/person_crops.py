@@ -58,7 +58,7 @@ class PersonCrops(Pipeline):
         self.detections = dict(detections or {})
 
     def records(self, dataset_names: Sequence[str]) -> list[Record]:
-        """A person each: in training those with a labelled keypoint; crowd regions are none."""
+        """A person each: in training those with a labeled keypoint; crowd regions are none."""
         records = []
         for name in dataset_names:
             images = load_datasets([name])

@@ -59,7 +59,7 @@ class Pipeline(abc.ABC):
         skeleton: what the keypoints are; None packs no annotations.
         min_visible_keypoints: persons with fewer of them, in the record or in the sample, are not trained on.
         antialias: whether pixels that shrink are averaged.
-        keeps_outside: whether keypoints outside the sample stay where they are; else they count as not labelled.
+        keeps_outside: whether keypoints outside the sample stay where they are; else they count as not labeled.
     """
 
     keeps_outside = False

@@ -68,7 +68,7 @@ class PoseTargets:
 
     @classmethod
     def from_persons(cls, targets: PersonTargets) -> PoseTargets:
-        """The center is the mean of the visible keypoints; hidden and unlabelled ones are alike (Training Loss)."""
+        """The center is the mean of the visible keypoints; hidden and unlabeled ones are alike (Training Loss)."""
         size_B11D = targets.image_size_B4[:, None, None, :2]
         visible_BGK1 = targets.visible_BGK[..., None]
         # Unlabelled keypoints may be anything, NaN too.

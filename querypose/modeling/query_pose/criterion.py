@@ -129,12 +129,12 @@ def keypoint_targets(
         targets: the persons.
 
     Returns:
-        the targets (R, K, D), box center at 0 and corners at ±0.5; and (R, K), True where a keypoint is labelled and
+        the targets (R, K, D), box center at 0 and corners at ±0.5; and (R, K), True where a keypoint is labeled and
         not outside the predicted box ("masked", Sec. 3.4).
     """
     keypoints_RKD = targets.keypoints_BGKD[image_R, person_R]
-    labelled_RK = targets.labelled_BGK[image_R, person_R]
+    labeled_RK = targets.labelled_BGK[image_R, person_R]
     corner_R1D, size_R1D = boxes_R4[..., None, :2], (boxes_R4[..., None, 2:] - boxes_R4[..., None, :2])
     offset_RKD = keypoints_RKD - corner_R1D
     inside_RK = ((offset_RKD >= 0) & (offset_RKD <= size_R1D)).all(-1)
-    return offset_RKD / size_R1D.clamp(min=1e-6) - 0.5, labelled_RK & inside_RK
+    return offset_RKD / size_R1D.clamp(min=1e-6) - 0.5, labeled_RK & inside_RK

@@ -49,7 +49,7 @@ class AuxiliaryHeatmap(LossTerm):
         """The weighted loss, a scalar.
 
         Deviates: divided by persons and keypoints as loss_keypoint is, and without the padding; the authors' code
-        divides by the keypoints that are labelled, and counts the padding.
+        divides by the keypoints that are labeled, and counts the padding.
         """
         feature_BCHW = features[self.in_feature]
         logits_BKHW = self.logits(self.convs(feature_BCHW))
@@ -70,7 +70,7 @@ def draw_heatmaps(targets: PersonTargets, height: int, width: int, stride: int) 
     wide.
 
     Args:
-        targets: the persons; keypoints that are not labelled are not drawn.
+        targets: the persons; keypoints that are not labeled are not drawn.
         height: of the map, in cells.
         width: of the map, in cells.
         stride: pixels a cell.

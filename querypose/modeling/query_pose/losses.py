@@ -55,7 +55,7 @@ def residual_log_likelihood_loss(
         mean_RKD: predicted keypoints in the frame of the predicted box, nominally in [-0.5, 0.5].
         sigma_RKD: predicted scale in (0, 1), same frame.
         target_RKD: annotated keypoints, same frame.
-        valid_RK: True where the keypoint is labelled and inside the predicted box.
+        valid_RK: True where the keypoint is labeled and inside the predicted box.
         flow: the density of the standardized residual.
     """
     # Targets that do not count may be anything, infinity too; zero times that would be NaN.

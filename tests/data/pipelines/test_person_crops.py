@@ -97,9 +97,9 @@ def test_an_image_at_hand_is_cropped_by_its_boxes_or_as_a_whole() -> None:
 
 @pytest.fixture
 def cfg(datasets_root: Path) -> CfgNode:
-    """Two persons, one of them without a labelled keypoint, and a crowd region on image 7; nobody on image 2."""
-    unlabelled = toy_annotation(id=4, bbox=[1, 2, 10, 20], keypoints=[0] * 9, num_keypoints=0)
-    document = toy_document(annotations=[*toy_document()["annotations"], unlabelled])
+    """Two persons, one of them without a labeled keypoint, and a crowd region on image 7; nobody on image 2."""
+    unlabeled = toy_annotation(id=4, bbox=[1, 2, 10, 20], keypoints=[0] * 9, num_keypoints=0)
+    document = toy_document(annotations=[*toy_document()["annotations"], unlabeled])
     register_pose_dataset("toy", *write_dataset(datasets_root, document), TOY_SKELETON)
     cfg = get_cfg()
     cfg.INPUT.PIPELINE = "person_crops"
@@ -110,7 +110,7 @@ def cfg(datasets_root: Path) -> CfgNode:
     return cfg
 
 
-def test_training_takes_labelled_persons_and_evaluation_every_box(cfg: CfgNode) -> None:
+def test_training_takes_labeled_persons_and_evaluation_every_box(cfg: CfgNode) -> None:
     [trained] = build_pipeline(cfg, is_train=True).records(["toy"])
     assert trained["sample_id"] == (7, 1)
     assert trained["person_box"] == [10, 5, 30, 20]

@@ -1,4 +1,4 @@
-"""The annotated persons of a batch, and which query answers for which person."""
+"""The annotated persons of a batch, and the matches between queries and persons."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class PersonTargets:
             found = persons.gt_keypoints.tensor.shape[1]
             if found != num_keypoints:
                 raise ValueError(
-                    f"The model has {num_keypoints} keypoints, the annotations of image {image} of the batch {found}; "
-                    f"train on datasets of one skeleton (DATASETS.TRAIN)."
+                    f"The model has {num_keypoints} keypoints, but the annotations of image {image} of the batch have "
+                    f"{found}; train on datasets of one skeleton (DATASETS.TRAIN)."
                 )
             boxes[image, :count] = persons.gt_boxes.tensor
             keypoints[image, :count] = persons.gt_keypoints.tensor

@@ -116,7 +116,7 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     for read in (read_image, read_image_size):
-        with pytest.raises(ImageReadError, match=r"no image '.*gone\.jpg'; check the image folder"):
+        with pytest.raises(ImageReadError, match=r"no image '.*gone\.jpg'; check the folder of the images"):
             read(tmp_path / "gone.jpg")
 
 

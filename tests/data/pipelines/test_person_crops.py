@@ -123,7 +123,7 @@ def test_training_takes_labeled_persons_and_evaluation_every_box(cfg: CfgNode) -
     assert [sample["image"].shape for sample in batch] == [(3, *SIZE)] * 3
     assert len({tuple(sample["frame"].matrix.ravel()) for sample in batch}) == 3, "each is shifted by itself"
     cfg.DATALOADER.MIN_VISIBLE_KEYPOINTS = 2
-    with pytest.raises(DatasetError, match="No person of toy is left"):
+    with pytest.raises(DatasetError, match="No person of toy can be used"):
         build_pipeline(cfg, is_train=True).records(["toy"])
 
 
@@ -146,10 +146,10 @@ def test_detected_boxes_take_the_place_of_annotated_ones_in_evaluation(cfg: CfgN
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([detection(image_id=99)], r"entry 0, is of image 99, which dataset 'toy' does not have"),
-        ([detection(), detection(bbox=[1, 2, 3])], r"entry 1, is no detected box"),
-        ([{"image_id": 7}], r"entry 0, is no detected box .*category_id"),
-        ([detection(category_id=1)], r"No person of toy is left"),
+        ([detection(image_id=99)], r"entry 0 has the image_id 99, which is not in dataset 'toy'"),
+        ([detection(), detection(bbox=[1, 2, 3])], r"entry 1 is not a detected box"),
+        ([{"image_id": 7}], r"entry 0 is not a detected box .*category_id"),
+        ([detection(category_id=1)], r"No person of toy can be used"),
     ],
 )
 def test_boxes_that_cannot_be_used(cfg: CfgNode, tmp_path: Path, content: Any, message: str) -> None:
@@ -161,7 +161,7 @@ def test_boxes_that_cannot_be_used(cfg: CfgNode, tmp_path: Path, content: Any, m
 
 def test_missing_boxes_are_named(cfg: CfgNode, datasets_root: Path) -> None:
     cfg.DATASETS.PERSON_BOXES = ["gone.json"]
-    with pytest.raises(DatasetError, match=r"no file 'gone\.json' of DATASETS\.PERSON_BOXES"):
+    with pytest.raises(DatasetError, match=r"no file 'gone\.json', which DATASETS\.PERSON_BOXES"):
         build_pipeline(cfg, is_train=False).records(["toy"])
     test_split = toy_document()
     del test_split["annotations"]

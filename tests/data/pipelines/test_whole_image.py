@@ -216,14 +216,14 @@ def test_annotations_that_ignore_the_exif_rotation_are_an_error(tmp_path: Path) 
     with Image.open(record["file_name"]) as image:
         image.save(record["file_name"], exif=exif)
     record["annotations"][0]["bbox"] = [20.0, 10.0, 130.0, 90.0]
-    with pytest.raises(ImageSizeError, match=r"is 120x160 pixels, its json says 160x120.*EXIF.*remove the tag"):
+    with pytest.raises(ImageSizeError, match=r"is 120x160 pixels, but 160x120 in its json.*EXIF.*remove the tag"):
         pipeline.sample(record, _generator())
 
 
 def test_other_size_is_an_error_that_names_file_and_id(tmp_path: Path) -> None:
     record, pipeline = _record(tmp_path, KEYPOINTS), _pipeline()
     record["width"] = 161
-    with pytest.raises(ImageSizeError, match=r"markers.png: image 5 is 160x120 pixels, its json says 161x120.*json"):
+    with pytest.raises(ImageSizeError, match=r"markers.png: image 5 is 160x120 pixels, but 161x120 in its json.*json"):
         pipeline.sample(record, _generator())
 
 

@@ -201,11 +201,17 @@ class InferenceSubject(Subject):
         self._model = _meta_architecture(self._predict, cfg)
         self._depth = workload.depth
         self.images_per_step = workload.batch_size or 1
+        self._refined: list[bool] = []
 
     def step(self) -> float:
         """One batch."""
         batch = next(self._batches)
         return seconds_of(lambda: self._infer(batch))
+
+    def result(self) -> dict[str, Any]:
+        """Also the share of the crops that a coarse-to-fine model refined."""
+        share = {"refined": sum(self._refined) / len(self._refined)} if self._refined else {}
+        return {**super().result(), **share}
 
     def parts(self) -> dict[str, float]:
         """One batch, noting its parts."""
@@ -216,7 +222,9 @@ class InferenceSubject(Subject):
     @torch.inference_mode()
     def _infer(self, batch: Batch) -> None:
         for output in self._predict(batch):
-            output["instances"].to("cpu")
+            instances = output["instances"].to("cpu")
+            if instances.has("refined_patches"):
+                self._refined.append(bool(instances.refined_patches.any()))
 
 
 class LoadingSubject(Subject):
@@ -317,10 +325,10 @@ def _batches(
     if loader is None:
         skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         random = np.random.default_rng(0)
-        return [
-            random_batch(random, num_images, workload.image_size, workload.persons, skeleton)
-            for _ in range(NUM_RANDOM_BATCHES)
-        ]
+        size, persons = workload.image_size, workload.persons
+        if cfg.INPUT.PIPELINE == "person_crops":
+            size, persons = tuple(cfg.INPUT.PERSON_CROP.SIZE), 1
+        return [random_batch(random, num_images, size, persons, skeleton) for _ in range(NUM_RANDOM_BATCHES)]
     cfg = cfg.clone()
     cfg.SOLVER.IMS_PER_BATCH = cfg.TEST.IMS_PER_BATCH = num_images
     return list(itertools.islice(loader(cfg), NUM_RANDOM_BATCHES))

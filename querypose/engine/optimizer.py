@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from querypose.modeling import PoseModel
+
 NORM_LAYERS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,  # batch and instance norm of every dimension, synchronized ones included
     nn.GroupNorm,
@@ -70,6 +72,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The trainable parameters, one group for each pair of learning rate and weight decay that occurs.
 
+    A `PoseModel` may lower the rate of a parameter by a factor of its own, and keep one from decaying.
+
     Groups stand in the order in which their first parameter occurs in the model, so that a checkpoint fits again.
     Warns of every entry of `lr_factors` that fits no parameter: it is either misspelt or meant for another model.
 
@@ -78,15 +82,17 @@ def parameter_groups(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     unused = [part for part, _ in lr_factors]
     for name, parameter, layer in _named_parameters(model):
-        factor = 1.0
+        factor = model.lr_factor(name) if isinstance(model, PoseModel) else 1.0
         for part, candidate in lr_factors:
             if part in name:
-                factor = candidate
+                factor *= candidate
                 unused = [other for other in unused if other != part]
                 break
         if not parameter.requires_grad:
             continue
-        if is_bias(name):
+        if isinstance(model, PoseModel) and name in model.undecayed:
+            decay = 0.0
+        elif is_bias(name):
             decay = weight_decay_bias
         elif isinstance(layer, NORM_LAYERS):
             decay = weight_decay_norm

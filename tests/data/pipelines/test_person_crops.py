@@ -147,8 +147,8 @@ def test_detected_boxes_take_the_place_of_annotated_ones_in_evaluation(cfg: CfgN
     ("content", "message"),
     [
         ([detection(image_id=99)], r"entry 0 has the image_id 99, which is not in dataset 'toy'"),
-        ([detection(), detection(bbox=[1, 2, 3])], r"entry 1 is not a detected box"),
-        ([{"image_id": 7}], r"entry 0 is not a detected box .*category_id"),
+        ([detection(), detection(bbox=[1, 2, 3])], r"entry 1, is no detected box"),
+        ([{"image_id": 7}], r"entry 0, is no detected box .*category_id"),
         ([detection(category_id=1)], r"No person of toy can be used"),
     ],
 )
@@ -161,7 +161,7 @@ def test_boxes_that_cannot_be_used(cfg: CfgNode, tmp_path: Path, content: Any, m
 
 def test_missing_boxes_are_named(cfg: CfgNode, datasets_root: Path) -> None:
     cfg.DATASETS.PERSON_BOXES = ["gone.json"]
-    with pytest.raises(DatasetError, match=r"no file 'gone\.json', which DATASETS\.PERSON_BOXES"):
+    with pytest.raises(DatasetError, match=r"no file 'gone\.json' of person boxes"):
         build_pipeline(cfg, is_train=False).records(["toy"])
     test_split = toy_document()
     del test_split["annotations"]

@@ -62,10 +62,13 @@ def test_config_survives_a_round_trip_through_yaml() -> None:
         (["MODEL.QUERYPOSE.NUM_HEADS", "7"], r"MODEL.FPN.OUT_CHANNELS is 256; allowed: multiples of .*NUM_HEADS"),
         (["MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial"], r"DYNAMIC_INTERACTION: True"),
         (["MODEL.QUERYPOSE.KEYPOINT.QUERY_TYPE", "keypoint"], r"allowed: 'part', 'instance', 'none'"),
-        (["MODEL.QUERYPOSE.KEYPOINT.QUERY_TYPE", "instance"], r"QUERY_TYPE is 'instance', .*ITERATION: none"),
+        (
+            ["MODEL.QUERYPOSE.KEYPOINT.QUERY_TYPE", "instance"],
+            r"QUERY_TYPE is 'instance', .*ITERATION is 'selective'; set it to none",
+        ),
         (
             keypoint_queries("none", "self_attention"),
-            r"QUERY_TYPE is 'none', .*INTERACTION: average_pooling, not 'self",
+            r"QUERY_TYPE is 'none', .*INTERACTION is 'self_attention'; set it to average_pooling",
         ),
         (
             [*keypoint_queries("none", "average_pooling"), "MODEL.QUERYPOSE.KEYPOINT.DYNAMIC_INTERACTION", "True"],

@@ -148,7 +148,7 @@ def test_no_labeled_keypoint_and_a_box_of_one_pixel() -> None:
 
 
 def test_a_wrong_number_of_keypoints_is_refused() -> None:
-    with pytest.raises(ValueError, match="has 5 keypoints, the annotations of image 1 of the batch 3"):
+    with pytest.raises(ValueError, match="has 5 keypoints, but the annotations of image 1 of the batch have 3"):
         PersonTargets.from_instances(
             [random_persons(1, 5, (8, 8)), random_persons(1, 3, (8, 8))], 5, torch.device("cpu"), torch.float32
         )

@@ -150,6 +150,7 @@ def test_detected_boxes_take_the_place_of_annotated_ones_in_evaluation(cfg: CfgN
         ([detection(), detection(bbox=[1, 2, 3])], r"entry 1, is no detected box"),
         ([{"image_id": 7}], r"entry 0, is no detected box .*category_id"),
         ([detection(category_id=1)], r"No person of toy can be used"),
+        ([], r"No person of toy can be used"),
     ],
 )
 def test_boxes_that_cannot_be_used(cfg: CfgNode, tmp_path: Path, content: Any, message: str) -> None:
@@ -157,6 +158,17 @@ def test_boxes_that_cannot_be_used(cfg: CfgNode, tmp_path: Path, content: Any, m
     cfg.DATASETS.PERSON_BOXES = [str(tmp_path / "boxes.json")]
     with pytest.raises(DatasetError, match=message):
         build_pipeline(cfg, is_train=False).records(["toy"])
+
+
+def test_a_box_outside_the_image_gives_a_black_crop(record: dict[str, Any]) -> None:
+    """And one that reaches over its edge what there is of it; poses come back in both."""
+    for box, is_black in (([400.0, 300.0, 450.0, 380.0], True), ([-500.0, -10.0, 85.0, 90.0], False)):
+        pipeline = PersonCrops(is_train=False, size=SIZE, padding=1.25, unbiased=True)
+        sample = pipeline.sample({**record, "person_box": box}, np.random.default_rng(0))
+        assert sample["image"].shape == (3, *SIZE)
+        assert bool((sample["image"] == 0).all()) == is_black
+        center = sample["frame"].inverse().apply_coords(np.array([SIZE[1] / 2, SIZE[0] / 2]))
+        np.testing.assert_allclose(center, [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
 
 
 def test_missing_boxes_are_named(cfg: CfgNode, datasets_root: Path) -> None:

@@ -212,7 +212,8 @@ class LQR(PoseModel):
         keypoints, (score_BHW, quality_BHW) = self._maps(image_BCHW)
         if quality_BHW is not None:
             score_BHW = score_BHW.clamp(0, 1) * quality_BHW.clamp(0, 1)
-        return score_BHW, keypoints.keypoint_BKDHW + cell_positions(*score_BHW.shape[1:], score_BHW)
+        height, width = score_BHW.shape[1:]
+        return score_BHW, keypoints.keypoint_BKDHW + cell_positions(height, width, score_BHW)
 
     def _maps(self, image_BCHW: Tensor) -> tuple[KeypointQueries, PoseScores]:
         finest_BCHW, *others = self.backbone(image_BCHW).values()

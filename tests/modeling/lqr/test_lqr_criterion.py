@@ -71,7 +71,7 @@ def owners(regions: Regions) -> np.ndarray:
 
 
 def criterion(**options: Any) -> LQRCriterion:
-    arguments = {"label": "cir", "background_weight": 0.1, "weights": WEIGHTS} | options
+    arguments: dict[str, Any] = {"label": "cir", "background_weight": 0.1, "weights": WEIGHTS} | options
     return LQRCriterion(skeleton=COCO_SKELETON, **arguments).double()
 
 

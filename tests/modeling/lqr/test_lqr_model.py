@@ -118,7 +118,8 @@ class _Centroid(LQR):
 
     def _maps(self, image_BCHW: Tensor) -> tuple[KeypointQueries, PoseScores]:
         light_BHW = image_BCHW[:, 0, ::4, ::4].clamp(min=0)  # padding is 0
-        positions_DHW = cell_positions(*light_BHW.shape[1:], like=light_BHW)
+        height, width = light_BHW.shape[1:]
+        positions_DHW = cell_positions(height, width, light_BHW)
         center_BD = (light_BHW[:, None] * positions_DHW).sum((2, 3)) / light_BHW.sum((1, 2))[:, None]
         x_K = torch.zeros(K, dtype=center_BD.dtype)
         for left, right in self.skeleton.flip_pairs:  # the left of a person is at the right of the picture

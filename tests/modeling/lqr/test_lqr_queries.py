@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from querypose.modeling.lqr.keypoint_queries import AGGREGATIONS, KeypointQueryEncoding, point_grid
 from querypose.modeling.lqr.pose_queries import PLACES, PoseQueryEncoding
@@ -95,6 +95,11 @@ def read_at(map_CHW: Tensor, x: float, y: float) -> Tensor:
     return (1 - v) * upper + v * lower
 
 
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
+
+
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("keypoint", range(K))
 def test_equals_the_formula_of_one_keypoint_at_every_cell(keypoint: int, aggregation: Any) -> None:
@@ -105,12 +110,12 @@ def test_equals_the_formula_of_one_keypoint_at_every_cell(keypoint: int, aggrega
         feature_CHW = module.keypoint_feature(feature())[0, 2 * keypoint : 2 * keypoint + 2]
         branch = slice(2 * keypoint, 2 * keypoint + 2)
         d_DHW = torch.nn.functional.conv2d(
-            feature_CHW[None], module.to_query.weight[branch], module.to_query.bias[branch], padding=1
+            feature_CHW[None], module.to_query.weight[branch], _bias(module.to_query)[branch], padding=1
         )[0]
         assert module.to_points is not None
         points = slice(2 * N * keypoint, 2 * N * (keypoint + 1))
         weight_N2C = module.to_points.weight[points, :, 0, 0].view(N, 2, 2)
-        bias_N2 = module.to_points.bias[points].view(N, 2)
+        bias_N2 = _bias(module.to_points)[points].view(N, 2)
         aggregated_CHW = torch.zeros_like(feature_CHW)
         for y in range(H):
             for x in range(W):
@@ -119,11 +124,11 @@ def test_equals_the_formula_of_one_keypoint_at_every_cell(keypoint: int, aggrega
                 for index, (ex, ey) in enumerate(e_N2.tolist()):
                     value_C = read_at(feature_CHW, x + dx + ex, y + dy + ey)
                     if aggregation == "weighted":
-                        value_C = module.point_weights[index].weight[branch, :, 0, 0] @ value_C
+                        value_C = module.point_weights[index].get_parameter("weight")[branch, :, 0, 0] @ value_C
                     aggregated_CHW[:, y, x] += value_C
         assert module.to_keypoint is not None
         offset_DHW = torch.nn.functional.conv2d(
-            aggregated_CHW[None], module.to_keypoint.weight[branch], module.to_keypoint.bias[branch], padding=1
+            aggregated_CHW[None], module.to_keypoint.weight[branch], _bias(module.to_keypoint)[branch], padding=1
         )[0]
     torch.testing.assert_close(result.keypoint_BKDHW[0, keypoint], d_DHW + offset_DHW)
 
@@ -142,13 +147,21 @@ def test_the_score_reads_the_instance_feature_at_its_places(places: Any) -> None
         if places == "cell":
             gathered_CK = instance_CHW[:, y, x][:, None]
         else:
-            displacement_KND = {
-                "keypoint_queries": lambda: keypoints.query_BKDHW[0, :, None, :, y, x],
-                "keypoints": lambda: keypoints.keypoint_BKDHW[0, :, None, :, y, x],
-                "semantic_points": lambda: keypoints.point_BKNDHW[0, :, :, :, y, x],
-                "learned": lambda: module.to_places(instance_CHW[None])[0, :, y, x].view(K, 1, 2),
-            }[places]()
-            sums = [sum(read_at(instance_CHW, x + dx, y + dy) for dx, dy in points) for points in displacement_KND]
+            assert keypoints.query_BKDHW is not None
+            assert keypoints.point_BKNDHW is not None
+            displacement_BKNDHW = {
+                "keypoint_queries": keypoints.query_BKDHW[:, :, None],
+                "keypoints": keypoints.keypoint_BKDHW[:, :, None],
+                "semantic_points": keypoints.point_BKNDHW,
+            }.get(places)
+            if displacement_BKNDHW is None:
+                assert module.to_places is not None
+                displacement_BKNDHW = module.to_places(instance_CHW[None]).unflatten(1, (K, 1, 2))
+            displacement_KND = displacement_BKNDHW[0, :, :, :, y, x]
+            sums = [
+                torch.stack([read_at(instance_CHW, x + dx, y + dy) for dx, dy in points]).sum(0)
+                for points in displacement_KND.tolist()
+            ]
             gathered_CK = torch.stack(sums, dim=1)
         expected = module.score(module.squeeze(gathered_CK.flatten()[None, :, None, None])).item()
     assert score_BHW[0, y, x].item() == pytest.approx(expected, rel=1e-9)

@@ -29,8 +29,8 @@ from querypose.skeleton import Skeleton
 # Boxes and keypoints may be outside their image by this much, in pixels: hand-made annotations often are.
 SIZE_TOLERANCE = 2.0
 PIXEL_INDEX_TO_CONTINUOUS = 0.5
-# A person's area as a share of its box. CrowdPose's own evaluation uses it for every person, the COCO protocol here, and
-# training, for annotations without `area`.
+# A person's area as a share of its box. CrowdPose's own evaluation uses it for every person, the COCO protocol here and
+# training for annotations without `area`.
 AREA_OF_BOX = 0.53
 # Numbers from here on count as infinite: their squares could overflow.
 _INFINITE = 1e100

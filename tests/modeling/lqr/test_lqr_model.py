@@ -179,7 +179,7 @@ def test_an_odd_size_trains_and_predicts_within_the_image() -> None:
 
 
 def test_small_persons_are_measured_in_pixels_of_the_file() -> None:
-    model = tiny_model("MODEL.LQR.MIN_AREA", "1024")
+    model = tiny_model("MODEL.LQR.MIN_AREA", "1024.0")
     (sample,) = random_batch([1], K)
     sample["instances"].gt_areas = torch.tensor([600.0])
     assert model.loss_normalizers([sample])["cells"] == 0

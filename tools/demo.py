@@ -6,8 +6,8 @@
     python tools/demo.py --config-file F --input walk.mp4 --output walk_poses.mp4 …
     python tools/demo.py --config-file F --input webcam --output me.mp4 …          (until Ctrl-C)
 
-An image that cannot be read is reported and skipped. Exit code: 0 all inputs drawn, 1 some were skipped, 2 nothing
-could be done. Videos and cameras need OpenCV: pip install opencv-python-headless
+An image that cannot be read is named and skipped. Exit code: 0 all inputs drawn, 1 some were skipped, 2 nothing could
+be done. Videos and cameras need OpenCV: pip install opencv-python-headless
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ UNUSABLE_EXIT_CODE = 2
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="F", help="the model's YAML file")
     add_import_argument(parser)
@@ -121,7 +120,7 @@ class Demo:
         self.write = write
         if not cfg.MODEL.WEIGHTS:
             print(
-                "warning: MODEL.WEIGHTS is empty, so the model is UNTRAINED and its poses are meaningless. "
+                "warning: MODEL.WEIGHTS is empty, so the model is UNTRAINED and its poses mean nothing. "
                 "Add: --opts MODEL.WEIGHTS path/to/model_final.pth",
                 file=sys.stderr,
             )
@@ -170,7 +169,6 @@ def draw_images(demo: Demo, images: Sequence[Path], outputs: Sequence[Path]) -> 
 
 
 def draw_video(demo: Demo, reader: VideoReader, source: str, output: Path) -> None:
-    """Draws every frame, of a camera until Ctrl-C."""
     with VideoWriter(output, reader.fps) as writer, contextlib.suppress(KeyboardInterrupt):
         frames = tqdm(reader, total=reader.num_frames, unit="frame", desc="poses")
         for number, frame in enumerate(frames, start=1):
@@ -178,7 +176,6 @@ def draw_video(demo: Demo, reader: VideoReader, source: str, output: Path) -> No
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Draws what the command line names; returns the exit code."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
     sources: list[str] = arguments.input
@@ -186,12 +183,14 @@ def main(arguments: argparse.Namespace) -> int:
     skipped = 0
     if any(map(is_video, sources)):
         if len(sources) > 1:
-            raise MediaError(f"--input names a video or camera and {len(sources) - 1} more; give one video alone.")
+            raise MediaError(
+                f"--input names a video or camera and {len(sources) - 1} more inputs. Give one video or camera alone."
+            )
         with VideoReader(sources[0]) as reader:
             if not output.suffix:
                 output = output / f"{Path(sources[0].replace(':', '')).stem}_poses.mp4"
             if output.exists() and Path(sources[0]).exists() and output.samefile(sources[0]):
-                raise MediaError(f"Output {str(output)!r} would overwrite the input; choose another --output.")
+                raise MediaError(f"The output {str(output)!r} would overwrite the input. Choose another --output.")
             with results_file(arguments.results_json) as write:
                 draw_video(Demo(arguments, write), reader, sources[0], output)
         drawn = str(output)

@@ -221,7 +221,7 @@ def test_a_gradient_that_alone_is_not_finite_is_traced(tmp_path: Path) -> None:
     assert "decoder.box_stages.1.box_deltas.weight" not in bad
     assert all(map(math.isfinite, result.processes[0].recorded.values()))
     assert not result.is_reproduced
-    assert format_replay(result).endswith("NOT reproduced: now other losses or gradients are not finite.")
+    assert format_replay(result).endswith("NOT reproduced: other losses or gradients are not finite now.")
 
 
 def test_a_replay_finds_the_first_gradient() -> None:
@@ -290,7 +290,7 @@ def test_dumps_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"rank_0\.pth is not a dump"):
         read_dumps(folder)
     torch.save({name: value for name, value in dump.items() if name != "model"}, folder / "rank_0.pth")
-    with pytest.raises(CheckpointError, match="lacks the weights"):
+    with pytest.raises(CheckpointError, match="has no weights"):
         replay(folder, "cpu")
 
 

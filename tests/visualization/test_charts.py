@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.legend import Legend
 from PIL import Image
 
 from querypose.visualization.charts import plot_metrics, plot_precisions, plot_rows, read_metrics
@@ -33,7 +34,13 @@ def training_rows(count: int = 50) -> list[dict[str, Any]]:
 
 
 def labels(axes: Axes) -> list[str]:
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+    return [text.get_text() for text in legend_of(axes).get_texts()]
+
+
+def legend_of(axes: Axes) -> Legend:
+    legend = axes.get_legend()
+    assert legend is not None
+    return legend
 
 
 def test_a_run_has_a_panel_of_losses_and_one_of_ap(tmp_path: Path) -> None:
@@ -47,7 +54,7 @@ def test_a_run_has_a_panel_of_losses_and_one_of_ap(tmp_path: Path) -> None:
     assert labels(losses) == ["total_loss  0.1", "loss_cls  1.04"]
     assert labels(precisions) == ["AP  12.0", "AP50  30.0"]
     assert precisions.get_ylim() == (0, 100)
-    np.testing.assert_array_equal(precisions.lines[0].get_xydata(), [[500, 12]])
+    np.testing.assert_array_equal(np.asarray(precisions.lines[0].get_xydata()), [[500, 12]])
     with Image.open(tmp_path / "both.png") as both, Image.open(tmp_path / "new" / "a.png") as one:
         assert both.size == (2 * one.width, one.height)
     write(metrics, evaluations)
@@ -57,7 +64,8 @@ def test_a_run_has_a_panel_of_losses_and_one_of_ap(tmp_path: Path) -> None:
 def test_a_term_is_the_sum_over_the_stages_in_every_iteration(tmp_path: Path) -> None:
     figure = plot_metrics(write(tmp_path / "metrics.json", training_rows(3)), tmp_path / "a.png")
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    np.testing.assert_allclose(lines[f"loss_cls  {1 + 2 / 3:.4g}"].get_xydata(), [[0, 3], [20, 2], [40, 1 + 2 / 3]])
+    xy = np.asarray(lines[f"loss_cls  {1 + 2 / 3:.4g}"].get_xydata())
+    np.testing.assert_allclose(xy, [[0, 3], [20, 2], [40, 1 + 2 / 3]])
 
 
 def test_the_first_huge_losses_do_not_hide_the_others(tmp_path: Path) -> None:
@@ -71,7 +79,7 @@ def test_the_legend_stands_beside_the_curves(tmp_path: Path, count: int) -> None
     curves = {f"a model of a long name {index}": [(500.0, 3.0), (1000.0, 9.0 + index)] for index in range(count)}
     figure = plot_precisions(curves, tmp_path / "ap.png")
     (axes,) = figure.axes
-    legend = axes.get_legend().get_window_extent()
+    legend = legend_of(axes).get_window_extent()
     assert legend.x0 >= axes.get_window_extent().x1
     assert legend.x1 <= figure.bbox.x1  # nothing is cut off
     assert labels(axes)[0] == "a model of a long name 0  9.0"

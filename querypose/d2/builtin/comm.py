@@ -19,12 +19,10 @@ def _is_distributed() -> bool:
 
 
 def get_world_size() -> int:
-    """Number of processes."""
     return dist.get_world_size() if _is_distributed() else 1
 
 
 def get_rank() -> int:
-    """Number of this process among all."""
     return dist.get_rank() if _is_distributed() else 0
 
 
@@ -47,7 +45,6 @@ def get_local_rank() -> int:
 
 
 def get_local_size() -> int:
-    """Number of processes on this machine."""
     return _from_environment("LOCAL_WORLD_SIZE") if _is_distributed() else 1
 
 
@@ -66,7 +63,6 @@ def is_main_process() -> bool:
 
 
 def synchronize() -> None:
-    """Waits until all processes have come here."""
     if get_world_size() == 1:
         return
     if dist.get_backend() == "nccl":

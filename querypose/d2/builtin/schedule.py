@@ -38,7 +38,6 @@ class WarmupParamScheduler(ParamScheduler):
         self._end = scheduler(warmup_length) if warmup_method == "linear" else self._start
 
     def __call__(self, where: float) -> float:
-        """The factor at progress `where`, in [0, 1]."""
         if where >= self._length:
             return float(self._scheduler(where))
         share = where / self._length
@@ -60,7 +59,6 @@ class LRMultiplier(LRScheduler):
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """The rate of every parameter group at the current iteration."""
         factor = self._multiplier(self.last_epoch / self._max_iter)
         return [base_lr * factor for base_lr in self.base_lrs]
 

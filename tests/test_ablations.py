@@ -21,11 +21,16 @@ from querypose.skeleton import SkeletonError
 from tests.test_configs import CONFIGS, ROWS, TABLES, leaves, load
 
 ABLATIONS = CONFIGS / "ablations"
-QUERY_POSE_ROWS = [name for name in ROWS if not name.startswith("ablations/poet/")]
 POET_ROWS = [name for name in ROWS if name.startswith("ablations/poet/")]
+SHARPOSE_ROWS = [name for name in ROWS if name.startswith("ablations/sharpose/")]
+QUERY_POSE_ROWS = [name for name in ROWS if name not in {*POET_ROWS, *SHARPOSE_ROWS}]
 # Of the rows of each model: the keys that they may set, and a small experiment that they can stand on.
-OWN_KEYS = {"QueryPose": "MODEL.QUERYPOSE.", "POET": "MODEL.POET."}
-LIGHT_BASES = {"QueryPose": "quickstart.yaml", "POET": "lsp/poet_r18.yaml"}
+OWN_KEYS = {"QueryPose": "MODEL.QUERYPOSE.", "POET": "MODEL.POET.", "SHaRPose": "MODEL.SHARPOSE."}
+LIGHT_BASES = {
+    "QueryPose": "quickstart.yaml",
+    "POET": "lsp/poet_r18.yaml",
+    "SHaRPose": "lsp/sharpose_overfit_tiny.yaml",
+}
 
 
 def table_and_row(name: str) -> tuple[Table, TableRow]:
@@ -35,7 +40,7 @@ def table_and_row(name: str) -> tuple[Table, TableRow]:
 
 def test_every_file_is_a_table() -> None:
     assert {str(path.relative_to(CONFIGS)) for path in ABLATIONS.rglob("*.yaml")} == {*TABLES}
-    assert len(ROWS) == 48
+    assert len(ROWS) == 63
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -229,6 +234,25 @@ def test_a_row_of_poet_changes_weights_of_its_loss_alone(name: str) -> None:
     with torch.device("meta"):
         model = POET(cfg)
     assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == 41_272_888 - 257
+
+
+# Which parameters a row of SHaRPose has otherwise than its base.
+QUALITY, FINE = r"transformer\.quality_(token|predictor)", r"transformer\.(fine_positions|reuse)"
+SHARPOSE_SWAPPED = {
+    "coarse_none": [QUALITY, FINE],
+    "none_fine": [QUALITY, FINE, r"transformer\.coarse_positions"],
+    "no_quality": [QUALITY],
+    "no_reuse": [r"transformer\.reuse"],
+}
+
+
+@pytest.mark.parametrize("name", SHARPOSE_ROWS)
+def test_a_row_of_sharpose_has_the_parameters_of_its_stages(name: str) -> None:
+    row, base = shapes_of_row(name)
+    differing = {key for key in {*row, *base} if row.get(key) != base.get(key)}
+    patterns = SHARPOSE_SWAPPED.get(name.partition(":")[2], [])
+    assert not [key for key in differing if not re.match(rf"({'|'.join(patterns)})(\.|$)", key)]
+    assert all(any(re.match(pattern, key) for key in differing) for pattern in patterns)
 
 
 @pytest.mark.parametrize(("scheme", "num_parts"), [("", 6), ("fingers", 6), ("joint", 21)])

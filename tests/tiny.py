@@ -35,6 +35,11 @@ TINY_MODEL = [
     "MODEL.POET.NUM_ENCODER_LAYERS", "2",
     "MODEL.POET.NUM_DECODER_LAYERS", "2",
     "MODEL.POET.DROPOUT", "0.0",
+    "MODEL.SHARPOSE.DIM", "16",
+    "MODEL.SHARPOSE.DEPTH", "2",
+    "MODEL.SHARPOSE.NUM_HEADS", "2",
+    "MODEL.SHARPOSE.PATCH_SIZE", "8",
+    "MODEL.SHARPOSE.DROP_PATH_RATE", "0.0",
 ]  # fmt: skip
 FULL_VERSION = [
     "MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial",
@@ -43,11 +48,20 @@ FULL_VERSION = [
 
 
 POET = ["MODEL.META_ARCHITECTURE", "POET", "MODEL.FPN.TYPE", "none", "MODEL.BACKBONE.OUT_FEATURES", "['c5']"]
+SHARPOSE = [
+    *("MODEL.META_ARCHITECTURE", "SHaRPose", "INPUT.PIPELINE", "person_crops"),
+    *("INPUT.PERSON_CROP.SIZE", "[64, 96]"),
+]
 ARCHITECTURES: dict[str, list[str]] = {
     "QueryPose": [],
     "POET": POET,
+    "SHaRPose": SHARPOSE,
 }
 """Overrides of TINY_MODEL that make each; a row is all that the tests of every meta-architecture need of a new one."""
+
+
+WHOLE_IMAGES = [name for name in ARCHITECTURES if name != "SHaRPose"]
+"""Those that take images of any size, with any number of persons; the others take crops of 64 x 96."""
 
 
 def keypoint_queries(query_type: str, interaction: str, iteration: str = "none") -> list[str]:
@@ -84,7 +98,17 @@ POET_VERSIONS: dict[str, list[str]] = {
         *("MODEL.META_ARCHITECTURE", "POET", "MODEL.BACKBONE.OUT_FEATURES", "['p4']"),
     ],
 }
-VERSIONS = {**ARCHITECTURES, **QUERY_POSE_VERSIONS, **POET_VERSIONS}
+SHARPOSE_VERSIONS: dict[str, list[str]] = {
+    "SHaRPose of the paper": [
+        *SHARPOSE,
+        *("MODEL.SHARPOSE.KEPT_TOKENS", "output", "MODEL.SHARPOSE.ATTENTION_FROM", "0.0"),
+        *("MODEL.SHARPOSE.QUALITY.DISTANCE", "norm", "MODEL.SHARPOSE.QUALITY.ACTIVATION", "none"),
+    ],
+    "SHaRPose without quality": [*SHARPOSE, "MODEL.SHARPOSE.QUALITY.ENABLED", "False"],
+    "SHaRPose without reuse": [*SHARPOSE, "MODEL.SHARPOSE.REUSE", "False"],
+    "SHaRPose, one stage": [*SHARPOSE, "MODEL.SHARPOSE.FINE_SCALE", "0.0"],
+}
+VERSIONS = {**ARCHITECTURES, **QUERY_POSE_VERSIONS, **POET_VERSIONS, **SHARPOSE_VERSIONS}
 """Overrides of every version of every meta-architecture that is worth a test of its own."""
 
 

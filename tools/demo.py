@@ -5,6 +5,11 @@
     python tools/demo.py --config-file F --input photos/ 'more/**/*.jpg' --output out/ --results-json out/poses.json …
     python tools/demo.py --config-file F --input walk.mp4 --output walk_poses.mp4 …
     python tools/demo.py --config-file F --input webcam --output me.mp4 …          (until Ctrl-C)
+    python tools/demo.py --config-file configs/sharpose/sharpose_base_256x192.yaml --input photos/ --output out/ \
+        --detector fasterrcnn_resnet50_fpn_v2 --patches …
+
+A model that is fed crops of persons (SHaRPose) needs their boxes: --boxes or --detector; without them the whole image
+is taken for the box of one person.
 
 An image that cannot be read is named and skipped. Exit code: 0 all inputs drawn, 1 some were skipped, 2 nothing could
 be done. Videos and cameras need OpenCV: pip install opencv-python-headless
@@ -30,6 +35,7 @@ from querypose.config import add_import_argument, add_row_argument, load_config
 from querypose.d2 import Instances, atomic_write
 from querypose.data import ImageReadError, read_image, register_custom_datasets
 from querypose.engine import report_user_errors
+from querypose.engine.person_detection import FindPersons, boxes_of_file, detector
 from querypose.engine.predictor import PosePredictor
 from querypose.engine.setup import available_cores
 from querypose.evaluation import dataset_category_ids, instances_to_results
@@ -44,6 +50,7 @@ from querypose.visualization.media import (
     output_paths,
     save_image,
 )
+from querypose.visualization.patches import draw_patches
 
 SKIPPED_EXIT_CODE = 1
 UNUSABLE_EXIT_CODE = 2
@@ -66,7 +73,28 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--confidence-threshold", type=float, default=0.3, metavar="T",
         help="draw poses of at least this score (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--boxes", action="store_true", help="draw the boxes too, of a model that predicts them")
+    parser.add_argument("--draw-boxes", action="store_true", help="draw the boxes too, of a model that predicts them")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--boxes", metavar="FILE",
+        help="COCO results file with the boxes of persons, for a model that is fed crops; an image is known by its "
+        "file_name or image_id, see --results-json",
+    )  # fmt: skip
+    source.add_argument(
+        "--detector", metavar="D",
+        help="what finds persons for a model that is fed crops: the YAML file of a model here that predicts boxes, or "
+        "a detector of torchvision, such as fasterrcnn_resnet50_fpn_v2, whose weights are downloaded",
+    )  # fmt: skip
+    parser.add_argument("--detector-weights", default="", metavar="FILE", help="checkpoint of a --detector of YAML")
+    parser.add_argument(
+        "--box-threshold", type=float, default=0.5, metavar="T",
+        help="least score of a box of --boxes or --detector (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--patches", action="store_true",
+        help="of a model that sees parts of a crop finely (SHaRPose), also draw which: one picture a person, beside "
+        "the image's",
+    )  # fmt: skip
     parser.add_argument(
         "--results-json", type=Path, metavar="FILE",
         help="write all poses, whatever their score, as COCO results, while they are found. image_id is the number at "
@@ -115,9 +143,15 @@ class Demo:
         datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
         self.skeleton: Skeleton = skeleton_of_datasets(datasets)
         self.category_ids = dataset_category_ids(datasets[0])
+        self.channel_order: str = cfg.INPUT.FORMAT
         self.threshold: float = arguments.confidence_threshold
-        self.with_boxes: bool = arguments.boxes
+        self.with_boxes: bool = arguments.draw_boxes
         self.write = write
+        self.find_persons: FindPersons | None = None
+        if arguments.boxes:
+            self.find_persons = boxes_of_file(arguments.boxes, arguments.box_threshold)
+        elif arguments.detector:
+            self.find_persons = detector(arguments.detector, arguments.detector_weights, arguments.box_threshold)
         if not cfg.MODEL.WEIGHTS:
             print(
                 "warning: MODEL.WEIGHTS is empty, so the model is UNTRAINED and its poses mean nothing. "
@@ -126,9 +160,28 @@ class Demo:
             )
         self.predictor = PosePredictor(cfg)
 
-    def draw(self, image: NDArray[np.uint8], image_id: int, file_name: str) -> NDArray[np.uint8]:
-        """The image with its poses; all of them go to the results, where there is a file for them."""
-        instances = self.predictor(image)
+    def draw(
+        self, image: NDArray[np.uint8], image_id: int, file_name: str, patches_path: Path | None = None
+    ) -> NDArray[np.uint8]:
+        """The image with its poses; all of them go to the results, where there is a file for them.
+
+        Args:
+            image: (H, W, 3) RGB.
+            image_id: for the results.
+            file_name: of the image.
+            patches_path: gets the pictures of the patches, with the number of the person at the end of its name.
+
+        Raises:
+            MediaError: the model does not select patches.
+        """
+        boxes = scores = None
+        if self.find_persons is not None:
+            boxes, scores = self.find_persons(image, image_id, file_name)
+            if len(boxes) == 0:
+                return image
+        instances = self.predictor(image, boxes, scores)
+        if patches_path is not None:
+            self._draw_patches(image, boxes, instances, patches_path)
         if self.write is not None:
             results = instances_to_results(instances, image_id, self.category_ids, self.skeleton)
             self.write({**result, "file_name": file_name} for result in results)
@@ -144,6 +197,20 @@ class Demo:
             boxes=shown.pred_boxes.tensor.numpy() if self.with_boxes and shown.has("pred_boxes") else None,
         )
 
+    def _draw_patches(
+        self, image: NDArray[np.uint8], boxes: NDArray[np.floating] | None, instances: Instances, path: Path
+    ) -> None:
+        if not instances.has("refined_patches"):
+            raise MediaError("--patches is for models that see parts of a crop finely: SHaRPose.")
+        for index, sample in enumerate(self.predictor.samples(image, boxes)):
+            crop = sample["image"].permute(1, 2, 0).numpy()
+            picture = draw_patches(
+                crop if self.channel_order == "RGB" else crop[:, :, ::-1],
+                instances.patch_relevance[index].numpy(),
+                instances.refined_patches[index].numpy(),
+            )
+            save_image(path.with_name(f"{path.stem}_{index + 1}{path.suffix}"), picture)
+
 
 def image_ids(images: Sequence[Path]) -> list[int]:
     """The numbers at the ends of the files' names if all have one and they differ, else 1, 2, …"""
@@ -153,8 +220,8 @@ def image_ids(images: Sequence[Path]) -> list[int]:
     return list(range(1, len(images) + 1))
 
 
-def draw_images(demo: Demo, images: Sequence[Path], outputs: Sequence[Path]) -> int:
-    """Draws every image; returns how many had to be skipped."""
+def draw_images(demo: Demo, images: Sequence[Path], outputs: Sequence[Path], patches: bool) -> int:
+    """Draws every image, and the patches of its persons; returns how many had to be skipped."""
     skipped = 0
     items = zip(images, outputs, image_ids(images), strict=True)
     for path, output, image_id in tqdm(items, total=len(images), unit="image", desc="poses"):
@@ -164,7 +231,8 @@ def draw_images(demo: Demo, images: Sequence[Path], outputs: Sequence[Path]) -> 
             tqdm.write(f"skipped: {error}", file=sys.stderr)
             skipped += 1
             continue
-        save_image(output, demo.draw(image, image_id, str(path)))
+        patches_path = output.with_name(f"{output.stem}_patches.png") if patches else None
+        save_image(output, demo.draw(image, image_id, str(path), patches_path))
     return skipped
 
 
@@ -182,6 +250,8 @@ def main(arguments: argparse.Namespace) -> int:
     output: Path = arguments.output
     skipped = 0
     if any(map(is_video, sources)):
+        if arguments.patches:
+            raise MediaError("--patches draws those of images, not of a video.")
         if len(sources) > 1:
             raise MediaError(
                 f"--input names a video or camera and {len(sources) - 1} more inputs. Give one video or camera alone."
@@ -198,7 +268,7 @@ def main(arguments: argparse.Namespace) -> int:
         images = list_images(sources)
         outputs = output_paths(images, output)
         with results_file(arguments.results_json) as write:
-            skipped = draw_images(Demo(arguments, write), images, outputs)
+            skipped = draw_images(Demo(arguments, write), images, outputs, arguments.patches)
         drawn = f"{len(images) - skipped} of {len(images)} images to {output}"
     print(f"Poses drawn: {drawn}" + (f"; {skipped} images could not be read." if skipped else "."))
     return SKIPPED_EXIT_CODE if skipped else 0

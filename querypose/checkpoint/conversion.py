@@ -21,6 +21,7 @@ from querypose.checkpoint.backbones import (
 from querypose.checkpoint.poet_official import convert_poet_official
 from querypose.checkpoint.querypose_official import convert_querypose_official
 from querypose.checkpoint.renaming import StateDict, shorten
+from querypose.checkpoint.sharpose_official import convert_sharpose_official
 from querypose.d2 import CfgNode, CheckpointError, atomic_write, build_model, read_checkpoint
 from querypose.skeleton import skeleton_of_datasets
 
@@ -54,6 +55,10 @@ KINDS: Mapping[str, Kind] = {
     "poet-official": Kind(
         "a whole model of the POET authors' code",
         lambda state_dict, cfg: convert_poet_official(state_dict),
+    ),
+    "sharpose-official": Kind(
+        "a whole model of the SHaRPose authors' code",
+        lambda state_dict, cfg: convert_sharpose_official(state_dict),
     ),
     "pose-hrnet": Kind(
         "an HRNet trained for single-person pose (pose_hrnet_w32_384x288.pth, …): the backbone alone",

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from querypose.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 from querypose.data.coco import PoseAnnotations, read_annotations
 from querypose.data.problems import DatasetError, count_by_kind, errors_of
-from querypose.skeleton import BUILTIN_SKELETONS, COCO_SKELETON, CROWDPOSE_SKELETON, Skeleton
+from querypose.skeleton import BUILTIN_SKELETONS, COCO_SKELETON, CROWDPOSE_SKELETON, MPII_SKELETON, Skeleton
 
 SYNTHETIC_SPLITS = ("train", "val")
 _CUSTOM_FIELDS = {"name", "json", "images", "skeleton"}
@@ -61,7 +61,11 @@ def _builtins() -> list[_Builtin]:
         _Builtin(f"macaque_{split}", f"macaque/{split}.json", "macaque/images", COCO_SKELETON)
         for split in ("train", "val")
     ]
-    return [*coco, *crowdpose, *lsp, *macaque]
+    mpii = [
+        _Builtin(f"mpii_{split}", f"mpii/{split}.json", "mpii/images", MPII_SKELETON, "pckh")
+        for split in ("train", "val")
+    ]
+    return [*coco, *crowdpose, *lsp, *macaque, *mpii]
 
 
 def datasets_root() -> Path:

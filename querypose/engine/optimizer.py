@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from querypose.modeling import PoseModel
+
 NORM_LAYERS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,  # batch and instance norm of every dimension, synchronized ones included
     nn.GroupNorm,
@@ -29,7 +31,8 @@ def build_optimizer(
     """AdamW on the trainable parameters, in one group for each pair of learning rate and weight decay that occurs.
 
     The update equals that of one group per tensor, as the authors' code has them, in far fewer kernels. A warning names
-    every factor that fits no parameter: it is misspelled, or meant for another model.
+    every factor that fits no parameter: it is misspelled, or meant for another model. A `PoseModel` may lower the rate
+    of a parameter by a factor of its own, and keep one from decaying.
 
     Args:
         model: frozen parameters (`requires_grad=False`) are left out; a shared one counts once.
@@ -52,12 +55,16 @@ def build_optimizer(
             if parameter in seen:
                 continue
             seen.add(parameter)
-            name = f"{layer_name}.{leaf}"  # ".weight" of a model that is one layer
+            name = f"{layer_name}.{leaf}".removeprefix(".")  # of a model that is one layer
             part, factor = next((entry for entry in lr_factors if entry[0] in name), ("", 1.0))
             used.add(part)
+            if isinstance(model, PoseModel):
+                factor *= model.lr_factor(name)
             if not parameter.requires_grad:
                 continue
-            if is_bias(leaf):
+            if isinstance(model, PoseModel) and name in model.undecayed:
+                decay = 0.0
+            elif is_bias(leaf):
                 decay = weight_decay_bias
             else:
                 decay = weight_decay_norm if isinstance(layer, NORM_LAYERS) else weight_decay

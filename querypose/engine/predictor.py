@@ -45,19 +45,31 @@ class PosePredictor:
         }
 
     @torch.inference_mode()
-    def __call__(self, image: NDArray[np.uint8], boxes_xyxy: NDArray[np.floating] | None = None) -> Instances:
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        boxes_xyxy: NDArray[np.floating] | None = None,
+        box_scores: NDArray[np.floating] | None = None,
+    ) -> Instances:
         """The poses in an image.
 
         Args:
             image: (H, W, 3) RGB, 0..255.
             boxes_xyxy: (N, 4), N > 0, of the persons in it, for a model that is fed crops; None takes the image for
                 the box of one person.
+            box_scores: (N), with which such a model scores its poses; 1 by default.
 
         Returns:
             `scores`, `pred_classes`, `pred_keypoints` (N, K, 3) and, if the model predicts them, `pred_boxes` and
             `pred_visibilities` (N, K), in the frame of `image`, on the CPU.
         """
+        samples = self.samples(image, boxes_xyxy)
+        if box_scores is not None:
+            samples = [{**sample, "box_score": score} for sample, score in zip(samples, box_scores, strict=True)]
+        return Instances.cat([output["instances"].to("cpu") for output in self.model(samples)])
+
+    def samples(self, image: NDArray[np.uint8], boxes_xyxy: NDArray[np.floating] | None = None) -> list[dict[str, Any]]:
+        """What the model is fed of an image; arguments as of a call."""
         records = self._pipeline.records_of_image((image.shape[0], image.shape[1]), boxes_xyxy)
         # An evaluation's pipeline draws nothing.
-        samples = [self._pipeline.sample(record, np.random.default_rng(0), image) for record in records]
-        return Instances.cat([output["instances"].to("cpu") for output in self.model(samples)])
+        return [self._pipeline.sample(record, np.random.default_rng(0), image) for record in records]

@@ -22,6 +22,7 @@ from querypose.evaluation.metrics import (
     require_usable,
 )
 from querypose.evaluation.oks import METRICS
+from querypose.evaluation.pckh import pckh as pckh
 
 __all__ = [
     "FINISHING_REGISTRY",

@@ -52,12 +52,15 @@ class Poses:
         scores: (N).
         boxes_xywh: (N, 4); None of a model that predicts no boxes.
         visibilities: in [0, 1] (N, K); None of a model that predicts none.
+        person_areas: in square pixels (N), of a model that knows them better than by its boxes: a top-down model's are
+            those of its crops. None of other models.
     """
 
     keypoints: NDArray[np.float64]
     scores: NDArray[np.float64]
     boxes_xywh: NDArray[np.float64] | None = None
     visibilities: NDArray[np.float64] | None = None
+    person_areas: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -67,9 +70,12 @@ class Poses:
         return Poses(
             self.keypoints[index],
             self.scores[index],
-            None if self.boxes_xywh is None else self.boxes_xywh[index],
-            None if self.visibilities is None else self.visibilities[index],
+            *(None if values is None else values[index] for values in self._optional),
         )
+
+    @property
+    def _optional(self) -> tuple[NDArray[np.float64] | None, ...]:
+        return self.boxes_xywh, self.visibilities, self.person_areas
 
     @property
     def areas(self) -> NDArray[np.float64]:
@@ -84,13 +90,14 @@ class Poses:
         parts = [part for part in parts if len(part)]
         if not parts:
             return Poses(np.zeros((0, num_keypoints, 3)), np.zeros(0))
-        boxes = [part.boxes_xywh for part in parts if part.boxes_xywh is not None]
-        visibilities = [part.visibilities for part in parts if part.visibilities is not None]
+        optional = []
+        for values in zip(*(part._optional for part in parts), strict=True):
+            present = [value for value in values if value is not None]
+            optional.append(np.concatenate(present) if len(present) == len(parts) else None)
         return Poses(
             np.concatenate([part.keypoints for part in parts]),
             np.concatenate([part.scores for part in parts]),
-            np.concatenate(boxes) if len(boxes) == len(parts) else None,
-            np.concatenate(visibilities) if len(visibilities) == len(parts) else None,
+            *optional,
         )
 
     def rounded(self) -> Poses:
@@ -101,6 +108,7 @@ class Poses:
             self.scores,
             None if boxes is None else np.round(boxes, _DECIMALS),
             None if visibilities is None else np.round(visibilities, _DECIMALS),
+            self.person_areas,
         )
 
 
@@ -133,7 +141,8 @@ def instances_to_poses(instances: Instances, image_id: Any, skeleton: Skeleton) 
 
     Args:
         instances: `scores` (N), `pred_keypoints` (N, K, 3), and of models that predict them `pred_boxes` and
-            `pred_visibilities` (N, K); in pixels of the original image, where the center of the first pixel is 0.5.
+            `pred_visibilities` (N, K), and `pred_areas` (N), see `Poses.person_areas`; in pixels of the original
+            image, where the center of the first pixel is 0.5.
         image_id: for messages.
         skeleton: of the K keypoints that are expected.
 
@@ -150,12 +159,14 @@ def instances_to_poses(instances: Instances, image_id: Any, skeleton: Skeleton) 
             f"Image {image_id!r}: predictions have shape {keypoints.shape}; skeleton {skeleton.name!r} needs "
             f"(N, {skeleton.num_keypoints}, 3)."
         )
-    boxes = visibilities = None
+    boxes = visibilities = areas = None
     if instances.has("pred_boxes"):
         boxes = np.array(instances.pred_boxes.tensor.detach().double().cpu().numpy())
         boxes[:, 2:] -= boxes[:, :2]
     if instances.has("pred_visibilities"):
         visibilities = np.asarray(instances.pred_visibilities.detach().double().cpu().numpy())
+    if instances.has("pred_areas"):
+        areas = np.asarray(instances.pred_areas.detach().double().cpu().numpy())
     for name, values in (
         ("keypoints", keypoints), ("scores", scores), ("boxes", boxes), ("visibilities", visibilities),
     ):  # fmt: skip
@@ -167,7 +178,7 @@ def instances_to_poses(instances: Instances, image_id: Any, skeleton: Skeleton) 
                 "diverged; a NaN would count as a correct pose, so nothing is evaluated."
             )
     keypoints[:, :, :2] -= PIXEL_INDEX_TO_CONTINUOUS
-    return Poses(keypoints, scores, boxes, visibilities)
+    return Poses(keypoints, scores, boxes, visibilities, areas)
 
 
 def poses_to_results(poses: Poses, image_id: Any, category_id: Any) -> list[dict[str, Any]]:

@@ -49,7 +49,8 @@ def rescore(threshold: float = 0.2) -> FinishingStep:
 def oks_nms(skeleton: Skeleton, threshold: float = 0.9, max_poses: int = 0) -> FinishingStep:
     """Keeps the best pose and removes those that are like it, then the best of the rest, and so on.
 
-    Two poses are alike by their OKS over all keypoints, with the mean of their areas (`Poses.areas`).
+    Two poses are alike by their OKS over all keypoints, with the mean of their areas: `Poses.person_areas`, or
+    `Poses.areas` without them.
 
     Args:
         skeleton: gives the sigmas.
@@ -65,7 +66,8 @@ def oks_nms(skeleton: Skeleton, threshold: float = 0.9, max_poses: int = 0) -> F
 
     def without_repetitions(poses: Poses) -> Poses:
         poses = poses[np.argsort(-poses.scores, kind="stable")]
-        positions_NK2, areas_N = poses.keypoints[..., :2], poses.areas
+        positions_NK2 = poses.keypoints[..., :2]
+        areas_N = poses.areas if poses.person_areas is None else poses.person_areas
         squared_NNK = ((positions_NK2[:, None] - positions_NK2) ** 2).sum(axis=-1)
         oks_NN = similarity_of_poses(squared_NNK, (areas_N[:, None] + areas_N) / 2, sigmas_K).mean(axis=-1)
         is_left_N = np.ones(len(poses), dtype=bool)

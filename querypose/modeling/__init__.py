@@ -11,6 +11,7 @@ from querypose.modeling.poet import POET
 from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
 from querypose.modeling.poses import QueryPoses
 from querypose.modeling.query_pose import QueryPose
+from querypose.modeling.sharpose import SHaRPose
 from querypose.modeling.targets import PersonTargets
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PoseModel",
     "QueryPose",
     "QueryPoses",
+    "SHaRPose",
     "image_cells",
     "num_instances",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,15 @@ class PoseModel(nn.Module, ABC):
     @abstractmethod
     def components(self) -> Mapping[str, Component]:
         """What can be compiled or recomputed by itself, under the names that MODEL.COMPILE and MODEL.RECOMPUTE use."""
+
+    def lr_factor(self, name: str) -> float:
+        """Factor of the learning rate of the parameter of that name, beside those of SOLVER.LR_FACTORS."""
+        return 1.0
+
+    @property
+    def undecayed(self) -> Collection[str]:
+        """Names of parameters without weight decay, whatever the solver's keys say."""
+        return ()
 
     def forward(
         self, batched_inputs: Batch, normalizers: Mapping[str, Tensor] | None = None

@@ -19,8 +19,8 @@ def output_frame(sample: Mapping[str, Any], image_size: ImageSize) -> tuple[np.n
 
     Args:
         sample: its `frame`, the `GeometricTransform` from the file's image to the model's, says how to come back.
-            Without one, as from detectron2's DefaultPredictor, the image is taken as resized from `height` and `width`,
-            which by default are its own.
+            Without one, as DefaultPredictor of detectron2 gives it, the image is taken as resized from `height` and
+            `width`, which by default are its own.
         image_size: height and width of the image that the model was given, without padding.
 
     Returns:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from querypose.data.augmentations import RandomHalfBody, augment
 from querypose.data.pipelines import PersonCrops
 from querypose.data.transforms import GeometricTransform, box_to_canvas, horizontal_flip, rotate
+from querypose.evaluation.detections import Poses
+from querypose.evaluation.finishing import oks_nms, rescore
 from querypose.skeleton import COCO_SKELETON
 from tests.parity.stored import FIXTURES, read_arrays
 
@@ -76,3 +78,15 @@ def test_half_bodies(half: str) -> None:
     center_D, extent_D = crop_center_and_extent(frame)
     np.testing.assert_allclose(center_D, FIXTURE[f"halfbody.{half}_center"], atol=1e-4)
     np.testing.assert_allclose(extent_D, FIXTURE[f"halfbody.{half}_scale"] * PIXELS_PER_SCALE, rtol=1e-5)
+
+
+def test_rescoring_and_oks_nms() -> None:
+    """Every pose has one name, its first score."""
+    keypoints = FIXTURE["nms.keypoints"].astype(np.float64)
+    poses = Poses(keypoints, FIXTURE["nms.box_score"], person_areas=FIXTURE["nms.area"].astype(np.float64))
+    rescored = rescore(threshold=0.2)(poses)
+    np.testing.assert_allclose(rescored.scores, FIXTURE["nms.rescored"], atol=1e-6)
+    kept = oks_nms(COCO_SKELETON, threshold=0.9)(rescored)
+    expected = FIXTURE["nms.keep"]
+    np.testing.assert_array_equal(kept.keypoints, keypoints[expected])
+    np.testing.assert_array_equal(kept.scores, rescored.scores[expected])

@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from querypose.config import get_cfg
+from querypose.config import ConfigError, get_cfg
 from querypose.d2 import META_ARCH_REGISTRY, Boxes, CfgNode, Instances, configurable
+from querypose.data import DatasetError
 from querypose.engine.predictor import PosePredictor
 from querypose.visualization.media import MediaError
+from querypose.visualization.patches import FINE_COLOR
 from tests.scripts import load_script
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -35,6 +37,9 @@ class RedSquareFinder(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {"channel_order": cfg.INPUT.FORMAT}
+
+    def example_batch(self) -> list[dict[str, Any]]:
+        return [{"image": torch.zeros(3, 8, 8), "height": 8, "width": 8}]
 
     def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{"instances": self.find(item["image"], item["height"], item["width"])} for item in batch]
@@ -117,7 +122,7 @@ def test_a_folder(demo: ModuleType, folder: Path, capsys: pytest.CaptureFixture[
 
 def test_single_file_to_file_pattern_and_repeats(demo: ModuleType, folder: Path) -> None:
     photo = str(folder / "photos/img_0012.png")
-    assert run(demo, folder, "--input", photo, "--output", str(folder / "one.jpg"), "--boxes") == 0
+    assert run(demo, folder, "--input", photo, "--output", str(folder / "one.jpg"), "--draw-boxes") == 0
     assert load(folder / "one.jpg").shape == (60, 80, 3)
     pattern = str(folder / "**/img_00[01]2.*")
     assert run(demo, folder, "--input", pattern, photo, "--output", str(folder / "out")) == 0
@@ -228,3 +233,65 @@ def test_image_ids(demo: ModuleType) -> None:
     assert demo.image_ids([Path("a/000000000785.jpg"), Path("b/12.png")]) == [785, 12]
     assert demo.image_ids([Path("a/photo_1.jpg"), Path("b/photo_01.png")]) == [1, 2]  # 1 twice, so the positions
     assert demo.image_ids([Path("dog.jpg"), Path("5.jpg")]) == [1, 2]
+
+
+@pytest.fixture
+def top_down(folder: Path) -> list[str]:
+    """The command line of a small SHaRPose."""
+    (folder / "sharpose.yaml").write_text(
+        "MODEL:\n"
+        "  META_ARCHITECTURE: SHaRPose\n"
+        "  DEVICE: cpu\n"
+        "  SHARPOSE: {DIM: 24, DEPTH: 2, PATCH_SIZE: 8}\n"
+        "DATASETS: {TEST: [keypoints_coco_2017_val]}\n"
+        "INPUT: {PIPELINE: person_crops, PERSON_CROP: {SIZE: [64, 48]}}\n"
+    )
+    return ["--config-file", str(folder / "sharpose.yaml"), "--input", str(folder / "photos"), "--output"]
+
+
+def results_of(folder: Path) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = json.loads((folder / "poses.json").read_text())
+    return results
+
+
+def test_crops_by_the_boxes_of_a_file(demo: ModuleType, folder: Path, top_down: list[str]) -> None:
+    box = {"image_id": 12, "category_id": 1, "bbox": [20, 10, 40, 40], "score": 0.8}
+    boxes = [box, {**box, "bbox": [0, 0, 10, 20], "score": 0.6}, {**box, "score": 0.1}, {**box, "bbox": [5, 5, 0, 9]}]
+    (folder / "boxes.json").write_text(json.dumps(boxes))
+    arguments = [*top_down, str(folder / "out"), "--boxes", str(folder / "boxes.json"), "--patches"]
+    code = demo.main(demo.parse_arguments([*arguments, "--results-json", str(folder / "poses.json")]))
+    assert code == 1  # one file is no image
+    assert [(result["image_id"], result["score"]) for result in results_of(folder)] == [
+        (12, pytest.approx(0.8)), (12, pytest.approx(0.6))
+    ]  # fmt: skip
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == {"img_0007.jpg", "img_0012.png", "img_0012_patches_1.png", "img_0012_patches_2.png"}
+    patches = load(folder / "out" / "img_0012_patches_1.png")
+    assert (patches == FINE_COLOR).all(-1).any()  # an untrained quality predictor refines every crop
+
+
+def test_crops_by_a_detector(demo: ModuleType, folder: Path, top_down: list[str]) -> None:
+    """The other model's boxes of the least score or more."""
+    arguments = [*top_down, str(folder / "out"), "--detector", str(folder / "config.yaml")]
+    demo.main(demo.parse_arguments([*arguments, "--results-json", str(folder / "poses.json")]))
+    assert [result["score"] for result in results_of(folder)] == pytest.approx([0.9, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["--detector", "yolo"], ConfigError, "no detector 'yolo'.*fasterrcnn_resnet50_fpn_v2"),
+        (["--boxes", "{}/gone.json"], DatasetError, "no file"),
+    ],
+)
+def test_no_persons_to_crop(
+    demo: ModuleType, folder: Path, top_down: list[str], arguments: list[str], error: type[Exception], message: str
+) -> None:
+    arguments = [*top_down, str(folder / "out"), *(argument.format(folder) for argument in arguments)]
+    with pytest.raises(error, match=message):
+        demo.main(demo.parse_arguments(arguments))
+
+
+def test_patches_are_those_of_a_model_that_selects_them(demo: ModuleType, folder: Path) -> None:
+    with pytest.raises(MediaError, match="--patches is for models that see parts of a crop finely"):
+        run(demo, folder, "--input", str(folder / "photos"), "--output", str(folder / "out"), "--patches")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import numpy as np
 from querypose.d2 import CfgNode, MetadataCatalog
 from querypose.data.augmentations import PixelAugmentation
 from querypose.data.datasets import load_datasets
+from querypose.data.person_boxes import read_person_boxes
 from querypose.data.pipelines.pipeline import PIPELINE_REGISTRY, Pipeline, Record, box_xyxy
 from querypose.data.problems import DatasetError
 from querypose.data.transforms import GeometricTransform, ImageSize, box_to_canvas
@@ -114,30 +113,20 @@ def _annotated_persons(images: Sequence[Record]) -> list[Record]:
 
 
 def _detected_persons(images: Sequence[Record], dataset_name: str, file: str) -> list[Record]:
-    """The boxes of a COCO results file, of the category that the dataset annotates."""
+    """The boxes of a COCO results file, of the category that the dataset annotates; those without area are none."""
     by_id = {image["image_id"]: image for image in images}
     category_ids = MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id
-    if not Path(file).is_file():
-        raise DatasetError(f"There is no file {file!r} of DATASETS.PERSON_BOXES.")
     records = []
-    for index, entry in enumerate(json.loads(Path(file).read_text())):
-        try:
-            image_id, category_id, score = entry["image_id"], entry["category_id"], float(entry["score"])
-            x, y, width, height = map(float, entry["bbox"])
-        except (KeyError, TypeError, ValueError) as error:
+    for index, box in enumerate(read_person_boxes(file)):
+        if box.image_id not in by_id:
             raise DatasetError(
-                f"{file}, entry {index}, is no detected box ({error!r}); a COCO results file has image_id, "
-                "category_id, bbox (x, y, width, height) and score in each."
-            ) from error
-        if image_id not in by_id:
-            raise DatasetError(
-                f"{file}, entry {index}, is of image {image_id}, which dataset {dataset_name!r} does not have. Set "
+                f"{file}, entry {index}, is of image {box.image_id}, which dataset {dataset_name!r} does not have. Set "
                 "DATASETS.PERSON_BOXES to the file of this dataset."
             )
-        box = [x, y, x + width, y + height]
-        if category_id in category_ids and _has_area(box):
-            image = {key: value for key, value in by_id[image_id].items() if key != "annotations"}
-            records.append({**image, "sample_id": (image_id, index), "person_box": box, "box_score": score})
+        if box.category_id in category_ids and box.has_area:
+            image = {key: value for key, value in by_id[box.image_id].items() if key != "annotations"}
+            sample_id = (box.image_id, index)
+            records.append({**image, "sample_id": sample_id, "person_box": list(box.box_xyxy), "box_score": box.score})
     return records
 
 

@@ -161,7 +161,7 @@ def test_boxes_that_cannot_be_used(cfg: CfgNode, tmp_path: Path, content: Any, m
 
 def test_missing_boxes_are_named(cfg: CfgNode, datasets_root: Path) -> None:
     cfg.DATASETS.PERSON_BOXES = ["gone.json"]
-    with pytest.raises(DatasetError, match=r"no file 'gone\.json' of DATASETS\.PERSON_BOXES"):
+    with pytest.raises(DatasetError, match=r"no file 'gone\.json' of person boxes"):
         build_pipeline(cfg, is_train=False).records(["toy"])
     test_split = toy_document()
     del test_split["annotations"]

@@ -1,0 +1,93 @@
+"""Where the persons of a picture are, for models that are fed crops: from a file, or from a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from querypose.config import ConfigError, load_config
+from querypose.data import DatasetError, register_custom_datasets
+from querypose.data.person_boxes import PersonBox, read_person_boxes
+from querypose.engine.predictor import PosePredictor
+
+Boxes = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Corners (N, 4) and scores (N)."""
+
+FindPersons = Callable[[NDArray[np.uint8], int, str], Boxes]
+"""From a picture, (H, W, 3) RGB, with its id and the name of its file, to the boxes in it."""
+
+# Of the labels of torchvision's detectors, which are COCO's.
+_TORCHVISION_PERSON = 1
+
+
+def boxes_of_file(file: str | Path, threshold: float) -> FindPersons:
+    """Those of a COCO results file; an image is known by the `file_name` of a box, or else by its `image_id`.
+
+    Args:
+        file: has a box of a person in each entry.
+        threshold: boxes with less score are left out.
+
+    Raises:
+        DatasetError: the file cannot be used.
+    """
+    of_image: dict[object, list[PersonBox]] = {}
+    for box in read_person_boxes(file):
+        if box.has_area and box.score >= threshold:
+            of_image.setdefault(box.image_id if box.file_name is None else Path(box.file_name).name, []).append(box)
+    if not of_image:
+        raise DatasetError(f"{file} has no box of a score of {threshold} or more.")
+
+    def find(image: NDArray[np.uint8], image_id: int, file_name: str) -> Boxes:
+        boxes = of_image.get(Path(file_name).name, of_image.get(image_id, []))
+        return np.array([box.box_xyxy for box in boxes]).reshape(-1, 4), np.array([box.score for box in boxes])
+
+    return find
+
+
+def detector(name: str, weights: str, threshold: float) -> FindPersons:
+    """A model that finds persons.
+
+    Args:
+        name: a YAML file of a model here that predicts boxes, as QueryPose; or one of torchvision's detectors
+            (`fasterrcnn_resnet50_fpn_v2`), whose pretrained weights are downloaded.
+        weights: of the former.
+        threshold: persons with less score are left out.
+
+    Raises:
+        ConfigError: there is no such detector.
+    """
+    if name.endswith((".yaml", ".yml")):
+        cfg = load_config(name, ["MODEL.WEIGHTS", weights])
+        register_custom_datasets(cfg)
+        predictor = PosePredictor(cfg)
+
+        def find(image: NDArray[np.uint8], image_id: int, file_name: str) -> Boxes:
+            persons = predictor(image)
+            persons = persons[persons.scores >= threshold]
+            return persons.pred_boxes.tensor.double().numpy(), persons.scores.double().numpy()
+
+        return find
+
+    from torchvision.models import detection as detection_models
+    from torchvision.models import get_model, list_models
+
+    known = list_models(module=detection_models)
+    if name not in known:
+        raise ConfigError(
+            f"There is no detector {name!r}; name a YAML file of a model here, or one of torchvision's: "
+            f"{', '.join(known)}."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = get_model(name, weights="DEFAULT").eval().to(device)
+
+    @torch.inference_mode()
+    def find_by_torchvision(image: NDArray[np.uint8], image_id: int, file_name: str) -> Boxes:
+        (found,) = model([torch.from_numpy(image.copy()).permute(2, 0, 1).to(device) / 255])
+        is_person = (found["labels"] == _TORCHVISION_PERSON) & (found["scores"] >= threshold)
+        return found["boxes"][is_person].double().cpu().numpy(), found["scores"][is_person].double().cpu().numpy()
+
+    return find_by_torchvision

@@ -90,8 +90,8 @@ def read_dumps(folder: str | Path) -> list[dict[str, Any]]:
     ranks = [dump["rank"] for dump in dumps]
     if ranks != list(range(dumps[0]["world_size"])):
         raise CheckpointError(
-            f"{folder} has the dumps of the processes {ranks}, but the run had {dumps[0]['world_size']} processes. "
-            "Copy the dumps of the other machines into this folder."
+            f"{folder} has only the dumps of processes {ranks} of {dumps[0]['world_size']}. Copy those of the other "
+            "machines into this folder."
         )
     return dumps
 

@@ -90,10 +90,7 @@ class ExponentialMovingAverage:
         weights: Mapping[str, Tensor] = state_dict["weights"]
         _check_fit(weights, self._average)
         if missing := sorted(self._average.keys() - weights.keys()):
-            raise CheckpointError(
-                f"The averaged weights are those of another model: this one has {_some(missing)}, the checkpoint "
-                "has not."
-            )
+            raise CheckpointError(f"The averaged weights are those of another model: they have no {_some(missing)}.")
         for name, average in self._average.items():
             average.copy_(weights[name])
         self.num_updates = int(state_dict["num_updates"])
@@ -105,7 +102,7 @@ def _check_fit(weights: Mapping[str, Tensor], model_weights: Mapping[str, Tensor
     for name, weight in weights.items():
         if weight.shape != model_weights[name].shape:
             raise CheckpointError(
-                f"The averaged weights are those of another model: {name} has the shape {list(weight.shape)} there "
+                f"The averaged weights are those of another model: {name} is {list(weight.shape)} there "
                 f"and {list(model_weights[name].shape)} here."
             )
 

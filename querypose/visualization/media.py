@@ -134,7 +134,7 @@ class VideoReader:
             self._capture = self._cv2.VideoCapture(int(number or 0))
         else:
             if not Path(source).is_file():
-                raise MediaError(f"There is no video file {source!r}.")
+                raise MediaError(f"There is no video file {source!r}. Correct the path.")
             self._capture = self._cv2.VideoCapture(source)
         if not self._capture.isOpened():
             raise MediaError(f"OpenCV cannot open {source!r}. Is the file a video? Is the camera there, and free?")

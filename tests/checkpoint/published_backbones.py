@@ -174,7 +174,7 @@ def _position_bias(weights: Weights, name: str, window: int) -> Tensor:
 
 
 def _shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
-    """(rows, columns, tokens, tokens): -100 between tokens that are neighbours only because the map was rolled."""
+    """(rows, columns, tokens, tokens): -100 between tokens that are neighbors only because the map was rolled."""
 
     def region(size: int) -> Tensor:
         position = torch.arange(size)

@@ -65,7 +65,7 @@ def test_a_term_is_the_sum_over_the_stages_in_every_iteration(tmp_path: Path) ->
     figure = plot_metrics(write(tmp_path / "metrics.json", training_rows(3)), tmp_path / "a.png")
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     xy = np.asarray(lines[f"loss_cls  {1 + 2 / 3:.4g}"].get_xydata())
-    np.testing.assert_allclose(xy, [[0, 3], [20, 2], [40, 1 + 2 / 3]])
+    np.testing.assert_allclose(xy, [[0.0, 3.0], [20.0, 2.0], [40.0, 1 + 2 / 3]])
 
 
 def test_the_first_huge_losses_do_not_hide_the_others(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_nobody_changes_nothing() -> None:
 
 @pytest.mark.parametrize("at", [(40.5, 60.5), (40.0, 60.0), (80.25, 30.75)])
 def test_a_joint_is_drawn_where_it_is(at: tuple[float, float]) -> None:
-    # The center of what is drawn, with pixel centres at +0.5.
+    # The center of what is drawn, with pixel centers at +0.5.
     image = gray()
     drawn = draw_poses(image, [[at, (np.nan, np.nan)]], TWO)
     weights = np.abs(drawn.astype(float) - image).sum(axis=2)

@@ -26,7 +26,7 @@ class Metadata(SimpleNamespace):
         if key in self.__dict__ and self.__dict__[key] != value:
             raise AssertionError(
                 f"{key!r} in the metadata of dataset {self.name!r} is {self.__dict__[key]!r} and cannot "
-                f"become {value!r}; take another name, or MetadataCatalog.remove the old entry first."
+                f"become {value!r}; choose another name, or call MetadataCatalog.remove first."
             )
         super().__setattr__(key, value)
 

@@ -33,7 +33,7 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
         AssertionError: the number of processes is not a multiple of it.
     """
     if get_world_size() % num_workers_per_machine:
-        raise AssertionError(f"{get_world_size()} processes do not split into {num_workers_per_machine} per machine.")
+        raise AssertionError(f"{get_world_size()} processes cannot be {num_workers_per_machine} on each machine.")
     # The variables that torchrun sets: whoever starts the processes, the local rank is read from one place.
     os.environ["LOCAL_RANK"] = str(get_rank() % num_workers_per_machine)
     os.environ["LOCAL_WORLD_SIZE"] = str(num_workers_per_machine)

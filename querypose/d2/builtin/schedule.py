@@ -68,7 +68,7 @@ def _multi_step(cfg: CfgNode) -> ParamScheduler:
     steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
     if len(steps) < len(solver.STEPS):
         logging.getLogger(__name__).warning(
-            "SOLVER.STEPS %s: those past SOLVER.MAX_ITER (%d) have no effect.", list(solver.STEPS), solver.MAX_ITER
+            "SOLVER.STEPS is %s; steps above SOLVER.MAX_ITER (%d) have no effect.", list(solver.STEPS), solver.MAX_ITER
         )
     return MultiStepParamScheduler(
         values=[solver.GAMMA**count for count in range(len(steps) + 1)], milestones=steps, num_updates=solver.MAX_ITER

@@ -109,7 +109,9 @@ class DefaultTrainer(TrainerBase):
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         if evaluators is not None and len(evaluators) != len(names):
-            raise AssertionError(f"{len(evaluators)} evaluators for {len(names)} datasets.")
+            raise AssertionError(
+                f"There are {len(evaluators)} evaluators for {len(names)} datasets; give one for each."
+            )
         results: dict[str, Any] = {}
         for index, name in enumerate(names):
             data_loader: Any = cls.build_test_loader(cfg, name)

@@ -117,7 +117,7 @@ def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module, kind: Kind) -
     ]
     problems = (
         ("The checkpoint has entries that are not in the model of the config", unexpected),
-        ("The model of the config has entries that are not in the checkpoint", missing),
+        ("The checkpoint lacks entries of the model of the config", missing),
         ("Entries of the checkpoint have another shape than the model of the config", misshapen),
     )
     messages = [f"{what} ({len(names)}): {shorten(names)}." for what, names in problems if names]

@@ -105,7 +105,7 @@ def test_pose_hrnet_checkpoint_fills_all_but_the_fusions_it_has_not() -> None:
     assert all(name.startswith(f"{BOTTOM_UP}model.") for name in converted)
 
     del pose["stage2.0.branches.0.0.conv1.weight"]
-    with pytest.raises(CheckpointError, match=r"not in the checkpoint .*stage2.0.branches.0.0.conv1.weight"):
+    with pytest.raises(CheckpointError, match=r"lacks .*stage2.0.branches.0.0.conv1.weight"):
         convert_state_dict("pose-hrnet", pose, cfg)
     with pytest.raises(CheckpointError, match=r"deconv_layers.0.weight"):
         convert_pose_hrnet({"deconv_layers.0.weight": torch.zeros(1)})

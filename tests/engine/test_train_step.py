@@ -74,7 +74,7 @@ def test_a_batch_is_cut_in_order(items: int, parts: int, lengths: list[int]) -> 
 
 
 def test_more_micro_batches_than_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 images cannot be cut into 3 micro-batches"):
+    with pytest.raises(ValueError, match="2 samples cannot be cut into 3 micro-batches"):
         cut_batch(toy_batch([1, 1]), 3)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # It opens metrics.json when a trainer is built and closes it when training ends, and opens the config file for
         # the log without closing it: a trainer that is never trained warns.
         config.addinivalue_line("filterwarnings", "ignore:unclosed file:ResourceWarning")
+        warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)  # what lives longer than the last test
 
 
 @pytest.fixture(autouse=True)

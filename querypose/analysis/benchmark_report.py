@@ -54,6 +54,7 @@ def _timed(variants: Results) -> list[tuple[str, str, Results]]:
 def _steps_table(variants: Results) -> str:
     first: dict[str, Results] = {}
     lines = []
+    has_refined = any("refined" in measured for _, _, measured in _timed(variants))
     for name, what, measured in _timed(variants):
         seconds = measured["seconds"]
         reference = first.setdefault(what, measured)
@@ -67,12 +68,14 @@ def _steps_table(variants: Results) -> str:
                 f"{measured['images_per_second']:.2f}",
                 f"{measured['peak_memory'] / 2**30:.2f}",
                 f"{measured['images_per_second'] / reference['images_per_second']:.2f}x",
+                *([f"{measured['refined']:.0%}" if "refined" in measured else "-"] if has_refined else []),
             ]
         )
     if not lines:
         return ""
     heads = ["what", "variant", "ms/step", "quartiles", "images", "img/s", "peak GiB", "speed"]
-    return tabulate(lines, heads, disable_numparse=True, colalign=["left", "left", *["right"] * 6])
+    heads += ["refined"] if has_refined else []
+    return tabulate(lines, heads, disable_numparse=True, colalign=["left", "left", *["right"] * (len(heads) - 2)])
 
 
 def _parts_table(variants: Results, what: str) -> str:

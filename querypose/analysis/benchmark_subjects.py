@@ -183,16 +183,24 @@ class InferenceSubject(Subject):
         self._clock = Clock(torch.device(cfg.MODEL.DEVICE))
         self._depth = workload.depth
         self.images_per_step = len(batches[0])
+        self._refined: list[bool] = []
 
     def step(self) -> float:
         batch = next(self._batches)
 
         def infer() -> None:
             for output in self._predict(batch):
-                output["instances"].to("cpu")
+                instances = output["instances"].to("cpu")
+                if instances.has("refined_patches"):
+                    self._refined.append(bool(instances.refined_patches.any()))
 
         with torch.inference_mode():
             return seconds_of(infer)
+
+    def result(self) -> dict[str, Any]:
+        """Also the share of the crops that a coarse-to-fine model refined."""
+        share = {"refined": sum(self._refined) / len(self._refined)} if self._refined else {}
+        return {**super().result(), **share}
 
     def parts(self) -> dict[str, float]:
         with PartMeter(self._model, self._depth, self._clock.read) as meter:

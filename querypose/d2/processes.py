@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +29,13 @@ def leave_process_group() -> None:
 def run_and_leave(main: Callable[..., Any], *args: Any) -> None:
     """`main(*args)` in one of several processes, which then leave their group in order.
 
+    Processes that it starts, such as those of data loaders, are started as the system does by default.
+
     Raises:
         SystemExit: the run was stopped, in all processes alike.
     """
+    # A spawned process would spawn its own too, and each loader process of each evaluation import everything anew.
+    multiprocessing.set_start_method(None, force=True)
     exit_code = None
     try:
         main(*args)

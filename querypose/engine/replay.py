@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from querypose.config import load_config
-from querypose.d2 import CfgNode, CheckpointError
+from querypose.d2 import CfgNode, CheckpointError, EventStorage
 from querypose.data import register_custom_datasets
 from querypose.engine.dumps import read_dumps, set_random_state
 from querypose.engine.trainer import PoseTrainer
@@ -87,7 +87,8 @@ def replay(folder: str | Path, device: str = "auto") -> Replay:
         step.grad_scaler = torch.amp.GradScaler(
             device_type, init_scale=dump["loss_scale"], enabled=step.grad_scaler.is_enabled()
         )
-        with _first_non_finite(model) as first:
+        # A model may ask in which iteration it is.
+        with EventStorage(dump["iteration"]), _first_non_finite(model) as first:
             names, values = step.accumulate_gradients(dump["batch"], normalizers)
         step.grad_scaler.unscale_(step.optimizer)
         for total, parameter in zip(gradients, model.parameters(), strict=True):

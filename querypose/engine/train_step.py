@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from querypose.config import ConfigError
 from querypose.d2 import comm, get_event_storage
 from querypose.engine.non_finite import GRAD_NORM, NON_FINITE, NonFiniteGuard, gradient_norms, nan_unless_finite
 from querypose.engine.scalars import ScalarQueue
@@ -144,6 +145,9 @@ class TrainStep:
 
         Returns:
             the names of the losses, and their values over the whole batch: one float tensor.
+
+        Raises:
+            ConfigError: there are several processes, and a parameter takes no part in the losses.
         """
         micro_batches = cut_batch(batch, self.num_micro_batches)
         if normalizers is None:
@@ -161,7 +165,19 @@ class TrainStep:
                 values = torch.stack([loss.float() if loss.dtype.itemsize < 4 else loss for loss in losses.values()])
                 self.grad_scaler.scale(nan_unless_finite(values.sum())).backward()
             totals.append(values.detach())
+        self._require_all_gradients()
         return names, torch.stack(totals).sum(dim=0)
+
+    def _require_all_gradients(self) -> None:
+        if not isinstance(self.model, DistributedDataParallel):
+            return
+        named = self.pose_model.named_parameters()
+        if missing := [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]:
+            raise ConfigError(
+                f"{', '.join(missing[:4])}{', …' if len(missing) > 4 else ''} of {type(self.pose_model).__name__} take "
+                "no part in the losses, but several processes exchange the gradients of all parameters. Leave these "
+                "layers out (feature maps: MODEL.BACKBONE.OUT_FEATURES), or add 0 times their sum to a loss."
+            )
 
     def _is_non_finite(self, losses: Tensor, norm: Tensor) -> Tensor:
         """Whether the iteration went wrong in any process, on the device; an overflow of a scaled loss does not."""

@@ -15,7 +15,7 @@ from querypose.analysis.part_meter import REST, PartMeter
 from querypose.skeleton import SkeletonError
 from tests.engine.toy_pose import write_toy_config
 from tests.scripts import load_script
-from tests.tiny import TINY_MODEL
+from tests.tiny import SHARPOSE, TINY_MODEL
 
 DATASETS = ["DATASETS.TRAIN", "['keypoints_coco_2017_val']", "DATASETS.TEST", "['keypoints_coco_2017_val']"]
 TINY = Workload(None, (*TINY_MODEL, *DATASETS), image_size=(64, 96), persons=2)
@@ -87,6 +87,14 @@ def test_training_and_inference_have_every_part() -> None:
     assert inference.images_per_step == 1
 
 
+def test_crops_have_their_size_and_the_share_that_is_refined_is_told() -> None:
+    workload = Workload(None, (*TINY.overrides, *SHARPOSE), image_size=(800, 1066), batch_size=2)
+    inference = InferenceSubject(workload)
+    assert inference.step() > 0
+    assert inference.result()["refined"] == 1
+    assert TrainingSubject(workload).step() > 0
+
+
 def test_loading(tmp_path: Path) -> None:
     config = write_toy_config(tmp_path)
     loading = LoadingSubject(Workload(str(config), ("DATALOADER.NUM_WORKERS", "0"), batch_size=3))
@@ -116,6 +124,9 @@ def test_tables() -> None:
     rows = [line.split() for line in shown.splitlines()]
     assert ["train", "config", "500.0", "500.0", "…", "500.0", "2", "4.00", "1.00", "1.00x"] in rows
     assert ["train", "fast", "125.0", "125.0", "…", "125.0", "2", "16.00", "0.50", "4.00x"] in rows
+    results["variants"]["fast"]["train"]["refined"] = 0.25
+    rows = [line.split() for line in format_benchmark(results).splitlines()]
+    assert ["train", "fast", "125.0", "125.0", "…", "125.0", "2", "16.00", "0.50", "4.00x", "25%"] in rows
     parts = [row[0] for row in rows if row and row[0] in ("backbone", "update")]
     assert parts[:2] == ["backbone", "update"]
     assert ["update", "125.0", "(25", "%)", "31.2", "(25", "%)"] in rows

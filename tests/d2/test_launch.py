@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def _communicate(output: str) -> None:
         "gather": comm.gather(rank * 10),
         "gather_on_1": comm.gather(rank * 10, dst=1),
         "seed": comm.shared_random_seed(),
+        "start_method": multiprocessing.get_start_method(),
     }
     comm.synchronize()
     (Path(output) / f"{rank}.json").write_text(json.dumps(report))
@@ -39,6 +41,7 @@ def test_communication(tmp_path: Path) -> None:
         assert report["local_rank"] == rank
         assert report["is_main"] is (rank == 0)
         assert report["all_gather"] == [{"rank": 0}, {"rank": 1}]
+        assert report["start_method"] == multiprocessing.get_start_method(), "loader processes would be slow to start"
     assert [report["gather"] for report in reports] == [[0, 10], []]
     assert [report["gather_on_1"] for report in reports] == [[], [0, 10]]
     assert reports[0]["seed"] == reports[1]["seed"]

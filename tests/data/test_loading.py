@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import signal
+import sys
 from collections import Counter
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -15,9 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-from querypose.config import get_cfg
+from querypose.config import get_cfg, import_modules
 from querypose.d2 import CfgNode, comm
-from querypose.data import LoaderError, build_test_loader, explain_loader_failures, register_pose_dataset
+from querypose.data import (
+    LoaderError,
+    build_test_loader,
+    build_train_loader,
+    explain_loader_failures,
+    register_pose_dataset,
+)
+from querypose.data.augmentations import AUGMENTATION_REGISTRY
 from querypose.data.loading import Samples, data_loader, seeded_generators
 from querypose.data.pipelines import WholeImage
 from querypose.data.training_order import Draw, TrainingOrder
@@ -150,6 +158,41 @@ def test_an_evaluation_has_every_sample_once_over_all_processes(
     ids = [sample["sample_id"] for batch in batches for sample in batch]
     assert ids == [2, 7]
     assert max(map(len, batches)) <= batch_size
+
+
+USERS_MODULE = """
+from querypose.data.augmentations import AUGMENTATION_REGISTRY
+
+@AUGMENTATION_REGISTRY.register()
+class HomemadeNegative:
+    def apply(self, image_CHW, generator):
+        return 255 - image_CHW
+"""
+
+
+def test_spawned_loader_process_has_the_augmentation_of_an_imported_module(
+    toy_config: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.delitem(sys.modules, "homemade_negative", raising=False)  # and so what is imported here goes afterwards
+    monkeypatch.setattr(AUGMENTATION_REGISTRY, "_obj_map", dict(AUGMENTATION_REGISTRY._obj_map))
+    (tmp_path / "homemade_negative.py").write_text(USERS_MODULE)
+    import_modules([str(tmp_path / "homemade_negative.py")])
+    toy_config.DATASETS.TRAIN = ["toy"]
+    toy_config.SOLVER.IMS_PER_BATCH = 1
+    toy_config.SEED = 1
+
+    def first_image(num_workers: int, augmentations: list[dict[str, str]]) -> torch.Tensor:
+        toy_config.INPUT.AUGMENTATIONS = augmentations
+        toy_config.DATALOADER.NUM_WORKERS = num_workers
+        loader = build_train_loader(toy_config)
+        if num_workers:
+            loader.multiprocessing_context = "spawn"
+        [sample] = next(iter(loader))
+        return sample["image"]
+
+    negative = [{"name": "RandomFlip"}, {"name": "HomemadeNegative"}]
+    assert torch.equal(first_image(1, negative), 255 - first_image(0, negative[:1]))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from querypose import d2
+from querypose.config import ConfigError
 from querypose.d2 import EventStorage, comm
 from querypose.engine import TrainStep, build_optimizer
 from querypose.engine.model_preparation import prepare_model
@@ -112,6 +113,11 @@ def train_share(folder: Path) -> None:
     norm.num_batches_tracked = torch.tensor(10 * (rank + 1))
     share_buffers(norm)
     outcome["buffers"] = norm.state_dict()
+    model = toy_model(seed=0)
+    model.unused = nn.Linear(2, 2)
+    with pytest.raises(ConfigError) as raised:
+        train(model, toy_batch((1, 2)), CASES[0].optimizer(model), num_micro_batches=1)
+    outcome["unused"] = str(raised.value)
     torch.save(outcome, folder / f"{rank}.pth")
 
 
@@ -138,3 +144,8 @@ def test_all_processes_evaluate_the_buffers_of_the_first(outcomes: list[dict[str
     for outcome in outcomes:
         assert outcome["buffers"]["running_mean"].tolist() == [1.0, 1.0]
         assert int(outcome["buffers"]["num_batches_tracked"]) == 10
+
+
+def test_parameters_without_a_gradient_are_named(outcomes: list[dict[str, Any]]) -> None:
+    for outcome in outcomes:
+        assert outcome["unused"].startswith("unused.weight, unused.bias of ToyPose take no part in the losses")

@@ -274,17 +274,17 @@ def test_frozen_random_stages_are_announced(caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize(("image_format", "expected"), [("RGB", [123.675, 116.28, 103.53]), ("BGR", [103.53, 116.28])])
-def test_another_normalisation_is_announced(
+def test_another_normalization_is_announced(
     image_format: str, expected: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = backbone_cfg("resnet18")
     cfg.INPUT.FORMAT = image_format
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     if image_format == "RGB":
-        pretrained.check_normalisation(cfg, *imagenet)
+        pretrained.check_normalization(cfg, *imagenet)
         assert not caplog.text
         cfg.MODEL.PIXEL_MEAN = [127.5, 127.5, 127.5]
-    pretrained.check_normalisation(cfg, *imagenet)
+    pretrained.check_normalization(cfg, *imagenet)
     assert f"set MODEL.PIXEL_MEAN to {str(expected)[:-1]}" in caplog.text
 
 

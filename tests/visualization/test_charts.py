@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.legend import Legend
 from PIL import Image
 
 from querypose.visualization.charts import plot_metrics, plot_precisions, plot_rows, read_metrics
@@ -34,13 +33,9 @@ def training_rows(count: int = 50) -> list[dict[str, Any]]:
 
 
 def labels(axes: Axes) -> list[str]:
-    return [text.get_text() for text in legend_of(axes).get_texts()]
-
-
-def legend_of(axes: Axes) -> Legend:
     legend = axes.get_legend()
     assert legend is not None
-    return legend
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def test_a_run_has_a_panel_of_losses_and_one_of_ap(tmp_path: Path) -> None:
@@ -54,7 +49,7 @@ def test_a_run_has_a_panel_of_losses_and_one_of_ap(tmp_path: Path) -> None:
     assert labels(losses) == ["total_loss  0.1", "loss_cls  1.04"]
     assert labels(precisions) == ["AP  12.0", "AP50  30.0"]
     assert precisions.get_ylim() == (0, 100)
-    np.testing.assert_array_equal(np.asarray(precisions.lines[0].get_xydata()), [[500, 12]])
+    np.testing.assert_array_equal(precisions.lines[0].get_xydata(), [[500, 12]])
     with Image.open(tmp_path / "both.png") as both, Image.open(tmp_path / "new" / "a.png") as one:
         assert both.size == (2 * one.width, one.height)
     write(metrics, evaluations)
@@ -64,8 +59,8 @@ def test_a_run_has_a_panel_of_losses_and_one_of_ap(tmp_path: Path) -> None:
 def test_a_term_is_the_sum_over_the_stages_in_every_iteration(tmp_path: Path) -> None:
     figure = plot_metrics(write(tmp_path / "metrics.json", training_rows(3)), tmp_path / "a.png")
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    xy = np.asarray(lines[f"loss_cls  {1 + 2 / 3:.4g}"].get_xydata())
-    np.testing.assert_allclose(xy, [[0.0, 3.0], [20.0, 2.0], [40.0, 1 + 2 / 3]])
+    points = np.asarray(lines[f"loss_cls  {1 + 2 / 3:.4g}"].get_xydata(), dtype=float)
+    np.testing.assert_allclose(points, np.array([[0, 3], [20, 2], [40, 1 + 2 / 3]]))
 
 
 def test_the_first_huge_losses_do_not_hide_the_others(tmp_path: Path) -> None:
@@ -79,9 +74,11 @@ def test_the_legend_stands_beside_the_curves(tmp_path: Path, count: int) -> None
     curves = {f"a model of a long name {index}": [(500.0, 3.0), (1000.0, 9.0 + index)] for index in range(count)}
     figure = plot_precisions(curves, tmp_path / "ap.png")
     (axes,) = figure.axes
-    legend = legend_of(axes).get_window_extent()
-    assert legend.x0 >= axes.get_window_extent().x1
-    assert legend.x1 <= figure.bbox.x1  # nothing is cut off
+    legend = axes.get_legend()
+    assert legend is not None
+    extent = legend.get_window_extent()
+    assert extent.x0 >= axes.get_window_extent().x1
+    assert extent.x1 <= figure.bbox.x1  # nothing is cut off
     assert labels(axes)[0] == "a model of a long name 0  9.0"
 
 

@@ -47,7 +47,7 @@ def configurable(init_func: Callable[..., Any] | None = None, *, from_config: Ca
     take are handed on, and win. Any other call is left alone.
 
     Raises:
-        AttributeError: at the call, when the class has no `from_config`.
+        AttributeError: at any call, when the class has no `from_config`.
         TypeError: `from_config` is not a classmethod (a function), or its first parameter is not `cfg`.
     """
     if init_func is not None:
@@ -64,15 +64,14 @@ def configurable(init_func: Callable[..., Any] | None = None, *, from_config: Ca
 def _configurable_init(init_func: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init_func)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        translate = getattr(type(self), "from_config", None)
+        if translate is None:
+            raise AttributeError(f"{type(self).__name__} is @configurable and needs a classmethod from_config.")
+        if not inspect.ismethod(translate):
+            raise TypeError(f"{type(self).__name__}.from_config must be a classmethod.")
         if _has_cfg(args, kwargs):
-            translate = getattr(type(self), "from_config", None)
-            if translate is None:
-                raise AttributeError(f"{type(self).__name__} is @configurable and needs a classmethod from_config.")
-            if not inspect.ismethod(translate):
-                raise TypeError(f"{type(self).__name__}.from_config must be a classmethod.")
-            init_func(self, **_translate(translate, args, kwargs))
-        else:
-            init_func(self, *args, **kwargs)
+            args, kwargs = (), _translate(translate, args, kwargs)
+        init_func(self, *args, **kwargs)
 
     return wrapped
 

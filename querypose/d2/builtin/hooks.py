@@ -1,4 +1,7 @@
-"""The hooks that every training has: timing, learning rate, evaluation, writers."""
+"""The hooks that every training has: timing, learning rate, evaluation, writers.
+
+Deviates: detectron2 has further ones; those for checkpoints are in `querypose.engine.hooks`.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,10 @@ class IterationTimer(HookBase):
 
 
 class LRScheduler(HookBase):
-    """Steps the trainer's learning-rate schedule after every iteration, and stores the rate as "lr"."""
+    """Steps the trainer's learning-rate schedule after every iteration, and stores the rate as "lr".
+
+    Deviates: detectron2's can be given another optimizer and schedule than the trainer's.
+    """
 
     def before_train(self) -> None:
         """Chooses the group whose rate is shown: one number has to stand for all, that of most parameters."""

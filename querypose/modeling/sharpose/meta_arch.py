@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from querypose.d2 import META_ARCH_REGISTRY, CfgNode, Instances, configurable, get_event_storage
+from querypose.d2 import META_ARCH_REGISTRY, CfgNode, CheckpointError, Instances, configurable, get_event_storage
 from querypose.layers import at_least_float32
 from querypose.modeling.images import ImageSize
 from querypose.modeling.pose_model import Batch, Component, PoseModel
@@ -279,8 +279,19 @@ class SHaRPose(PoseModel):
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Takes the weights of a plain vision transformer too (MAE); see `from_vision_transformer`."""
+        """Takes the weights of a plain vision transformer too (MAE); see `from_vision_transformer`.
+
+        Raises:
+            CheckpointError: its tokens or patches have another size.
+        """
         if not prefix and is_vision_transformer(state_dict):
+            theirs, ours = state_dict["patch_embed.proj.weight"], self.transformer.patch_embedding.weight
+            if theirs.shape != ours.shape:
+                raise CheckpointError(
+                    f"The vision transformer of MODEL.WEIGHTS embeds patches as {tuple(theirs.shape)}, the model of "
+                    f"the config as {tuple(ours.shape)} (dimension, channels, height, width of a patch); see "
+                    "MODEL.SHARPOSE.DIM and PATCH_SIZE."
+                )
             rows, columns = self.transformer.coarse_grid
             ratio = self.transformer.ratio
             grids = [(rows, columns), (rows * ratio, columns * ratio)][: 2 if self.transformer.has_fine_stage else 1]

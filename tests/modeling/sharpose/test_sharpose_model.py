@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from querypose.config import ConfigError
-from querypose.d2 import EventStorage, build_model
+from querypose.d2 import CheckpointError, EventStorage, build_model
 from querypose.data.transforms import box_to_canvas
 from querypose.modeling import SHaRPose
 from querypose.modeling.sharpose.heatmaps import flip_heatmaps
@@ -120,6 +120,13 @@ def test_model_weights_may_be_a_masked_autoencoder() -> None:
     assert {name.split(".")[0] for name in result.missing_keys} == {"head", "transformer"}
     assert "transformer.keypoint_tokens" in result.missing_keys
     assert "transformer.norm.weight" not in result.missing_keys
+
+
+def test_a_masked_autoencoder_of_another_width_is_refused() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"patches as \(32, 3, 8, 8\), the model of the config as \(16, 3, 8, 8\)"
+    ):
+        model().load_state_dict(vision_transformer_weights(dim=32, depth=2), strict=False)
 
 
 def test_images_of_another_size_are_refused() -> None:

@@ -36,7 +36,7 @@ LSP_JOINTS = (
     "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist", "right_elbow",
     "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "neck", "head",
 )  # fmt: skip
-_MIN_JOINTS = 6  # persons with fewer labelled ones are left out
+_MIN_JOINTS = 6  # persons with fewer labeled ones are left out
 _MIN_EXTENT = 60.0  # pixels, longer side of the box of the joints
 _MIN_SIDE, _MAX_PIXELS = 80, 200_000  # of a photo
 _MARGIN, _MARGIN_OF_LONGER, _HEAD_DISC = 0.12, 0.065, 0.25
@@ -130,9 +130,9 @@ def read_photo(number: int, content: bytes, joints: np.ndarray) -> Photo:
     """
     with Image.open(io.BytesIO(content)) as image:
         width, height = image.size
-    is_labelled = (joints[:, 2] > 0) & (joints[:, :2] >= 0).all(axis=1)
-    is_labelled &= (joints[:, 0] < width) & (joints[:, 1] < height)
-    rows = np.where(is_labelled[:, None], np.column_stack([joints[:, :2].round(1), np.full(len(joints), 2)]), 0.0)
+    is_labeled = (joints[:, 2] > 0) & (joints[:, :2] >= 0).all(axis=1)
+    is_labeled &= (joints[:, 0] < width) & (joints[:, 1] < height)
+    rows = np.where(is_labeled[:, None], np.column_stack([joints[:, :2].round(1), np.full(len(joints), 2)]), 0.0)
     return Photo(
         number, content, height, width, rows[[LSP_JOINTS.index(name) for name in CROWDPOSE_SKELETON.keypoints]]
     )
@@ -140,8 +140,8 @@ def read_photo(number: int, content: bytes, joints: np.ndarray) -> Photo:
 
 def is_usable(photo: Photo) -> bool:
     """Whether the photo has a sensible size and a person with enough joints, left and right not mixed up."""
-    labelled = photo.keypoints[photo.keypoints[:, 2] > 0, :2]
-    if len(labelled) < _MIN_JOINTS or np.ptp(labelled, axis=0).max() < _MIN_EXTENT:
+    labeled = photo.keypoints[photo.keypoints[:, 2] > 0, :2]
+    if len(labeled) < _MIN_JOINTS or np.ptp(labeled, axis=0).max() < _MIN_EXTENT:
         return False
     if min(photo.height, photo.width) < _MIN_SIDE or photo.height * photo.width > _MAX_PIXELS:
         return False
@@ -154,13 +154,13 @@ def is_usable(photo: Photo) -> bool:
 
 
 def bounding_box(keypoints: np.ndarray, height: int, width: int) -> list[float]:
-    """x, y, w, h of a person: the box of its labelled joints, widened, with a disc for the head, inside the photo.
+    """x, y, w, h of a person: the box of its labeled joints, widened, with a disc for the head, inside the photo.
 
     Each side moves out by 12% of the box's own extent in that direction, and by 6.5% of the longer one at least; the
     disc is round the top of the head, with a quarter of the distance from head to neck as its radius.
     """
-    labelled = keypoints[keypoints[:, 2] > 0, :2]
-    low, high = labelled.min(axis=0), labelled.max(axis=0)
+    labeled = keypoints[keypoints[:, 2] > 0, :2]
+    low, high = labeled.min(axis=0), labeled.max(axis=0)
     margin = np.maximum(_MARGIN * (high - low), _MARGIN_OF_LONGER * (high - low).max())
     low, high = low - margin, high + margin
     head, neck = (keypoints[CROWDPOSE_SKELETON.keypoints.index(name)] for name in ("head", "neck"))

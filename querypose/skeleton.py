@@ -1,7 +1,7 @@
-"""What a dataset's keypoints are: names, mirror pairs, OKS sigmas, edges, and divisions into parts.
+"""The keypoints of a dataset: names, mirror pairs, OKS sigmas, edges, and divisions into parts.
 
-Everything that depends on the number or the meaning of keypoints reads it from one `Skeleton`; no other module
-knows a keypoint by its number.
+All code that depends on the number or the meaning of keypoints reads it from one `Skeleton`; no other module has the
+number of a keypoint.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Part = tuple[int, ...]
 
 
 class SkeletonError(ValueError):
-    """A skeleton that contradicts itself, or one that is not known: names it, the keypoint and the remedy."""
+    """A skeleton that contradicts itself, or is unknown: names it, the keypoint and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Skeleton:
         keypoints: the K names, in annotation order.
         flip_pairs: index pairs (left, right) that a horizontal flip exchanges; the others keep their place.
         sigmas: the K falloffs of the object keypoint similarity, as COCO states them.
-        edges: index pairs that a drawing joins.
+        edges: index pairs that a drawing connects.
         part_schemes: divisions of the keypoints into parts, by name (Figure 4 of QueryPose); each part lists indices.
-        default_part_scheme: the one that is used where a config names none.
-        upper_body: indices of the keypoints above the hips; where there are none, no half body is cut out.
-        head_segment: indices of the two ends of the head, whose distance stands for its size.
+        default_part_scheme: the one for configs that name none.
+        upper_body: indices of the keypoints above the hips; if empty, `RandomHalfBody` does nothing.
+        head_segment: indices of the two ends of the head; their distance is its size.
 
     Raises:
         SkeletonError: on construction, when an index is out of range, a sigma is not positive, a keypoint is in two
@@ -51,7 +51,7 @@ class Skeleton:
 
     def __post_init__(self) -> None:
         if not self.keypoints or len(set(self.keypoints)) != len(self.keypoints):
-            raise self._error(f"keypoints {list(self.keypoints)} must be one or more different names")
+            raise self._error(f"keypoints are {list(self.keypoints)}; allowed: one or more different names")
         if len(self.sigmas) != len(self.keypoints) or not all(sigma > 0 for sigma in self.sigmas):
             raise self._error(f"sigmas must be {len(self.keypoints)} positive numbers, not {list(self.sigmas)}")
         if not all(0 <= index < len(self.keypoints) for index in self.upper_body):
@@ -66,7 +66,7 @@ class Skeleton:
         flipped = [index for pair in self.flip_pairs for index in pair]
         for index in set(flipped):
             if flipped.count(index) > 1:
-                raise self._error(f"keypoint {self.keypoints[index]!r} stands in more than one flip pair")
+                raise self._error(f"keypoint {self.keypoints[index]!r} is in more than one flip pair")
         for scheme, parts in self.part_schemes.items():
             self._check_part_scheme(scheme, parts)
         self.parts(self.default_part_scheme)
@@ -113,11 +113,13 @@ class Skeleton:
         required, optional = {"name", "keypoints", "sigmas"}, {"flip_pairs", "edges", "part_schemes"}
         optional = optional | {"default_part_scheme", "upper_body", "head_segment"}
         if missing := required - entry.keys():
-            raise SkeletonError(f"Skeleton {name!r} of DATASETS.SKELETONS lacks {sorted(missing)}.")
+            raise SkeletonError(
+                f"Skeleton {name!r} of DATASETS.SKELETONS: the fields {sorted(missing)} are missing; add them."
+            )
         if unknown := entry.keys() - required - optional:
             raise SkeletonError(
-                f"Skeleton {name!r} of DATASETS.SKELETONS has unknown fields {sorted(unknown)}; "
-                f"known: {sorted(required | optional)}."
+                f"Skeleton {name!r} of DATASETS.SKELETONS: unknown fields {sorted(unknown)}; "
+                f"allowed: {sorted(required | optional)}."
             )
         keypoints = tuple(str(keypoint) for keypoint in entry["keypoints"])
 
@@ -133,8 +135,8 @@ class Skeleton:
         part_schemes = entry.get("part_schemes", {})
         if not isinstance(part_schemes, Mapping) or not all(map(_is_list_of_lists, part_schemes.values())):
             raise SkeletonError(
-                f"Skeleton {name!r}: part_schemes must name lists of parts, each a list of keypoints, as in "
-                f"{{hands: [[left_hand, right_hand], [head]]}}; it is {part_schemes!r}."
+                f"Skeleton {name!r}: part_schemes is {part_schemes!r}; allowed: names with lists of parts, each part "
+                "a list of keypoints, as in {hands: [[left_hand, right_hand], [head]]}."
             )
         schemes = {str(scheme): tuple(indices(part) for part in parts) for scheme, parts in part_schemes.items()}
         return cls(
@@ -156,8 +158,8 @@ class Skeleton:
                 raise self._error(f"part scheme {scheme!r} has index {index} of {self.num_keypoints} keypoints")
         for index, keypoint in enumerate(self.keypoints):
             if members.count(index) != 1:
-                times = "leaves out" if index not in members else "has more than once"
-                raise self._error(f"part scheme {scheme!r} {times} keypoint {keypoint!r}")
+                times = "does not have" if index not in members else "has more than once"
+                raise self._error(f"part scheme {scheme!r} {times} keypoint {keypoint!r}; each must be in one part")
         if any(not part for part in parts):
             raise self._error(f"part scheme {scheme!r} has an empty part")
 
@@ -176,7 +178,9 @@ def skeleton_of_datasets(names: Sequence[str]) -> Skeleton:
         SkeletonError: no dataset is named, one is not registered, or two have different skeletons.
     """
     if not names:
-        raise SkeletonError("No dataset is named; set DATASETS.TRAIN or DATASETS.TEST, whose skeleton the model takes.")
+        raise SkeletonError(
+            "DATASETS.TRAIN and DATASETS.TEST are empty; name a dataset in one of them: the model takes its skeleton."
+        )
     skeletons = []
     for name in names:
         skeleton = getattr(MetadataCatalog.get(name), "skeleton", None) if name in MetadataCatalog.list() else None
@@ -190,7 +194,7 @@ def skeleton_of_datasets(names: Sequence[str]) -> Skeleton:
         if skeleton != skeletons[0]:
             raise SkeletonError(
                 f"Datasets {names[0]!r} and {name!r} have different skeletons "
-                f"({skeletons[0].name!r} and {skeleton.name!r}); a model has one."
+                f"({skeletons[0].name!r} and {skeleton.name!r}), but a model has one. Use datasets of one skeleton."
             )
     return skeletons[0]
 
@@ -248,8 +252,8 @@ CROWDPOSE_SKELETON = Skeleton(
     head_segment=(12, 13),
 )
 
-# MPII scores by the size of the head and has no sigmas; these are COCO's, and CrowdPose's of head and neck, with the
-# hip's for the pelvis and the shoulder's for the thorax. It has no part schemes: a keypoint is a part.
+# MPII's metric uses the size of the head and has no sigmas. These are COCO's, and CrowdPose's for head and neck; the
+# pelvis has the hip's, the thorax the shoulder's. It has no part schemes: each keypoint is a part.
 MPII_SKELETON = Skeleton(
     name="mpii",
     keypoints=(

@@ -163,7 +163,7 @@ def test_trains_a_step_at_a_reduced_size(name: str, monkeypatch: pytest.MonkeyPa
     skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     size = (96, 128) if cfg.INPUT.PIPELINE == "whole_image" else tuple(cfg.INPUT.PERSON_CROP.SIZE)
     batch = random_batch([2, 1], skeleton.num_keypoints, size)
-    for image in batch:  # keypoints near the centre, which every predicted box contains
+    for image in batch:  # keypoints near the center, which every predicted box contains
         image["instances"].gt_keypoints.tensor[..., :2] = torch.rand(2) * 8 + torch.tensor([60.0, 44.0])
     losses = model.train()(batch)
     assert all(loss.isfinite() for loss in losses.values())
@@ -187,7 +187,7 @@ def is_idle(parameter_name: str, cfg: CfgNode) -> bool:
 
 
 def wake(model: nn.Module) -> None:
-    """Changes the initialisation so that one step on a small image reaches every parameter."""
+    """Changes the initialization so that one step on a small image reaches every parameter."""
     for name, parameter in model.named_parameters():
         if not parameter.any():  # the last norm of a residual branch, which would hide the branch
             nn.init.normal_(parameter, std=0.1)

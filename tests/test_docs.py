@@ -67,6 +67,15 @@ def test_paths_exist(page: Path) -> None:
 
 
 @every_page
+def test_tests_exist(page: Path) -> None:
+    """Those named as `file::test`; the name may be cut by an ellipsis."""
+    for file, name, cut in re.findall(r"`(tests/[\w/]+\.py)::(\w+)(…?)`", prose(page)):
+        assert re.search(
+            rf"^def {name}{'' if cut else '[(]'}", (ROOT / file).read_text(encoding="utf-8"), flags=re.M
+        ), name
+
+
+@every_page
 def test_keys_exist(page: Path) -> None:
     cfg = get_cfg()
     for key in set(re.findall(rf"\b(?:{SECTIONS})(?:\.[A-Z][A-Z0-9_]*)+\b(?![.*<{{]?[A-Z*<{{])", prose(page))):

@@ -146,7 +146,7 @@ def hold_batch_norms(model: nn.Module) -> None:
 
 
 def random_persons(num_persons: int, num_keypoints: int, image_size: tuple[int, int]) -> Instances:
-    """Persons with boxes inside the image and keypoints inside the boxes, a fifth of them not labelled."""
+    """Persons with boxes inside the image and keypoints inside the boxes, a fifth of them not labeled."""
     height, width = image_size
     corner = torch.rand(num_persons, 2) * torch.tensor([width, height]) * 0.5
     size = (torch.rand(num_persons, 2) * 0.3 + 0.2) * torch.tensor([width, height])

@@ -1,9 +1,9 @@
 """Every YAML key: its default, its meaning, what it allows; and how files and the command line go into a config.
 
-A key is declared beside what reads it, by `add_keys` in `modeling/query_pose/config.py` and the like; here stand the
-machinery and the keys of the run and the solver. `get_cfg()` is a config of all of them. `load_config` merges a YAML
-file and the command line into it, and refuses what is misspelled or impossible: the message names the key, its value
-and what is allowed.
+`add_keys` declares a key beside the code that reads it, for example in `modeling/query_pose/config.py`; this package
+has the machinery, and the keys of the run and the solver. `get_cfg()` is a config of all keys. `load_config` merges a
+YAML file and the command line into it, and refuses what is misspelled or impossible: the message names the key, its
+value and what is allowed.
 
 A key that detectron2 has too keeps detectron2's name and meaning; the default may differ (QueryPose Sec. 4.1).
 """

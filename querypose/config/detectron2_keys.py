@@ -1,6 +1,6 @@
-"""detectron2's own keys: which there are, and which of them a run on detectron2 reads.
+"""detectron2's own keys, and which of them a run on detectron2 reads.
 
-A config that was written on detectron2 has all of them, and is to load where detectron2 is not installed.
+A config that was written on detectron2 has all of them; it must load where detectron2 is not installed too.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def is_key_of_detectron2(name: str) -> bool:
 
 
 def warn_of_unread_keys(cfg: CfgNode, left_out: Sequence[str]) -> None:
-    """Says in the log, once for all of them, which keys of detectron2 a config sets without effect.
+    """Logs one warning with the keys of detectron2 that a config sets without effect.
 
     Args:
         cfg: merged, with what `MODEL.META_ARCHITECTURE` and `MODEL.BACKBONE.NAME` are.
@@ -86,8 +86,8 @@ def warn_of_unread_keys(cfg: CfgNode, left_out: Sequence[str]) -> None:
     if left_out:
         named = ", ".join(dict.fromkeys(_entry(name) or name for name in left_out))
         logger.warning(
-            f"The config sets {len(left_out)} keys and sections that only detectron2 has; they are left out, as the "
-            f"engine of this run is {d2.ENGINE}: {named}."
+            f"The config sets {len(left_out)} keys and sections that only detectron2 has; they are left out, because "
+            f"the engine of this run is {d2.ENGINE}: {named}."
         )
     if d2.ENGINE == "detectron2" and (unread := _unread(cfg)):
         named = ", ".join(f"{name} ({lookup(cfg, name)!r})" for name in unread)
@@ -115,7 +115,7 @@ def _unread(cfg: CfgNode) -> list[str]:
 
 
 def _as_lists(value: Any) -> Any:
-    """`value` as it comes out of YAML, which has no tuples."""
+    """`value` as YAML gives it: YAML has no tuples."""
     return [_as_lists(element) for element in value] if isinstance(value, list | tuple) else value
 
 

@@ -18,7 +18,7 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--import", dest="imports", action="append", default=[], metavar="MODULE",
         help="import a module of your own first, with its models, keys, …: a dotted name (my_project.models), a .py "
-        "file or the folder of a package; may be given several times, and stands in a YAML file as IMPORTS",
+        "file or the folder of a package; may be given several times; IMPORTS in a YAML file does the same",
     )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def import_modules(names: Iterable[str]) -> None:
         found = Path(module.__file__).resolve() if module.__file__ is not None else None
         if path is not None and found not in (path, path / "__init__.py"):
             raise ConfigError(
-                f"IMPORTS: {name} cannot be imported, as Python knows another module {path.stem!r} "
+                f"IMPORTS: {name} cannot be imported, because Python knows another module {path.stem!r} "
                 f"({found or 'built in'}). Rename yours."
             )
 
@@ -52,9 +52,13 @@ def _require_module(name: str, path: Path) -> None:
     if not path.exists():
         raise ConfigError(f"IMPORTS: {name} does not exist ({path}). Paths start at the current folder.")
     if path.is_dir() and not (path / "__init__.py").is_file():
-        raise ConfigError(f"IMPORTS: {name} has no __init__.py; add one that imports the modules of the package.")
+        raise ConfigError(
+            f"IMPORTS: the folder {name} has no __init__.py; add one that imports the modules of your package."
+        )
     if not path.stem.isidentifier():
-        raise ConfigError(f"IMPORTS: {name} is no name of a module; rename it to letters, digits and underscores.")
+        raise ConfigError(
+            f"IMPORTS: {name} is not a valid name of a module; rename it with letters, digits and underscores only."
+        )
 
 
 def _import(name: str, module: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""What a YAML key is, the list of all of them, and what their values must fulfil: each by itself, and together."""
+"""What a YAML key is, the list of all keys, and the conditions for their values: each by itself, and together."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class ConfigError(ValueError):
 
 
 class Allowed:
-    """What the value of a key must fulfil.
+    """The condition for the value of a key.
 
     Args:
         description: completes the sentence "allowed: …"; a function where it may change until a config is checked.
-        test: whether a value fulfils it.
+        test: whether a value meets it.
     """
 
     def __init__(self, description: str | Callable[[], str], test: Callable[[Any], bool]) -> None:
@@ -32,7 +32,7 @@ class Allowed:
         return self._description if isinstance(self._description, str) else self._description()
 
     def problem(self, key: str, value: Any) -> str | None:
-        """Says what is wrong with `value` of the key of that name, and what is allowed; None where it is allowed."""
+        """What is wrong with `value` of the key of that name, and what is allowed; None where it is allowed."""
         return None if self._test(value) else f"{key} is {value!r}; allowed: {self.description}."
 
 
@@ -41,10 +41,10 @@ class Key(NamedTuple):
 
     Attributes:
         name: its dotted path.
-        default: its value where nothing else is said; values of other types are refused.
+        default: its value where a config has none; values of other types are refused.
         meaning: a line for the user.
-        allowed: what values must fulfil, beside their type.
-        resolve: turns a value such as "auto" into the one that it stands for on this machine.
+        allowed: the condition for its values, beside their type.
+        resolve: turns a value such as "auto" into what it means on this machine.
     """
 
     name: str
@@ -103,7 +103,7 @@ def check_config(cfg: CfgNode) -> None:
     """
     for key in KEYS.values():
         value = lookup(cfg, key.name)
-        if value is None:  # which the merge takes for any key
+        if value is None:  # the merge accepts None for every key
             raise ConfigError(f"{key.name} is None; allowed: {kind_of(key.default)}. ({key.meaning})")
         if key.allowed is not None and (problem := key.allowed.problem(key.name, value)):
             raise ConfigError(f"{problem} ({key.meaning})")

@@ -48,7 +48,7 @@ def load_config(
 
     Args:
         config_file: a YAML file, or None for the defaults.
-        overrides: `["SOLVER.MAX_ITER", "100", …]`, as they stand on the command line.
+        overrides: `["SOLVER.MAX_ITER", "100", …]`, as on the command line.
         imports: names or paths of modules, as of --import; IMPORTS of the result has them too.
         row: name of a row where `config_file` is a table of ablations (see `config.tables`).
 
@@ -82,14 +82,14 @@ def load_config(
     cfg.IMPORTS = modules
     _resolve(cfg)
     if (version := d2.get_cfg().VERSION) != cfg.VERSION:
-        raise ConfigError(f"VERSION is {cfg.VERSION!r}; allowed: {version}, that of this config's keys.")
+        raise ConfigError(f"VERSION is {cfg.VERSION!r}; allowed: {version}, the version of the keys here.")
     check_config(cfg)
     warn_of_unread_keys(cfg, left_out)
     return cfg
 
 
 def _resolve(cfg: CfgNode) -> None:
-    """Puts in place of values such as "auto" what they stand for, which detectron2's own functions need."""
+    """Replaces values such as "auto" by what they mean here: detectron2's own functions need the meaning."""
     for key in KEYS.values():
         if key.resolve is not None:
             section, _, leaf = key.name.rpartition(".")

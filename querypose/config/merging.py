@@ -1,4 +1,4 @@
-"""How YAML files and the command line go into a config; what does not fit is refused in the words of the user."""
+"""Merging of YAML files and the command line into a config; errors name the file, the key and the value."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The content of a YAML file, laid over that of the file, or the files, which its `_BASE_` names.
+    """The content of a YAML file, merged over the file, or the files, that its `_BASE_` names.
 
     Raises:
         ConfigError: the file, or one of its bases, is missing or is not a mapping of keys.
     """
     path = Path(path)
     if path.resolve() in _children:
-        raise ConfigError(f"{path}: its _BASE_ leads back to itself.")
+        raise ConfigError(f"{path}: its _BASE_ leads back to itself; name another file there.")
     content = read_yaml(path)
     bases = content.pop("_BASE_", [])
     merged: dict[str, Any] = {}
@@ -43,7 +43,7 @@ def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict
 def read_yaml(path: Path) -> dict[Any, Any]:
     """The mapping in a YAML file.
 
-    Deviates: a key that stands twice in a section is refused; YAML's usual reader forgets the first one.
+    Deviates: a key that is twice in a section is refused; YAML's usual reader forgets the first one.
 
     Raises:
         ConfigError: the file is not YAML in UTF-8, is empty, or holds something else.
@@ -88,7 +88,7 @@ def merge_mapping(cfg: CfgNode, content: Mapping[Any, Any], source: str) -> list
 
 
 def merge_overrides(cfg: CfgNode, overrides: Sequence[Any], source: str = "command line") -> list[str]:
-    """Merges KEY VALUE pairs, as they stand on the command line, into `cfg`; see `merge_mapping`."""
+    """Merges KEY VALUE pairs, as on the command line, into `cfg`; see `merge_mapping`."""
     left_out: list[str] = []
     for name, value in override_pairs(overrides):
         content: Any = value
@@ -106,7 +106,7 @@ def override_pairs(overrides: Sequence[Any]) -> list[tuple[str, Any]]:
     """
     for name in overrides[::2]:
         if str(name).startswith("-"):
-            raise ConfigError(f"command line: {name!r} is not a key; options stand before the KEY VALUE pairs.")
+            raise ConfigError(f"command line: {name!r} is not a key; write options before the KEY VALUE pairs.")
         if "=" in str(name):
             raise ConfigError(f"command line: {name!r} is not a key; write KEY VALUE with a space between the two.")
     if len(overrides) % 2:
@@ -115,7 +115,7 @@ def override_pairs(overrides: Sequence[Any]) -> list[tuple[str, Any]]:
 
 
 def evaluated(value: Any) -> Any:
-    """The number, list, … that a text writes out, as `"[1, 2]"` on the command line; other values as they are."""
+    """The value of a text such as `"[1, 2]"` on the command line; anything else as it is."""
     if not isinstance(value, str):
         return value
     try:
@@ -125,14 +125,14 @@ def evaluated(value: Any) -> Any:
 
 
 class _DuplicateKeyError(ValueError):
-    """A key stands twice in one mapping."""
+    """A key is twice in one mapping."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe YAML loader that refuses a key which stands twice in a mapping."""
+    """A safe YAML loader that refuses a key which is twice in a mapping."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # In what is composed, before merges ("<<") are resolved: a key may well replace one that is merged in.
+        # Here merges ("<<") are not resolved yet: a key may replace one that a merge brings.
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
@@ -141,8 +141,8 @@ class _StrictLoader(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if key.value in lines:
                 raise _DuplicateKeyError(
-                    f"{key.value} stands in line {lines[key.value]} and again in line {line}; write it once, with all "
-                    "that belongs to it."
+                    f"{key.value} is in line {lines[key.value]} and again in line {line}; write it once, with all of "
+                    "its values."
                 )
             lines[key.value] = line
         return node
@@ -181,10 +181,10 @@ def _merge(node: CfgNode, content: Mapping[Any, Any], source: str, *, root: CfgN
 
 
 def _converted(value: Any, default: Any) -> Any:
-    """`value` in the type of `default`, which None has too.
+    """`value` in the type of `default`; None fits every type.
 
     Raises:
-        TypeError: it cannot be.
+        TypeError: it cannot be converted.
     """
     read = evaluated(value)
     if isinstance(default, str) and not isinstance(read, str):

@@ -17,7 +17,7 @@ def part_list(registry: Registry | Mapping[str, Any], given: Iterable[str] = ())
 
     Args:
         registry: of the classes.
-        given: arguments that the code gives (see `build_part`), so that YAML neither must nor can.
+        given: arguments that the code gives (see `build_part`); YAML must not give them.
     """
     supplied = tuple(given)
 
@@ -43,8 +43,7 @@ def build_part(registry: Registry | Mapping[str, Any], entry: Mapping[str, Any],
 
     Args:
         registry: has its class.
-        entry: `name`, and arguments of the class's constructor; an integer will do where it says float, a list where it
-            says tuple.
+        entry: `name`, and arguments of the class's constructor; an integer fits float, and a list fits tuple.
         key: the YAML key of the list, for messages.
         given: further arguments; a class that does not take one of them is built without it.
 
@@ -106,10 +105,10 @@ def _describe(parameter: inspect.Parameter, annotations: Mapping[str, Any]) -> s
 
 
 def _convert(value: Any, annotation: Any) -> Any:
-    """`value` as its annotation says.
+    """`value` in the type of its annotation.
 
     Raises:
-        TypeError: it is of another type.
+        TypeError: it has another type.
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:

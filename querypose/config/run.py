@@ -9,7 +9,10 @@ from querypose.d2 import CfgNode
 def check_determinism(cfg: CfgNode) -> None:
     """Refuses what cannot be had together."""
     if cfg.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
-        raise ConfigError("DETERMINISTIC and CUDNN_BENCHMARK are True; allowed: one of them, as cuDNN's choice varies.")
+        raise ConfigError(
+            "DETERMINISTIC and CUDNN_BENCHMARK are both True; allowed: one of them, because CUDNN_BENCHMARK chooses "
+            "other algorithms from run to run."
+        )
 
 
 # fmt: off

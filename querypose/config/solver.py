@@ -24,7 +24,7 @@ _LR_FACTORS = sequence_of(
 
 
 def check_solver(cfg: CfgNode) -> None:
-    """Refuses steps out of order, and a batch that cannot be cut as it says."""
+    """Refuses steps out of order, and a batch that cannot be cut into ACCUMULATION_STEPS."""
     solver = cfg.SOLVER
     if list(solver.STEPS) != sorted(solver.STEPS):
         raise ConfigError(f"SOLVER.STEPS is {solver.STEPS}; allowed: iterations in increasing order.")

@@ -4,12 +4,12 @@
     base: ../querypose/querypose_r50_fpn_1x_full.yaml
     rows:
       - name: summation                                    # what --row takes
-        title: Summation                                   # what the printed table says; the name by default
+        title: Summation                                   # in the printed table; the name by default
         paper: {AP: 64.2, APm: 60.1, APl: 71.7}            # metrics that the paper gives, in percent
         config: {MODEL: {QUERYPOSE: {KEYPOINT: {ITERATION: summation}}}}
 
-`base` is relative to the file. A row names all the keys that it is about, also where the base has the same value: it
-can then stand on another base.
+`base` is relative to the file. A row names all the keys that it is about, also where the base has the same value: so it
+works with another base too.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class Table:
         """The row of this name.
 
         Raises:
-            ConfigError: there is none, or no name was given; says which there are.
+            ConfigError: there is none, or no name was given; names those that exist.
         """
         if name is None or name not in self.rows:
-            problem = "it has many configs" if name is None else f"it has no row {name!r}"
+            problem = "has several rows" if name is None else f"has no row {name!r}"
             raise ConfigError(
-                f"{self.file} is a table of ablations, and {problem}. Choose one with --row: {', '.join(self.rows)}."
+                f"{self.file} is a table of ablations and {problem}. Choose one with --row: {', '.join(self.rows)}."
             )
         return self.rows[name]
 
@@ -81,7 +81,7 @@ def read_table(file: str | Path) -> Table | None:
     """Reads a table file; None where the file is something else, such as a config.
 
     Raises:
-        ConfigError: says which row is wrong, and how.
+        ConfigError: names the row that is wrong, and what is wrong with it.
     """
     path = Path(file)
     content = read_yaml(path)

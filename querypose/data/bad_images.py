@@ -13,7 +13,7 @@ _logger = logging.getLogger(__name__)
 
 # Slots of the table of bad images for each image of the dataset: it stays half empty, so a search in it ends soon.
 _SLOTS_PER_IMAGE = 2
-# That many unusable images one after the other are no accident, but a folder that is not there.
+# So many unusable images in a row mean that a folder is missing, not that some files are damaged.
 _MAX_IN_A_ROW = 20
 
 
@@ -59,18 +59,18 @@ class BadImages:
         count = self.count
         if count > self._max_share * self._num_images or self._num_in_a_row >= _MAX_IN_A_ROW:
             raise TooManyBadImagesError(
-                f"{count} of {self._num_images} training images cannot be used so far, {self._num_in_a_row} in a "
-                f"row; DATALOADER.MAX_BAD_IMAGES allows a share of {self._max_share:g}. tools/check_dataset.py "
-                f"--images pixels lists them all; repair them, or remove them from the json. The last one: {error}"
+                f"{count} of {self._num_images} training images cannot be used so far, the last {self._num_in_a_row} "
+                f"in a row; DATALOADER.MAX_BAD_IMAGES allows a share of {self._max_share:g}. tools/check_dataset.py "
+                f"--images pixels lists all of them; repair them, or remove them from the json. The last one: {error}"
             ) from error
         if is_new:
             _logger.warning(
-                "%s Skipped: another image takes its place. (%d of %d training images are bad so far.)",
+                "%s The image is skipped, and another one takes its place. (So far %d of %d training images are bad.)",
                 error, count, self._num_images,
             )  # fmt: skip
 
     def end_row(self) -> None:
-        """Says that an image could be used."""
+        """Ends the row of bad images: one could be used."""
         self._num_in_a_row = 0
 
     def _note(self, file_name: str) -> bool:

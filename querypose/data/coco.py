@@ -1,10 +1,10 @@
-"""The one reader of COCO-keypoints annotations: a json becomes arrays, and a list of all that is wrong with it.
+"""The one reader of COCO-keypoints annotations: from a json to arrays and a list of its problems.
 
 `read_annotations` checks every field that training, evaluation or the tools use. They all take its `PoseAnnotations`,
 so that none of them accepts a file that another one refuses.
 
-Coordinates: the arrays hold what the file says. Its keypoints are pixel indices (the center of the first pixel is 0),
-its boxes are continuous. `PoseAnnotations.record` makes the keypoints continuous too: it adds 0.5.
+Coordinates in the arrays are those of the file: keypoints are pixel indices (the center of the first pixel is 0), boxes
+are continuous. `PoseAnnotations.record` adds 0.5 to the keypoints, so that they are continuous too.
 
 Letters of shapes: I images, N annotations, K keypoints.
 """
@@ -26,7 +26,7 @@ from querypose.data.image_io import ImageReadError, read_image_size
 from querypose.data.problems import DatasetError, Problem, errors_of
 from querypose.skeleton import Skeleton
 
-# A box or keypoint may leave its image by this much, in pixels, before the image's size is doubted.
+# Boxes and keypoints may be outside their image by this much, in pixels: hand-made annotations often are.
 SIZE_TOLERANCE = 2.0
 PIXEL_INDEX_TO_CONTINUOUS = 0.5
 # Numbers from here on count as infinite: their squares could overflow.
@@ -35,7 +35,7 @@ _INFINITE = 1e100
 
 @dataclass
 class PoseAnnotations:
-    """What a json holds: its sound part as arrays, and the problems of the rest.
+    """The content of a json: its valid part as arrays, and the problems of the rest.
 
     Images are sorted by id, annotations by image, and within an image as in the file. Only annotations of the category
     whose keypoints are the skeleton's are here.
@@ -59,8 +59,8 @@ class PoseAnnotations:
         is_usable: whether a clipped box is not empty (N); training leaves the others out.
         is_crowd: whether it is a region with many persons (N).
         keypoints: x, y (pixel indices), visibility (N, K, 3).
-        num_keypoints: of the file where it says so, else the number of labeled ones (N). It decides which persons an
-            evaluation ignores, and CrowdPose leaves head and neck out of it.
+        num_keypoints: of the file, or without the field the number of labeled keypoints (N). It decides which persons
+            an evaluation ignores; CrowdPose's does not count head and neck.
         areas: of the file (N), NaN where there is none.
         head_sizes: `head_size` of the file (N), in pixels, NaN where there is none; PCKh divides by it.
     """
@@ -94,10 +94,14 @@ class PoseAnnotations:
         """Returns itself.
 
         Raises:
-            DatasetError: the file has errors; says the first one and how many there are.
+            DatasetError: the file has errors; names the first one and their number.
         """
         if errors := errors_of(self.problems):
-            more = f" (The first of {len(errors)} errors; tools/check_dataset.py lists all.)" if len(errors) > 1 else ""
+            more = (
+                f" (This is the first of {len(errors)} errors. tools/check_dataset.py lists all of them.)"
+                if len(errors) > 1
+                else ""
+            )
             raise DatasetError(errors[0].message + more)
         return self
 
@@ -151,13 +155,13 @@ class PoseAnnotations:
 
 
 def read_annotations(json_file: str | Path, image_root: str | Path | None, skeleton: Skeleton) -> PoseAnnotations:
-    """Reads and checks a COCO-keypoints json; whatever is wrong with it stands in `problems`.
+    """Reads and checks a COCO-keypoints json; `problems` of the result has everything that is wrong with it.
 
     Args:
         json_file: the json.
-        image_root: folder of its images. One is opened only where its boxes fit the transposed size alone. None opens
-            none, for a use to which the images' sizes do not matter.
-        skeleton: what the keypoints of the json must be.
+        image_root: folder of its images. An image is opened only if its boxes fit the size with height and width
+            swapped, and not the size in the json. With None no image is opened.
+        skeleton: the expected keypoints.
     """
     file = PoseAnnotations(str(json_file), None if image_root is None else str(image_root), skeleton)
     reader = _Reader(file)
@@ -184,25 +188,25 @@ class _Reader:
         self.skeleton = file.skeleton
         self.category_ids: set[int] = set()
         self.index_of_image: dict[int, int] = {}
-        # Images with an error of their own; nothing is said of their annotations.
+        # Images with an error of their own: their annotations are not reported too.
         self.broken_images: set[int] = set()
 
     def error(self, kind: str, id: str, what: str, remedy: str) -> None:
-        """Notes what the file is refused for."""
+        """Adds a problem for which the file is refused."""
         self.file.problems.append(Problem("error", kind, self.file.path, id, what, remedy))
 
     def warning(self, kind: str, id: str, what: str, remedy: str) -> None:
-        """Notes something that is corrected or left out."""
+        """Adds a problem that is corrected, or whose annotation is left out."""
         self.file.problems.append(Problem("warning", kind, self.file.path, id, what, remedy))
 
     def read_document(self) -> dict[str, Any] | None:
-        """The content of the json with its lists, None where there is none."""
+        """The content of the json, or None where it is not a COCO json."""
         path = Path(self.file.path)
         if not path.is_file():
             self.error(
                 "no annotation file", "", f"there is no annotation file {self.file.path!r}",
-                "datasets/README.md says where each dataset goes, and DETECTRON2_DATASETS names the folder that holds "
-                "them",
+                "see datasets/README.md for the place of each dataset; the environment variable DETECTRON2_DATASETS is "
+                "the folder of all datasets",
             )  # fmt: skip
             return None
         wrong = remedy = ""
@@ -212,13 +216,13 @@ class _Reader:
         except OSError as error:
             wrong, remedy = f"it cannot be read ({error.strerror})", "make it readable"
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            wrong, remedy = f"it is not valid json ({error})", "download or write it again"
+            wrong, remedy = f"it is not valid json ({error})", "download or create it again"
         else:
             if not isinstance(document, dict) or not isinstance(document.get("images"), list):
-                wrong, remedy = "it is not a COCO json: it lacks the list 'images'", "name the right file"
+                wrong, remedy = "it is not a COCO json: the list 'images' is missing", "name the right file"
             for name in ("annotations", "categories"):
                 if not wrong and not isinstance(document.get(name, []), list):
-                    wrong, remedy = f"{name!r} is not a list", "write the file again"
+                    wrong, remedy = f"it is not a COCO json: {name!r} is not a list", "name the right file"
         if wrong:
             self.error("not a COCO json", "", wrong, remedy)
             return None
@@ -227,23 +231,25 @@ class _Reader:
     def read_images(self, images: Sequence[Any]) -> None:
         """Fills the arrays of images."""
         if not images:
-            self.error("no images", "", "it lists no images", "name the right file")
+            self.error("no images", "", "its list 'images' is empty", "name the right file")
         found: dict[int, dict[str, Any]] = {}
         for image in images:
             if not isinstance(image, dict) or not is_integer(image.get("id")):
-                self.error("image without id", "", f"image {_short(image)} has no integer 'id'", "number the images")
+                what = f"image {_short(image)} has no integer 'id'"
+                self.error("image without id", "", what, "give each image an integer 'id'")
                 continue
             id = f"image {image['id']}"
             if image["id"] in found:
-                self.error("duplicate image id", id, f"two images have the id {image['id']}", "give each its own")
+                what = f"two images have the id {image['id']}"
+                self.error("duplicate image id", id, what, "give each image its own id")
                 continue
             if not isinstance(image.get("file_name"), str) or not image["file_name"]:
-                self.error("image without file", id, f"{id} has no 'file_name'", "name its file")
+                self.error("image without file", id, f"{id} has no 'file_name'", "add the name of its file")
             elif wrong := [side for side in ("height", "width") if not _is_size(image.get(side))]:
                 self.error(
                     "image without size", id,
                     f"{id} ({image['file_name']}) has {wrong[0]} {_short(image.get(wrong[0]))}",
-                    "write its size in pixels, an integer above 0",
+                    "write its size in pixels, an integer > 0",
                 )  # fmt: skip
             else:
                 found[image["id"]] = image
@@ -263,7 +269,7 @@ class _Reader:
                 self.warning(
                     "image listed twice", f"image {image_id}",
                     f"image {image_id} is the same file as image {first}, {file_name!r}",
-                    "both are used; annotations of one image belong under one id",
+                    "both are used; better put all annotations of an image under one id",
                 )  # fmt: skip
 
     def find_category(self, categories: Sequence[Any]) -> bool:
@@ -272,30 +278,31 @@ class _Reader:
         for category in categories:
             if not isinstance(category, dict) or not is_integer(category.get("id")):
                 what = f"category {_short(category)} has no integer 'id'"
-                self.error("category without id", "", what, "number the categories")
+                self.error("category without id", "", what, "give each category an integer 'id'")
                 return False
             if category.get("keypoints") and not isinstance(category["keypoints"], list):
                 what = f"category {category.get('name')!r} has the keypoints {_short(category['keypoints'])}"
-                self.error("other skeleton", f"category {category['id']}", what, "it needs the list of their names")
+                remedy = "write the list of the keypoints' names"
+                self.error("other skeleton", f"category {category['id']}", what, remedy)
                 return False
         self.category_ids = {category["id"] for category in categories}
         with_keypoints = [category for category in categories if category.get("keypoints")]
         fitting = [category for category in with_keypoints if tuple(category["keypoints"]) == skeleton.keypoints]
         if not with_keypoints and (len(categories) == 1 or not file.has_annotations):
-            fitting = list(categories[:1])  # it names no keypoints, and their number is checked with the annotations
+            fitting = list(categories[:1])  # without names; their number is checked with the annotations
         if len(fitting) == 1:
             file.category_id, file.category = fitting[0]["id"], str(fitting[0].get("name", fitting[0]["id"]))
             return True
         if len(fitting) > 1:
-            what = f"{len(fitting)} categories have the keypoints of skeleton {skeleton.name!r}, and one is read"
-            self.error("category twice", "", what, "merge them, or split the file")
+            what = f"{len(fitting)} categories have the keypoints of skeleton {skeleton.name!r}; allowed: one"
+            self.error("category twice", "", what, "merge the categories, or split the file")
         elif not with_keypoints:
             what = f"none of its {len(categories)} categories has 'keypoints'"
             keypoints = ", ".join(skeleton.keypoints)
-            remedy = f"it needs one with those of skeleton {skeleton.name!r}, in this order: {keypoints}"
+            remedy = f"add one with those of skeleton {skeleton.name!r}, in this order: {keypoints}"
             self.error("no category with keypoints", "", what, remedy)
         else:
-            remedy = "name the skeleton of this dataset, or add it to DATASETS.SKELETONS"
+            remedy = "use the skeleton of this dataset, or add it to DATASETS.SKELETONS"
             self.error("other skeleton", "", _describe_mismatch(with_keypoints[0], skeleton), remedy)
         return False
 
@@ -309,7 +316,7 @@ class _Reader:
         keypoints = keypoints.reshape(-1, K, 3)
         is_sound = self._check_visibilities(chosen, keypoints[..., 2]) & self._check_box_sizes(chosen, boxes_xywh)
         image_indices = np.array([self.index_of_image[annotation["image_id"]] for annotation in chosen], np.int64)
-        # Stable: within an image the order of the file stays, which decides between equal scores.
+        # Stable: the order of the file decides between equal scores in an evaluation.
         order = np.argsort(image_indices, kind="stable")
         order = order[is_sound[order]]
         chosen = [chosen[index] for index in order.tolist()]
@@ -327,24 +334,24 @@ class _Reader:
         self._clip_boxes()
 
     def _of_category(self, annotations: Sequence[Any]) -> Iterator[dict[str, Any]]:
-        """The annotations with an id of their own that are of the category."""
+        """The annotations of the category, each with an id of its own."""
         seen: set[int] = set()
         num_others = 0
         for annotation in annotations:
             if not isinstance(annotation, dict) or not is_integer(annotation.get("id")):
                 what = f"an annotation has no integer 'id': {_short(annotation)}"
-                self.error("annotation without id", "", what, "number the annotations")
+                self.error("annotation without id", "", what, "give each annotation an integer 'id'")
                 continue
             id = annotation["id"]
             if id in seen:
                 what = f"two annotations have the id {id}"
-                self.error("duplicate annotation id", f"annotation {id}", what, "give each its own")
+                self.error("duplicate annotation id", f"annotation {id}", what, "give each annotation its own id")
                 continue
             seen.add(id)
             category_id = annotation.get("category_id")
             if not isinstance(category_id, int | float) or category_id not in self.category_ids:
-                what = f"annotation {id} has the category_id {_short(category_id)}, which the file does not list"
-                self.error("unknown category id", f"annotation {id}", what, "add the category, or name another")
+                what = f"annotation {id} has the category_id {_short(category_id)}, which is not in 'categories'"
+                self.error("unknown category id", f"annotation {id}", what, "add the category, or correct the id")
             elif category_id == self.file.category_id:
                 yield annotation
             else:
@@ -356,23 +363,23 @@ class _Reader:
             self.warning("annotations of another category", "", what, "they are left out")
 
     def _has_valid_fields(self, annotation: Mapping[str, Any]) -> bool:
-        """Whether the image is of the file, and whether the fields that are single numbers are what they must be."""
+        """Whether the file has the image, and whether the fields with a single number are valid."""
         id, image_id = f"annotation {annotation['id']}", annotation.get("image_id")
         if not is_integer(image_id) or image_id not in self.index_of_image:
             if not is_integer(image_id) or image_id not in self.broken_images:
-                what = f"{id} is of image {_short(image_id)}, which the file does not list"
-                self.error("unknown image id", id, what, "add the image or remove the annotation")
+                what = f"{id} has the image_id {_short(image_id)}, which is not in 'images'"
+                self.error("unknown image id", id, what, "add the image, or remove the annotation")
             return False
         is_crowd, area, count = annotation.get("iscrowd", 0), annotation.get("area"), annotation.get("num_keypoints")
         if is_crowd not in (0, 1):
-            what, remedy = f"'iscrowd' of {id} is {_short(is_crowd)}", "allowed: 0 (a person), 1 (a region with many)"
+            what, remedy = f"'iscrowd' of {id} is {_short(is_crowd)}", "allowed: 0 (a person), 1 (a crowd)"
             self.error("iscrowd other than 0, 1", id, what, remedy)
         elif area is not None and not (_number_or_nan(area) >= 0):
-            what, remedy = f"'area' of {id} is {_short(area)}", "allowed: a finite number >= 0, or no 'area' at all"
+            what, remedy = f"'area' of {id} is {_short(area)}", "allowed: a finite number >= 0, or no field 'area'"
             self.error("area that is no area", id, what, remedy)
         elif count is not None and not (is_integer(count) and 0 <= count < 2**31):
             what = f"'num_keypoints' of {id} is {_short(count)}"
-            remedy = "allowed: an integer >= 0, or no 'num_keypoints' at all"
+            remedy = "allowed: an integer >= 0, or no field 'num_keypoints'"
             self.error("num_keypoints that is no such number", id, what, remedy)
         else:
             return True
@@ -381,7 +388,7 @@ class _Reader:
     def _numbers_of(
         self, annotations: list[dict[str, Any]], name: str, length: int, meaning: str, *others: NDArray[np.float64]
     ) -> tuple[Any, ...]:
-        """Keeps the annotations whose field of that name is a list of so many finite numbers.
+        """Keeps the annotations whose field `name` is a list of `length` finite numbers.
 
         Returns:
             those annotations, their numbers (N, length), and their rows of `others`.
@@ -390,7 +397,7 @@ class _Reader:
         for index, annotation in enumerate(annotations):
             values = annotation.get(name)
             if name == "keypoints" and annotation.get("iscrowd", 0) and not values:
-                values = [0] * length  # a region with many persons has none
+                values = [0] * length  # a crowd has none
             if isinstance(values, list) and len(values) == length:
                 rows.append(values)
                 has_length[index] = True
@@ -407,8 +414,8 @@ class _Reader:
             annotation = annotations[index]
             self.error(
                 f"not a finite number in {name}", f"annotation {annotation['id']}",
-                f"{name!r} of annotation {annotation['id']} (image {annotation['image_id']}) has a value that is not "
-                "finite or no number", "correct it, or write 0, 0, 0 for a keypoint that is not labeled",
+                f"{name!r} of annotation {annotation['id']} (image {annotation['image_id']}) has a value that is not a "
+                "finite number", "correct it" + "; a keypoint that is not labeled is 0, 0, 0" * (name == "keypoints"),
             )  # fmt: skip
         kept = kept[is_finite]
         numbers = np.array([rows[row] for row in np.flatnonzero(is_finite).tolist()], np.float64).reshape(-1, length)
@@ -438,14 +445,14 @@ class _Reader:
         for index in np.flatnonzero(~is_sound).tolist():
             id = f"annotation {annotations[index]['id']}"
             what = f"the box ({_numbers(boxes_xywh[index])}) of {id} has a negative size"
-            self.error("box of negative size", id, what, "it must be x, y, width, height with sizes >= 0")
+            self.error("box of negative size", id, what, "write x, y, width, height with width and height >= 0")
         return is_sound
 
     def _correct_swapped_sizes(self) -> None:
-        """Corrects images whose height and width the json has swapped, where a box betrays it.
+        """Corrects swapped height and width of images, as CrowdPose has some, where the boxes show that they are.
 
-        CrowdPose has such images. Only those are opened whose boxes fit the transposed size and not the stated one; the
-        others are recognized when they are read (`querypose.data.image_checks`).
+        An image is opened only if its boxes fit the swapped size and not the size in the json. Other swapped sizes are
+        found when the image is read (`querypose.data.image_checks`).
         """
         file = self.file
         if file.image_root is None or not os.path.isdir(file.image_root):
@@ -456,19 +463,17 @@ class _Reader:
         is_within_transposed = (extents <= file.sizes_hw + SIZE_TOLERANCE).all(axis=1)
         for index in np.flatnonzero(~is_within & is_within_transposed).tolist():
             image_id, (height, width) = file.image_ids[index], file.sizes_hw[index].tolist()
-            id, not_fitting = (
-                f"image {image_id}",
-                f"the boxes of image {image_id} do not fit its size, {width}x{height}",
-            )
+            id = f"image {image_id}"
+            not_fitting = f"the boxes of {id} do not fit its size, {width}x{height}"
             try:
                 is_swapped = read_image_size(os.path.join(file.image_root, file.file_names[index])) == (width, height)
             except ImageReadError as error:
-                what = f"{not_fitting}, and the image cannot tell which is right: {error.what}"
+                what = f"{not_fitting}, and its file cannot be read to compare: {error.what}"
                 self.error("boxes do not fit the size", id, what, error.remedy)
                 continue
             if is_swapped:
                 file.sizes_hw[index] = width, height
-                what = f"{not_fitting}: height and width are swapped in the file"
+                what = f"{not_fitting}: the json has swapped height and width"
                 self.warning("height and width swapped", id, what, "corrected from the image")
 
     def _check_keypoints_inside(self) -> None:
@@ -482,14 +487,14 @@ class _Reader:
             id, numbers = f"annotation {file.ids[index]}", ", ".join(map(str, np.flatnonzero(is_outside[index])))
             self.warning(
                 "labeled keypoints outside the image", id,
-                f"the keypoints number {numbers} of {id} are labeled and outside {self._image_of(index)}",
-                "they are taken for not labeled in training",
+                f"the keypoints number {numbers} of {id} are labeled, but outside {self._image_of(index)}",
+                "training treats them as not labeled",
             )  # fmt: skip
 
     def _clip_boxes(self) -> None:
-        """Clips the boxes to their images, and notes which are empty then."""
+        """Clips the boxes to their images, and marks those that are empty then."""
         file = self.file
-        # Corners and sizes are not exchanged without rounding; records have always been made from the corners.
+        # From corners to sizes and back rounds; records are made from the corners.
         corners = file.boxes_xywh.copy()
         corners[:, 2:] += corners[:, :2]
         sizes_whwh = np.tile(file.sizes_hw[file.image_indices, ::-1], 2)
@@ -498,8 +503,8 @@ class _Reader:
         file.is_usable = np.logical_not(is_empty)
         is_clipped = (file.boxes_xyxy != corners).any(axis=1) & ~is_empty
         for is_wrong, kind, what, remedy in (
-            (is_clipped, "box outside the image", "reaches outside", "it is clipped"),
-            (is_empty, "empty box", "is empty or outside", "this person is left out"),
+            (is_clipped, "box outside the image", "is partly outside", "the box is clipped"),
+            (is_empty, "empty box", "is empty, or outside", "training leaves this annotation out"),
         ):
             for index in np.flatnonzero(is_wrong).tolist():
                 id, box = f"annotation {file.ids[index]}", _numbers(file.boxes_xywh[index])
@@ -550,11 +555,11 @@ def _describe_mismatch(category: Mapping[str, Any], skeleton: Skeleton) -> str:
     names = tuple(category["keypoints"])
     if len(names) != skeleton.num_keypoints:
         return (
-            f"category {category.get('name')!r} has {len(names)} keypoints, skeleton {skeleton.name!r} has "
+            f"category {category.get('name')!r} has {len(names)} keypoints, but skeleton {skeleton.name!r} has "
             f"{skeleton.num_keypoints}"
         )
     index = next(index for index, name in enumerate(names) if name != skeleton.keypoints[index])
     return (
-        f"category {category.get('name')!r} has other keypoints than skeleton {skeleton.name!r}, or in another order: "
+        f"category {category.get('name')!r} has other keypoints, or another order, than skeleton {skeleton.name!r}: "
         f"number {index} is {names[index]!r} in the file and {skeleton.keypoints[index]!r} in the skeleton"
     )

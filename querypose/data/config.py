@@ -38,7 +38,7 @@ _MAPPINGS = sequence_of("mappings", lambda value: isinstance(value, dict))
 
 
 def check_data(cfg: CfgNode) -> None:
-    """Refuses bounds of which the first is greater, and files of boxes that are not one a dataset."""
+    """Refuses bounds in the wrong order, and a number of box files other than that of the datasets."""
     for name in ("INPUT.CROP.SIZE", "INPUT.COARSE_DROPOUT.SHARE", "INPUT.COARSE_DROPOUT.GRID"):
         smallest, largest = bounds = lookup(cfg, name)
         if smallest > largest:

@@ -50,8 +50,8 @@ def _builtins() -> list[_Builtin]:
         )
         for split in ("train", "val", "trainval", "test")
     ]  # fmt: skip
-    # `tiny` is a part of `train`. A photo of `lsp` has one person, so its crowd index is 0 everywhere and CrowdPose's
-    # easy/medium/hard say nothing; COCO's medium/large do. The mosaics have real crowd indices.
+    # `tiny` is a part of `train`. A photo of `lsp` has one person, so that its crowd index is always 0 and CrowdPose's
+    # easy/medium/hard would be one split; hence COCO's metric. The mosaics have real crowd indices.
     lsp = [
         _Builtin(f"{name}_{split}", f"{folder}/{split}.json", f"{folder}/{images}", CROWDPOSE_SKELETON, evaluator)
         for name, folder, evaluator in (("lsp", "lsp", "coco"), ("lsp_multi", "lsp-multi", "crowdpose"))
@@ -116,8 +116,9 @@ def register_pose_dataset(
     """
     former = MetadataCatalog.get(name) if name in MetadataCatalog.list() else None
     rules = [
-        (skeleton.keypoints[first], skeleton.keypoints[second], _color(index / len(skeleton.edges)))
+        (skeleton.keypoints[first], skeleton.keypoints[second], tuple(round(255 * part) for part in color))
         for index, (first, second) in enumerate(skeleton.edges)
+        for color in [colorsys.hsv_to_rgb(index / len(skeleton.edges), 1, 1)]
     ]
     if former is not None and getattr(former, "skeleton", skeleton) == skeleton:
         # detectron2 registers some of our names too; pictures keep the colors that its users know.
@@ -136,16 +137,10 @@ def register_pose_dataset(
             (skeleton.keypoints[left], skeleton.keypoints[right]) for left, right in skeleton.flip_pairs
         ],
         keypoint_connection_rules=rules,  # what detectron2's Visualizer joins, and in which color
-        # What nearly every pose json says; the json itself decides when it is read.
+        # As in nearly every pose json; replaced by the json's own values when it is read.
         thing_classes=["person"],
         thing_dataset_id_to_contiguous_id={1: 0},
     )
-
-
-def _color(hue: float) -> tuple[int, int, int]:
-    """Red, green, blue of a hue in [0, 1)."""
-    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 1, 1))
-    return red, green, blue
 
 
 class _CatalogEntry:
@@ -184,7 +179,7 @@ class _CatalogEntry:
         return annotations.records()
 
     def annotations(self) -> PoseAnnotations:
-        """What the json holds, be it sound or not."""
+        """The content of the json, with its problems if it has any."""
         if self._prepare is not None:
             self._prepare()
         json_file, image_root = self._files
@@ -192,7 +187,7 @@ class _CatalogEntry:
         if os.path.isfile(json_file):
             stat = os.stat(json_file)
             state = (stat.st_mtime_ns, stat.st_size)
-        # A file with errors is read again: what is wrong may have been an image, or the folder of images.
+        # A file with errors is read again: the error may have been in the folder of images, and mended there.
         if self._annotations is None or errors_of(self._annotations.problems) or state != self._state_of_file:
             self._annotations = read_annotations(json_file, image_root, self._skeleton)
             self._state_of_file = state
@@ -201,7 +196,7 @@ class _CatalogEntry:
 
 
 def dataset_annotations(name: str) -> PoseAnnotations:
-    """The annotations of a registered dataset, be they sound or not; its json is read once.
+    """The annotations of a registered dataset, with their problems if they have any; the json is read once.
 
     Raises:
         DatasetError: there is no dataset of that name that was registered by `register_pose_dataset`, or it cannot make
@@ -209,7 +204,7 @@ def dataset_annotations(name: str) -> PoseAnnotations:
     """
     entry = DatasetCatalog[name] if name in DatasetCatalog.list() else None
     if not isinstance(entry, _CatalogEntry):
-        raise DatasetError(f"There is no pose dataset {name!r}. Register it by register_pose_dataset.")
+        raise DatasetError(f"There is no pose dataset {name!r}. Register it with register_pose_dataset.")
     return entry.annotations()
 
 
@@ -226,7 +221,8 @@ def register_custom_datasets(cfg: CfgNode) -> None:
         skeleton = Skeleton.from_dict(entry)
         if skeleton.name in skeletons:
             raise DatasetError(
-                f"DATASETS.SKELETONS: the name {skeleton.name!r} is taken; taken: {', '.join(skeletons)}."
+                f"DATASETS.SKELETONS: the name {skeleton.name!r} is already used; choose another than "
+                f"{', '.join(skeletons)}."
             )
         skeletons[skeleton.name] = skeleton
     taken = {dataset.name for dataset in _builtins()} | {f"synthetic_{split}" for split in SYNTHETIC_SPLITS}
@@ -242,17 +238,17 @@ def _check_custom(entry: Mapping[str, Any], skeletons: Mapping[str, Skeleton], t
     """The name of an entry of DATASETS.CUSTOM."""
     where = f"DATASETS.CUSTOM, entry {entry.get('name', '?')!r}"
     if missing := _CUSTOM_FIELDS - entry.keys():
-        raise DatasetError(f"{where}, lacks {sorted(missing)}.")
+        raise DatasetError(f"{where}: the fields {sorted(missing)} are missing; add them.")
     if unknown := entry.keys() - _CUSTOM_FIELDS - _OPTIONAL_CUSTOM_FIELDS:
         known = sorted(_CUSTOM_FIELDS | _OPTIONAL_CUSTOM_FIELDS)
-        raise DatasetError(f"{where}, has unknown fields {sorted(unknown)}; known: {known}.")
+        raise DatasetError(f"{where}: unknown fields {sorted(unknown)}; allowed: {known}.")
     if entry["skeleton"] not in skeletons:
         raise DatasetError(
-            f"{where}: there is no skeleton {entry['skeleton']!r}; known: {', '.join(skeletons)}. Add yours to "
+            f"{where}: there is no skeleton {entry['skeleton']!r}; known: {', '.join(skeletons)}. Add your own to "
             "DATASETS.SKELETONS."
         )
     if entry["name"] in taken:
-        raise DatasetError(f"{where}: the name is taken; choose another.")
+        raise DatasetError(f"{where}: another dataset has this name; choose another name.")
     return str(entry["name"])
 
 
@@ -284,7 +280,10 @@ def load_datasets(
                 "returns a list, or give the trainer a loader of your own in build_train_loader."
             )
         if require_persons and not any("annotations" in record for record in of_dataset):
-            raise DatasetError(f"Dataset {name!r} has no annotations, so that nothing can be trained on it.")
+            raise DatasetError(
+                f"Dataset {name!r} has no annotations, so that no model can be trained on it. Remove it from "
+                "DATASETS.TRAIN."
+            )
         records += of_dataset
     if not require_persons:
         return records
@@ -296,7 +295,7 @@ def load_datasets(
     kept = [record for record in records if any(map(counts, record["annotations"]))]
     if not kept:
         raise DatasetError(
-            f"No image of {', '.join(names)} is left: none of {len(records)} has an annotated person"
+            f"No image of {', '.join(names)} can be trained on: none of {len(records)} has an annotated person"
             f"{f' with {min_visible_keypoints} visible keypoints' if min_visible_keypoints else ''}. Check the json, "
             "or set DATALOADER.FILTER_EMPTY_ANNOTATIONS False to train on empty images."
         )

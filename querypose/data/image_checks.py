@@ -1,6 +1,6 @@
-"""Whether an image file is there, can be read, and has the size that its json says.
+"""Checks of image files: each exists, can be read, and has the size in its json.
 
-The pipeline refuses (or corrects) an image by `check_image_size` when it reads it; the validator looks at all of them.
+The pipeline runs `check_image_size` on each image that it reads; the validator runs all checks on all images.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from querypose.data.image_io import ImageReadError, read_image, read_image_size
 from querypose.data.parallel import map_in_threads
 from querypose.data.problems import Problem
 
-# How closely the validator looks at images: not at all, at the header of each file, at every pixel.
+# What the validator reads of each image: nothing, the header, or every pixel.
 ImageDepth = Literal["none", "header", "pixels"]
 
 CHECKS: Mapping[str, ImageDepth | None] = {"off": None, "annotations": "none", "files": "header"}
-"""By the names of DATASETS.CHECK: how closely a training looks at images before it starts; None skips all checks."""
+"""By the names of DATASETS.CHECK: what is read of the images before a training; None skips all checks."""
 
 
 def check_image_size(record: dict[str, Any], height: int, width: int) -> Problem | None:
-    """Compares the size of an image with that of its record; swapped height and width are a warning alone.
+    """Compares the size of an image with that of its record; swapped height and width are only a warning.
 
     Args:
         record: a dict as `PoseAnnotations.record` gives.
@@ -34,19 +34,19 @@ def check_image_size(record: dict[str, Any], height: int, width: int) -> Problem
     if stated == (height, width):
         return None
     id = f"image {record.get('image_id')}"
-    sizes = f"is {width}x{height} pixels, its json says {stated[1]}x{stated[0]}"
+    sizes = f"is {width}x{height} pixels, but {stated[1]}x{stated[0]} in its json"
     if stated != (width, height):
         return Problem(
             "error", "size differs from the json", str(record["file_name"]), id,
-            f"{id} {sizes}: the annotations are of another version of it", "get the right file, or correct the json",
+            f"{id} {sizes}: the annotations are of another version of it", "use the right file, or correct the json",
         )  # fmt: skip
     for annotation in record.get("annotations", ()):
         x, y, box_width, box_height = annotation["bbox"]
         if x + box_width > width + SIZE_TOLERANCE or y + box_height > height + SIZE_TOLERANCE:
             return Problem(
                 "error", "annotations ignore the EXIF rotation", str(record["file_name"]), id,
-                f"{id} {sizes}, and annotation {annotation.get('id')} fits only that: the json seems to ignore the "
-                "EXIF rotation", "rotate the file's pixels and remove the tag, or transform the annotations",
+                f"{id} {sizes}, and annotation {annotation.get('id')} only fits the size in the json: the json seems "
+                "to ignore the EXIF rotation", "rotate the file's pixels and remove the tag, or change the annotations",
             )  # fmt: skip
     return Problem(
         "warning", "height and width swapped", str(record["file_name"]), id,
@@ -62,11 +62,11 @@ def check_images(
     num_threads: int | None = None,
     show_progress: bool = False,
 ) -> tuple[list[Problem], list[str | None]]:
-    """Looks at the image of every record.
+    """Checks the image of every record.
 
     Args:
         records: dicts as `PoseAnnotations.record` gives.
-        depth: "header" finds files that are missing, no image or of another size; "pixels" also truncated ones.
+        depth: "header" finds files that are missing, not an image, or of another size; "pixels" also truncated files.
         description: begins the progress bar.
         num_threads: see `map_in_threads`.
         show_progress: draw a bar on stderr.
@@ -88,7 +88,7 @@ def _check_image(record: dict[str, Any], depth: ImageDepth) -> tuple[Problem | N
         if depth == "pixels":
             pixels = read_image(path)
             height, width = pixels.shape[:2]
-            # Of the upright pixels: blind to metadata and to how a file stores the same pixels.
+            # Of the upright pixels, so that neither metadata nor the file format changes it.
             digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
         else:
             height, width = read_image_size(path)

@@ -1,7 +1,7 @@
-"""Reading of image files of any usual kind into 8-bit RGB or BGR.
+"""Reads image files of any usual kind into 8-bit RGB or BGR.
 
-Pillow decodes; what it leaves to its users is done here: EXIF rotation, 16-bit gray, transparency, and errors that
-name the file and what to do about it.
+Pillow decodes. This module does what Pillow does not: EXIF rotation, 16-bit gray, transparency, and errors that name
+the file and the remedy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# EXIF tag 0x0112: how the camera was held, and the operation that sets the picture upright.
+# EXIF tag 0x0112: how the camera was held, and for each value the operation that makes the picture upright.
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,7 +33,7 @@ READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.er
 class ImageReadError(RuntimeError):
     """An image file that cannot be read: names the file, what is wrong with it and the remedy.
 
-    A loader process hands an error on with its message alone, which then is `what`.
+    torch passes an error of a loader process on with its message alone, which then is `what`.
     """
 
     def __init__(self, what: str, remedy: str = "") -> None:
@@ -46,14 +46,14 @@ class ImageReadError(RuntimeError):
 
 
 class ImageSizeError(ValueError):
-    """An image whose size is not what its json says: names file, id, both sizes and the remedy."""
+    """An image whose size is not the one in its json: names file, id, both sizes and the remedy."""
 
 
 def read_image(path: str | Path, channel_order: str = "RGB") -> np.ndarray:
     """Reads an image file, upright and with 8 bits a channel.
 
-    Gray, palette, CMYK and 16-bit files become three 8-bit channels (16 bits are divided by 257); what is transparent
-    is laid on white; of an animation the first frame counts.
+    Gray, palette, CMYK and 16-bit files become three 8-bit channels (16 bits are divided by 257). Transparent pixels
+    become white. Of an animation the first frame counts.
 
     Args:
         path: an image file of a format that Pillow knows.
@@ -72,7 +72,9 @@ def read_image(path: str | Path, channel_order: str = "RGB") -> np.ndarray:
         with Image.open(path) as image:
             orientation = image.getexif().get(_ORIENTATION_TAG)
             image.load()
-            pixels = np.array(_to_rgb(_upright(image, orientation)))  # a copy, which may be written to
+            operation = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+            upright = image if operation is None else image.transpose(operation)
+            pixels = np.array(_to_rgb(upright))  # a copy, which can be written to
     except READ_ERRORS as error:
         raise explain_read_error(path, error) from error
     return np.ascontiguousarray(pixels if channel_order == "RGB" else pixels[:, :, ::-1])
@@ -93,11 +95,6 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
     return (width, height) if orientation in _ORIENTATIONS_THAT_SWAP_SIDES else (height, width)
 
 
-def _upright(image: Image.Image, orientation: object) -> Image.Image:
-    operation = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if operation is None else image.transpose(operation)
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
@@ -116,11 +113,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def explain_read_error(path: str | Path, error: Exception) -> ImageReadError:
-    """One of `READ_ERRORS`, in terms of the file and what to do about it."""
+    """One of `READ_ERRORS` as an error that names the file and the remedy."""
     if isinstance(error, FileNotFoundError):
-        return ImageReadError(f"There is no image {str(path)!r}", "check the image folder, or remove it from the json")
+        remedy = "check the folder of the images, or remove the image from the json"
+        return ImageReadError(f"There is no image {str(path)!r}", remedy)
     if isinstance(error, IsADirectoryError | PermissionError):
-        return ImageReadError(f"Image {str(path)!r} cannot be opened: {error.strerror}", "make it a readable file")
+        return ImageReadError(f"Image {str(path)!r} cannot be opened: {error.strerror}", "make it readable")
     if isinstance(error, UnidentifiedImageError):
         is_empty = Path(path).stat().st_size == 0
         what = "is an empty file" if is_empty else "is not an image of a known format"

@@ -1,4 +1,4 @@
-"""Loading in two layers: `Samples` turns a record and a seed into a sample, a batch sampler says which come when.
+"""Loading in two layers: `Samples` makes a sample of a record and a seed; a batch sampler chooses records and order.
 
 torch's `DataLoader` does the rest; a batch is a list of samples.
 """
@@ -28,10 +28,10 @@ Batch = list[dict[str, Any]]
 
 
 class Samples(Dataset[dict[str, Any]]):
-    """What a pipeline makes of records, each with random numbers of its own.
+    """The samples that a pipeline makes of records, each with random numbers of its own.
 
-    Records are kept pickled in one tensor. Forked loader processes read it in place, since nothing counts references in
-    it; to spawned ones torch hands it over in shared memory. Neither copies the records.
+    Records are kept pickled in one tensor. Forked loader processes read it in place: a list of dicts would be copied
+    page by page, since Python counts references in it. Spawned processes get the tensor in shared memory.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class Samples(Dataset[dict[str, Any]]):
         Args:
             records: of the pipeline.
             pipeline: makes a sample of a record.
-            max_bad_images: share of the images that may be unusable: another record takes the place of theirs. None:
-                each is an error.
+            max_bad_images: share of the images that may be bad; another record takes the place of each. None: a bad
+                image is an error.
         """
         pickled = [np.frombuffer(pickle.dumps(record, protocol=-1), dtype=np.uint8) for record in records]
         self._ends = torch.from_numpy(np.cumsum([len(record) for record in pickled], dtype=np.int64))
@@ -63,11 +63,11 @@ class Samples(Dataset[dict[str, Any]]):
         return record
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """The sample of a place: the same for the same record and seed, in any process.
+        """The sample of a place in the order: the same for the same record and seed, in any process.
 
         Raises:
-            ImageReadError, ImageSizeError: the image cannot be used, and none may be skipped.
-            TooManyBadImagesError: no more may be skipped.
+            ImageReadError, ImageSizeError: the image cannot be used, and no image may be skipped.
+            TooManyBadImagesError: too many images cannot be used.
         """
         index = draw.record
         with seeded_generators(draw.seed):
@@ -103,8 +103,8 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
     """Every sample of a dataset once over all processes, TEST.IMS_PER_BATCH at a time.
 
-    An image that cannot be read is an error: left out it would count as an image where nothing was found, and the
-    metrics would be wrong.
+    An image that cannot be read is an error. If it were left out, it would count as an image without a detection, and
+    the metrics would be wrong.
     """
     pipeline = build_pipeline(cfg, is_train=False)
     samples = Samples(pipeline.records([dataset_name]), pipeline)
@@ -118,7 +118,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
 
 
 def data_loader(samples: Samples, batches: Iterable[list[Draw]], num_workers: int) -> DataLoader[Any]:
-    """A loader of `batches`; its processes outlive the signals that stop a run, until the run itself ends.
+    """A loader of `batches`; its processes ignore the signals that stop a run, and end when the run ends.
 
     Args:
         samples: what the batches draw from.
@@ -137,9 +137,9 @@ def data_loader(samples: Samples, batches: Iterable[list[Draw]], num_workers: in
 
 @contextlib.contextmanager
 def seeded_generators(seed: Sequence[int]) -> Iterator[None]:
-    """Within the context the generators of random, numpy and torch (CPU) start from `seed`; afterwards they go on.
+    """Within the context the generators of random, numpy and torch (CPU) start from `seed`; then they are restored.
 
-    So an augmentation that draws from one of them, and not from the generator that it is given, is reproducible too.
+    So an augmentation that draws from one of them, instead of the generator that it is given, is reproducible too.
     """
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     python_seed, numpy_seed, torch_seed = np.random.SeedSequence(seed).generate_state(3).tolist()
@@ -155,10 +155,11 @@ def seeded_generators(seed: Sequence[int]) -> Iterator[None]:
 
 
 def _outlive_stop_signals(worker_id: int) -> None:
-    """Lets a loader process go on when Ctrl-C or a cluster signals every process of a run.
+    """Makes a loader process ignore the signals that Ctrl-C or a cluster sends to every process of a run.
 
-    The training process then finishes its iteration and saves, for which it still needs its loader processes; they end
-    when it tells them to, or has ended itself. (Where the system cannot tell who sent a signal, as on macOS, they die.)
+    After such a signal the training process finishes its iteration and saves, and needs its loader processes for that.
+    They end when it tells them to, or when it ends. On systems that do not tell the sender of a signal, such as macOS,
+    they end at once.
     """
     if get_worker_info() is None or not hasattr(signal, "sigwaitinfo"):
         return

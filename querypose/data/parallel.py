@@ -23,13 +23,13 @@ def map_in_threads(
 ) -> list[_Result]:
     """`function` of every item, in the order of the items.
 
-    Threads are enough: reading, hashing and Pillow's decoding leave the interpreter to the others meanwhile.
+    Threads are enough: reading, hashing and Pillow's decoding release the interpreter's lock.
 
     Args:
-        function: whatever it raises ends the work and is raised here.
+        function: an error in it ends the work and is raised here.
         items: what to call it with.
         description: begins the progress bar.
-        num_threads: None takes one a core and four at least, since threads wait for disks too.
+        num_threads: None takes one for each core, at least four, since threads also wait for the disk.
         show_progress: draw a bar on stderr.
     """
     if num_threads is None:

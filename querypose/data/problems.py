@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset: one problem, and many of them in a form that can be read."""
+"""A problem of a dataset, and summaries of many problems."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ Severity = Literal["error", "warning"]
 
 
 class DatasetError(ValueError):
-    """A dataset that cannot be used: names the file, the id in it where there is one, and the remedy."""
+    """A dataset that cannot be used: names the file, the id in it if there is one, and the remedy."""
 
 
 class Problem(NamedTuple):
     """One thing that is wrong in one place.
 
     Attributes:
-        severity: "error": the dataset is refused, or the image skipped; "warning": used as `remedy` says, or corrected.
-        kind: what problems of this kind are counted under.
+        severity: "error": the dataset is refused, or the image skipped; "warning": `remedy` is what is done about it.
+        kind: the name under which summaries count it.
         file: the json or the image.
         id: what in the file, such as "annotation 12"; "" for the file as a whole.
         what: what is wrong, with the values that show it.

@@ -34,7 +34,7 @@ VERSION = 2  # raise it whenever a change of the drawing code changes the pictur
 SPLITS = {"train": {"seed": 1, "num_images": 4000}, "val": {"seed": 2, "num_images": 100}}
 IMAGE_WIDTH, IMAGE_HEIGHT = 320, 256
 _JPEG_QUALITY = 92
-_MIN_KEYPOINTS = 6  # labelled ones that a person must have in the picture
+_MIN_KEYPOINTS = 6  # labeled ones that a person must have in the picture
 _MIN_SHOWN = 0.4  # share of a person's pixels that nothing may hide
 _OCCLUDER = 255  # owner of the pixels of a thing in front; 0 is the background
 

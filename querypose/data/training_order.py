@@ -1,9 +1,9 @@
-"""Which record stands where in a training, and which random numbers it meets there: a function of seed and place alone.
+"""The order of the records in a training, and the random numbers of each sample, as a function of seed and position.
 
 A training reads an endless stream of samples: one shuffle of the records after the other. `TrainingOrder` cuts the
-stream into the batches of all processes together, and then cuts each batch into the shares of the processes; so the
+stream into the batches of all processes together, and then cuts each batch into the shares of the processes. So the
 number of processes and of loader processes changes neither a batch nor the order of batches. The seed of a sample is
-its position in the stream. Nothing of this has a memory: to go on at batch n, begin at batch n.
+its position in the stream. The order has no state: to resume at batch n, it starts at batch n.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 
 from querypose.d2 import comm
 
-# Keep the random numbers of shuffles and of samples apart.
+# Part of every seed, so that shuffles and samples never draw the same random numbers.
 _SHUFFLE, _SAMPLE = 0, 1
 
 
@@ -30,10 +30,10 @@ class Draw(NamedTuple):
 
 
 class TrainingOrder(Sampler[list[Draw]]):
-    """This process's shares of the batches, from the batch `start` on, without end: a DataLoader's batch sampler.
+    """A DataLoader's batch sampler: this process's shares of the batches, from the batch `start` on, without end.
 
     Attributes:
-        start: the batch (of all processes together) to begin with when the next iterator is made, from 0.
+        start: the batch (of all processes together) with which the next iterator begins, from 0.
         batch_size: samples of a batch over all processes.
     """
 
@@ -41,10 +41,10 @@ class TrainingOrder(Sampler[list[Draw]]):
         """Takes rank and number of processes from `comm`.
 
         Args:
-            groups: (number of records,), any values; a batch has records of one group alone. Deviates: detectron2
-                groups in each process by itself, so that its batches depend on the number of processes.
+            groups: (number of records,), any values; a batch has records of one group only. Deviates: detectron2
+                groups within each process, so that its batches depend on the number of processes.
             batch_size: samples of a batch over all processes, a multiple of their number.
-            seed: of the shuffles and samples; negative draws one, the same for all processes, all of which must call.
+            seed: of the shuffles and samples. If it is negative, all processes draw one together; all must call then.
         """
         self.start = 0
         self.batch_size = batch_size
@@ -61,13 +61,14 @@ class TrainingOrder(Sampler[list[Draw]]):
             ]
 
     def batches(self, start: int = 0) -> Iterator[list[tuple[int, int]]]:
-        """The batches of all processes together, from the `start`-th on: pairs of position in the stream and record.
+        """The batches of all processes together, from number `start` on: pairs of position in the stream and record.
 
-        Every group fills batches of its own in the order of the stream; a batch comes when its last sample has come.
+        Every group fills batches of its own in the order of the stream. Batches are in the order of their last samples.
         """
         size = len(self._groups)
         counts = {group: int(count) for group, count in zip(*np.unique(self._groups, return_counts=True), strict=True)}
-        # Every shuffle has all records of a group, so that the batches that were full before it are known at once.
+        # Every shuffle has all records of a group, so that the number of full batches before an epoch is known without
+        # a look at the shuffles before it.
         epoch = start * self.batch_size // size
         full = {group: epoch * count // self.batch_size for group, count in counts.items()}
         of_groups = [self._batches_of_group(group, counts[group], full[group]) for group in counts]
@@ -88,18 +89,18 @@ class TrainingOrder(Sampler[list[Draw]]):
             epoch, skipped = epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """What the order follows from, besides the batch it has come to."""
+        """What the order depends on, besides `start`."""
         return {"seed": self._seed, "batch_size": self.batch_size, "num_records": len(self._groups)}
 
     def resume(self, state: Mapping[str, int], batches_read: int) -> list[str]:
-        """Takes up the order of a stopped run where it was.
+        """Continues the order of a stopped run.
 
         Args:
-            state: that run's.
+            state: `state_dict` of that run.
             batches_read: how many batches it had read.
 
         Returns:
-            what keeps the rest of the order from being that of the stopped run; nothing if it is.
+            the reasons why the order differs from that of the stopped run; empty if it does not.
         """
         self._seed = state["seed"]
         self.start = batches_read * state["batch_size"] // self.batch_size

@@ -87,7 +87,7 @@ class GeometricTransform:
     def apply_keypoints(
         self, keypoints: np.ndarray, flip_indices: Sequence[int], *, keep_outside: bool = False
     ) -> np.ndarray:
-        """Maps keypoints; those that end outside the output image, and those not labelled, become (0, 0, 0).
+        """Maps keypoints; those that end outside the output image, and those not labeled, become (0, 0, 0).
 
         Args:
             keypoints: (G, K, 3), x and y in the source frame, visibility.
@@ -107,15 +107,15 @@ class GeometricTransform:
         return mapped
 
     def apply_image(self, image: np.ndarray, antialias: bool = True) -> np.ndarray:
-        """Resamples an image once, bilinearly, with antialiasing where it shrinks; what lies outside is black.
+        """Resamples an image once, bilinearly, with antialiasing if it shrinks; pixels outside are black.
 
         Args:
             image: uint8 (H, W, C) of `source_size`.
-            antialias: without it, pixels between those that are sampled are left out, as OpenCV's warps do.
+            antialias: False leaves out the pixels between the sampled ones, as OpenCV's warps do.
 
         Returns:
-            uint8 (H', W', C) of `output_size`; a view of memory in which one channel follows the other, as torch
-            resizes and models take them: to change the order and back took longer than to decode the image.
+            uint8 (H', W', C) of `output_size`, a view of memory with one channel after the other. torch resizes and
+            models read this layout; to change it and back took longer than to decode the image.
 
         Raises:
             ValueError: the image is not of `source_size`.
@@ -126,7 +126,7 @@ class GeometricTransform:
         return self._warp(image, antialias) if window is None else self._crop_and_resize(image, window, antialias)
 
     def _window_of_whole_pixels(self) -> tuple[int, int, int, int] | None:
-        """x0, y0, x1, y1 of the source pixels that make the output; None where it needs a general warp."""
+        """x0, y0, x1, y1 of the source pixels that the output shows; None if it needs a general warp."""
         if np.abs(self.matrix[[0, 1], [1, 0]]).max() > 1e-12:
             return None
         height, width = self.output_size
@@ -191,7 +191,7 @@ def crop(size: ImageSize, x: int, y: int, width: int, height: int) -> GeometricT
 
 
 def rotate(size: ImageSize, degrees: float) -> GeometricTransform:
-    """Turns about the image's center, clockwise as it is seen; the size stays, corners are lost."""
+    """Turns clockwise about the image's center; the size stays, corners are lost."""
     angle = np.deg2rad(degrees)
     linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     center = np.array([size[1] / 2, size[0] / 2])
@@ -199,7 +199,7 @@ def rotate(size: ImageSize, degrees: float) -> GeometricTransform:
 
 
 def shift(size: ImageSize, right: float, down: float) -> GeometricTransform:
-    """Moves by pixels; the size stays, what leaves it is lost."""
+    """Moves by pixels; the size stays, pixels that leave it are lost."""
     return GeometricTransform(np.array([[1.0, 0.0, right], [0.0, 1.0, down]]), size, size)
 
 

@@ -16,7 +16,7 @@ SHARED_IMAGES = "image in training and test data"
 
 
 class _Checked(NamedTuple):
-    """The sound images of a dataset, each with a digest of its pixels where they were looked at, and the problems."""
+    """The valid images of a dataset, each with a digest of its pixels if they were read, and the problems."""
 
     records: list[dict[str, Any]]
     digests: list[str | None]
@@ -31,12 +31,12 @@ def check_datasets(
     num_threads: int | None = None,
     show_progress: bool = False,
 ) -> list[Problem]:
-    """Every problem of some datasets, and what those of training share with those of test.
+    """Every problem of some datasets, and the images that are in training and test data.
 
     Args:
         train: names of registered datasets.
         test: the same.
-        depth: how closely to look at the images, see `check_images`.
+        depth: how much of the images to check, see `check_images`.
         num_threads: see `map_in_threads`.
         show_progress: draw bars on stderr.
 
@@ -58,17 +58,17 @@ def check_datasets(
 
 
 def check_flips(skeleton: Skeleton) -> list[Problem]:
-    """Keypoints that are named after a side and do not change it in a flip: training would learn both for one."""
+    """Keypoints with a side in their name that a flip leaves on that side: training would mix left and right."""
     problems = []
     for index, keypoint in enumerate(skeleton.keypoints):
         mirrored = _other_side(keypoint)
         partner = skeleton.keypoints[skeleton.flip_indices[index]]
         if mirrored in skeleton.keypoints and partner != mirrored:
-            becomes = "stays what it is" if partner == keypoint else f"becomes {partner!r}"
+            becomes = "does not change it" if partner == keypoint else f"makes it {partner!r}"
             problems.append(
                 Problem(
                     "error", "flips that do not pair", f"skeleton {skeleton.name!r}", f"keypoint {keypoint}",
-                    f"a flip should make {keypoint!r} {mirrored!r}, but it {becomes}",
+                    f"a flip should make {keypoint!r} into {mirrored!r}, but it {becomes}",
                     "pair the two in flip_pairs of DATASETS.SKELETONS",
                 )
             )  # fmt: skip
@@ -86,15 +86,15 @@ def _other_side(keypoint: str) -> str:
 def _check_dataset(name: str, depth: ImageDepth, *, num_threads: int | None, show_progress: bool) -> _Checked:
     annotations = dataset_annotations(name)
     records = annotations.records()
-    if not os.path.isdir(annotations.image_root or ""):  # which is among the problems
+    if not os.path.isdir(annotations.image_root or ""):  # this is among the problems already
         depth = "none"
     problems, digests = check_images(records, depth, name, num_threads=num_threads, show_progress=show_progress)
     return _Checked(records, digests, annotations.problems + problems)
 
 
 def _shared_images(train_name: str, train: _Checked, test_name: str, test: _Checked) -> list[Problem]:
-    """Images that are trained on and evaluated on, by their path, and by their pixels where these were looked at."""
-    remedy = "metrics on images that were trained on say little"
+    """Images in training and test data, by their path, and by their pixels if these were read."""
+    remedy = "metrics on training images are too high"
     if train_name == test_name:
         if not train.records:
             return []

@@ -13,8 +13,8 @@ def check_expected_results(cfg: CfgNode) -> None:
     """Refuses expected results that could be those of several datasets."""
     if cfg.TEST.EXPECTED_RESULTS and len(cfg.DATASETS.TEST) != 1:
         raise ConfigError(
-            f"TEST.EXPECTED_RESULTS goes with one dataset, but DATASETS.TEST is {list(cfg.DATASETS.TEST)}; "
-            "name one, or leave the expected results empty."
+            f"TEST.EXPECTED_RESULTS needs one dataset, but DATASETS.TEST is {list(cfg.DATASETS.TEST)}; name one "
+            "dataset there, or set TEST.EXPECTED_RESULTS []."
         )
 
 
@@ -25,13 +25,13 @@ def check_evaluators(cfg: CfgNode) -> None:
         if not isinstance(name, str) or name not in METRIC_REGISTRY:
             known = ", ".join(known for known, _ in METRIC_REGISTRY)
             raise ConfigError(
-                f"DATASETS.CUSTOM, entry {entry.get('name', '?')!r}: evaluator is {name!r}; registered metrics: "
-                f"{known}. A metric of your own needs its module in IMPORTS."
+                f"DATASETS.CUSTOM, entry {entry.get('name', '?')!r}: evaluator is {name!r}; allowed: {known}. For a "
+                "metric of your own, name its module in IMPORTS."
             )
 
 
 def check_evaluation(cfg: CfgNode) -> None:
-    """Checks what goes together."""
+    """Runs the checks of this file."""
     check_expected_results(cfg)
     check_evaluators(cfg)
 

@@ -79,7 +79,7 @@ class Poses:
 
     @property
     def areas(self) -> NDArray[np.float64]:
-        """Of the boxes, or without them of the extents of the keypoints, as the COCO API has it (N)."""
+        """Of the boxes; without boxes of the keypoints' extents, as in the COCO API (N)."""
         if self.boxes_xywh is not None:
             return np.asarray(self.boxes_xywh[:, 2] * self.boxes_xywh[:, 3])
         return np.asarray(np.ptp(self.keypoints[:, :, :2], axis=1).prod(axis=1))
@@ -156,8 +156,8 @@ def instances_to_poses(instances: Instances, image_id: Any, skeleton: Skeleton) 
     scores = np.asarray(instances.scores.detach().double().cpu().numpy())
     if keypoints.shape[1:] != (skeleton.num_keypoints, 3):
         raise EvaluationError(
-            f"Image {image_id!r}: predictions have shape {keypoints.shape}; skeleton {skeleton.name!r} needs "
-            f"(N, {skeleton.num_keypoints}, 3)."
+            f"Image {image_id!r}: the predicted keypoints have the shape {keypoints.shape}, but skeleton "
+            f"{skeleton.name!r} needs (N, {skeleton.num_keypoints}, 3). Evaluate on a dataset of the model's skeleton."
         )
     boxes = visibilities = areas = None
     if instances.has("pred_boxes"):
@@ -174,8 +174,8 @@ def instances_to_poses(instances: Instances, image_id: Any, skeleton: Skeleton) 
             continue
         if bad := int((~np.isfinite(values.reshape(count, -1))).any(axis=1).sum()):
             raise EvaluationError(
-                f"Image {image_id!r}: {bad} of {count} predictions have NaN or infinite {name}. Such a model has "
-                "diverged; a NaN would count as a correct pose, so nothing is evaluated."
+                f"Image {image_id!r}: {bad} of {count} predictions have NaN or infinite {name}: the model has "
+                "diverged. A NaN would count as a correct pose, so nothing is evaluated. Use an earlier checkpoint."
             )
     keypoints[:, :, :2] -= PIXEL_INDEX_TO_CONTINUOUS
     return Poses(keypoints, scores, boxes, visibilities, areas)
@@ -227,7 +227,7 @@ def read_detections(
         results: `image_id`, `category_id`, `keypoints` (3K; the third of each is its score), `score`, and `bbox` (x, y,
             width, height) in all of them or in none.
         annotations: what they will be compared with.
-        name: what messages call the list, its file as a rule.
+        name: of the list in messages, for example its file.
 
     Raises:
         EvaluationError: a field is missing, not finite, of the wrong length, or refers to nothing in the annotations.
@@ -245,10 +245,10 @@ def read_detections(
     boxes = _finite_rows(results, "bbox", 4, name) if with_boxes else None
     if boxes is not None:
         for index in np.flatnonzero((boxes[:, 2:] < 0).any(axis=1)).tolist():
-            # The COCO API takes such a detection for one outside every area range and does not count it as false.
+            # For the COCO API such a detection is outside every area range, so that it never counts as false.
             raise EvaluationError(
                 f"{name}: result {index} (image {results[index]['image_id']!r}) has bbox "
-                f"{list(results[index]['bbox'])}, of negative size; allowed: x, y, width, height with sizes >= 0."
+                f"{list(results[index]['bbox'])}; allowed: x, y, width, height with width and height >= 0."
             )
     image_indices = np.array([index_of_image[result["image_id"]] for result in results], np.int64)
     order = np.argsort(image_indices, kind="stable")
@@ -265,7 +265,9 @@ def _check_result(
     name: str,
 ) -> None:
     if not isinstance(result, Mapping):
-        raise EvaluationError(f"{where} is a {type(result).__name__}; a result is an object with named fields.")
+        raise EvaluationError(
+            f"{where} is a {type(result).__name__}; allowed: an object with image_id, category_id, keypoints, score."
+        )
     for field in ("image_id", "category_id", "keypoints", "score"):
         if field not in result:
             raise EvaluationError(f"{where} has no {field!r}; every result needs one.")
@@ -273,12 +275,12 @@ def _check_result(
     where = f"{where} (image {image_id!r})"
     if not _is_id(image_id) or image_id not in index_of_image:
         raise EvaluationError(
-            f"{where}: {annotations.path} has no image of that id (its ids are such as {_some(annotations.image_ids)})",
-            "use results of the same dataset and split",
+            f"{where}: {annotations.path} has no image of this id (it has {_some(annotations.image_ids)})",
+            "use the results and the annotations of one dataset and split",
         )
     if not _is_id(category_id) or category_id != annotations.category_id:
         raise EvaluationError(
-            f"{where} has category_id {category_id!r}; {annotations.path} has {annotations.category_id}."
+            f"{where} has category_id {category_id!r}; allowed: {annotations.category_id}, as in {annotations.path}."
         )
     score, keypoints = result["score"], result["keypoints"]
     if not isinstance(score, int | float | np.number) or not abs(score) < _INFINITE:
@@ -288,11 +290,14 @@ def _check_result(
     K = annotations.skeleton.num_keypoints
     if len(keypoints) != 3 * K:
         raise EvaluationError(
-            f"{where} has {len(keypoints)} keypoint values; the skeleton's {K} keypoints have {3 * K} (x, y, score "
-            "each)."
+            f"{where} has {len(keypoints)} values in 'keypoints'; allowed: {3 * K}, x, y and score of each of the {K} "
+            f"keypoints of skeleton {annotations.skeleton.name!r}."
         )
     if _has_box(result) != with_boxes:
-        raise EvaluationError(f"{where}: either every result of {name} has a 'bbox' or none; this one differs.")
+        raise EvaluationError(
+            f"{where} {'has no' if with_boxes else 'has a'} 'bbox', unlike the first result; allowed: a 'bbox' in all "
+            "results, or in none."
+        )
     if with_boxes and (not isinstance(result["bbox"], Sequence | np.ndarray) or len(result["bbox"]) != 4):
         raise EvaluationError(f"{where} has bbox {result['bbox']!r}; allowed: x, y, width, height.")
 
@@ -318,13 +323,13 @@ def _finite_rows(results: Sequence[Mapping[str, Any]], field: str, length: int, 
     try:
         rows = np.asarray([result[field] for result in results], dtype=np.float64).reshape(-1, length)
     except (TypeError, ValueError, OverflowError) as error:
-        raise EvaluationError(f"{name}: a {field!r} holds something that is not a number ({error}).") from error
+        raise EvaluationError(f"{name}: a {field!r} has a value that is not a number ({error}).") from error
     bad = np.flatnonzero(~(np.abs(rows) < _INFINITE).all(axis=1)).tolist()
     if bad:
         images = list(dict.fromkeys(results[index]["image_id"] for index in bad))
         raise EvaluationError(
-            f"{name}: {len(bad)} of {len(rows)} results have NaN or infinite {field!r}, on the images {_some(images)} "
-            f"(first: result {bad[0]}). A model that predicts these has diverged."
+            f"{name}: {len(bad)} of {len(rows)} results have NaN or infinite {field!r}, in the images {_some(images)} "
+            f"(first: result {bad[0]}). The model that predicted them has diverged; use an earlier checkpoint."
         )
     return rows
 

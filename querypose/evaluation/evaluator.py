@@ -43,7 +43,7 @@ class PoseEvaluator(DatasetEvaluator):
         finishing: Sequence[FinishingStep] = (),
         output_dir: str | Path | None = None,
     ) -> None:
-        """Checks the annotations, so that what cannot be evaluated is known before the inference.
+        """Checks the annotations, so that errors in them end the run before the inference.
 
         Args:
             dataset_name: for the log.
@@ -68,10 +68,10 @@ class PoseEvaluator(DatasetEvaluator):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None) -> dict[str, Any]:
-        """Looks the dataset up; `output_dir` None is the place that `inference_folder` names.
+        """Finds dataset and metrics; `output_dir` is `inference_folder` by default.
 
         Raises:
-            DatasetError: the dataset is not one of poses.
+            DatasetError: it is not a pose dataset.
             EvaluationError: a metric is not registered.
         """
         annotations = dataset_annotations(dataset_name)
@@ -104,7 +104,10 @@ class PoseEvaluator(DatasetEvaluator):
         for sample, output in zip(inputs, outputs, strict=True):
             image_id = sample["image_id"]
             if image_id not in self._index_of_image:
-                raise EvaluationError(f"Image {image_id!r} was processed; {self._annotations.path} does not list it.")
+                raise EvaluationError(
+                    f"Image {image_id!r} was processed, but {self._annotations.path} does not list it. Load and "
+                    "evaluate the same dataset."
+                )
             poses = instances_to_poses(output["instances"], image_id, self._annotations.skeleton)
             self._poses[image_id, sample.get("sample_id", image_id)] = poses
 
@@ -123,14 +126,14 @@ class PoseEvaluator(DatasetEvaluator):
         annotations = self._annotations
         if not annotations.has_annotations:
             self._logger.warning(
-                "%s has no published annotations, so there are no metrics. %s",
+                "Dataset %s has no annotations, so that no metrics are computed. %s",
                 self._dataset_name,
-                f"The results for its server are in {written}." if written else "No results file was asked for either.",
+                f"Upload the results {written} to its server." if written else "No results file was requested either.",
             )
             return {}
         if missed := len(annotations.image_ids) - len(of_image):
             self._logger.warning(
-                "%d of the %d images of %s were not processed; they count as images without a detection.",
+                "%d of the %d images of %s were not processed. They count as images without a detection.",
                 missed, len(annotations.image_ids), self._dataset_name,
             )  # fmt: skip
         detections = Detections.joined(of_image, annotations.skeleton.num_keypoints)
@@ -143,12 +146,12 @@ class PoseEvaluator(DatasetEvaluator):
 
     def _finish(self, gathered: Iterable[Mapping[tuple[Any, Any], Poses]]) -> dict[int, Poses]:
         """The finished poses of each image by its place in the annotations, in the order of the places."""
-        # A sampler that gives a sample to two processes, to make their shares equal, gives it the same poses twice.
+        # Some samplers give a sample to two processes, to make their shares equal: it must count once.
         of_sample: dict[tuple[Any, Any], Poses] = {}
         for of_process in gathered:
             of_sample = {**of_process, **of_sample}
         samples_of_image: dict[int, list[Poses]] = {}
-        # In the order of the ids: the metrics do not depend on how samples were shared out.
+        # In the order of the ids, so that the metrics do not depend on which process had which sample.
         for image_id, sample_id in sorted(of_sample):
             index = self._index_of_image[image_id]
             samples_of_image.setdefault(index, []).append(of_sample[image_id, sample_id])

@@ -1,14 +1,14 @@
-"""Finishing steps: what happens to the poses of an image after the inference and before the metrics.
+"""Finishing steps change the poses of an image after the inference and before the metrics.
 
-TEST.FINISHING lists them with their arguments, `[{name: rescore}, {name: oks_nms, threshold: 0.9}]`. A step is built by
-a registered function or class, which is given the `skeleton` if it takes one, and the step itself turns poses into
+TEST.FINISHING lists them with their arguments, `[{name: rescore}, {name: oks_nms, threshold: 0.9}]`. A registered
+function or class builds a step (with the `skeleton`, if it has this argument), and a step is a function from poses to
 poses:
 
     @FINISHING_REGISTRY.register()
     def best_only(num_poses: int = 1) -> FinishingStep:
         return lambda poses: poses[np.argsort(-poses.scores, kind="stable")[:num_poses]]
 
-By default there is none: standard protocols take scores and poses as the model gives them.
+By default there is none: the standard protocols use scores and poses as the model gives them.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def rescore(threshold: float = 0.2) -> FinishingStep:
 
 @FINISHING_REGISTRY.register()
 def oks_nms(skeleton: Skeleton, threshold: float = 0.9, max_poses: int = 0) -> FinishingStep:
-    """Keeps the best pose and removes those that are like it, then the best of the rest, and so on.
+    """Non-maximum suppression: keeps the best pose and removes those like it, then the best of the rest, and so on.
 
-    Two poses are alike by their OKS over all keypoints, with the mean of their areas: `Poses.person_areas`, or
-    `Poses.areas` without them.
+    The OKS of two poses is over all keypoints, with the mean of their areas: `Poses.person_areas`, or `Poses.areas`
+    without them.
 
     Args:
         skeleton: gives the sigmas.

@@ -1,13 +1,13 @@
-"""The registry of metrics, and what a metric is: a function of annotations and detections.
+"""The registry of metrics. A metric is a function of annotations and detections:
 
     @METRIC_REGISTRY.register()
     def found_heads(annotations: PoseAnnotations, detections: Detections) -> dict[str, float]:
         ...
         return {"heads": 97.5, "heads50": 99.1}
 
-It gives percentages by their names, the main metric first, NaN where one is undefined. The evaluator calls it once
-before the inference, without any detection, so that annotations which it cannot use (it raises an `EvaluationError`)
-are known at once. A dataset's metadata names its metric (`evaluator_type`), TEST.METRICS adds more.
+It returns percentages by name, the main metric first, NaN for an undefined one. The evaluator also calls it before the
+inference, without any detection: a metric that cannot use the annotations raises an `EvaluationError` then, and no
+inference is wasted. A dataset's metadata names its metric (`evaluator_type`), and TEST.METRICS adds more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Metric = Callable[[PoseAnnotations, Detections], dict[str, float]]
 
 METRIC_REGISTRY = Registry("METRIC")
 
-# The task under which results hold the metric of the dataset itself; further ones stand under their own names.
+# The task of the dataset's own metric in the results; a further metric's task is its name.
 MAIN_TASK = "keypoints"
 
 
@@ -33,12 +33,12 @@ def find_metric(name: str, where: str) -> Metric:
     """A registered metric.
 
     Raises:
-        EvaluationError: there is none of that name; says `where` it was named.
+        EvaluationError: there is none of that name; names the place `where` it was asked for.
     """
     if name not in METRIC_REGISTRY:
         known = ", ".join(known for known, _ in METRIC_REGISTRY)
-        remedy = "name one of these, or import the module that has yours"
-        raise EvaluationError(f"{where} is {name!r}, and the registered metrics are {known}", remedy)
+        remedy = "use one of these, or import the module with your own"
+        raise EvaluationError(f"{where} is {name!r}, but the registered metrics are {known}", remedy)
     metric: Metric = METRIC_REGISTRY.get(name)
     return metric
 
@@ -65,7 +65,7 @@ def require_usable(annotations: PoseAnnotations, metrics: Iterable[Metric]) -> N
         EvaluationError: one of them cannot use the annotations.
     """
     nothing = Detections(np.zeros(0, np.int64), Poses.joined((), annotations.skeleton.num_keypoints))
-    if annotations.has_annotations:  # the server of a test split has them, and evaluates
+    if annotations.has_annotations:  # without them a server evaluates
         for metric in metrics:
             metric(annotations, nothing)
 

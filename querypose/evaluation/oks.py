@@ -1,8 +1,8 @@
 """Average precision and recall over object keypoint similarity (OKS), by the COCO and the CrowdPose protocol.
 
-The protocols are followed to the letter, so that metrics can be compared with published ones: all images of the
-annotation file count, the 20 best detections of each, scores as the model gave them. faster-coco-eval matches and
-accumulates; `tests/evaluation/test_oks.py` holds it to pycocotools.
+The metrics are comparable with published ones: all images of the annotation file count, the 20 best detections of each
+image, and scores as the model gave them. faster-coco-eval matches and accumulates; `tests/evaluation/test_oks.py`
+compares it with pycocotools.
 
 Letters of shapes: D detections, G persons of the ground truth, K keypoints.
 """
@@ -30,12 +30,12 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "crowdpose": ("AP", "AP50", "AP75", "APE", "APM", "APH", "AR", "AR50", "AR75"),
 }
 
-# A person's area where a file has only the box: what CrowdPose's own evaluation takes, for every person; under the
-# COCO protocol it stands in for an `area` that an annotation lacks.
+# A person's area as a share of its box. CrowdPose's own evaluation uses it for every person, the COCO protocol here for
+# annotations without `area`.
 AREA_OF_BOX = 0.53
 
-# CrowdPose's paper splits easy, medium and hard at crowdIndex 0.1 and 0.8, its code (and every other one) at 0.2 and
-# 0.8; published metrics are those of the code.
+# CrowdPose's paper splits easy, medium and hard at crowdIndex 0.1 and 0.8, its code at 0.2 and 0.8. Published metrics
+# are those of the code.
 CROWD_INDEX_BOUNDS = (0.2, 0.8)
 
 _CATEGORY = 1
@@ -47,7 +47,7 @@ def coco(annotations: PoseAnnotations, detections: Detections) -> dict[str, floa
     has_no_area = np.isnan(annotations.areas)
     if has_no_area.any() and len(detections.poses):
         logging.getLogger(__name__).warning(
-            "%d of %d persons of %s have no 'area'; %s of the area of the box stands in for it.",
+            "%d of %d persons of %s have no 'area'; %s times the area of the box is used instead.",
             np.count_nonzero(has_no_area), len(has_no_area), annotations.path, AREA_OF_BOX,
         )  # fmt: skip
     areas_G = np.where(has_no_area, AREA_OF_BOX * annotations.boxes_xywh[:, 2:].prod(axis=1), annotations.areas)
@@ -68,9 +68,9 @@ def crowdpose(annotations: PoseAnnotations, detections: Detections) -> dict[str,
     crowd_indices = annotations.crowd_indices
     for index in np.flatnonzero(np.isnan(crowd_indices))[:1].tolist():
         raise EvaluationError(
-            f"{annotations.path}: image {annotations.image_ids[index]} has no crowdIndex, and the CrowdPose protocol "
-            "splits images by that number",
-            "give each image one, or evaluate the file by the COCO protocol",
+            f"{annotations.path}: image {annotations.image_ids[index]} has no crowdIndex, by which the CrowdPose "
+            "protocol splits the images",
+            "add crowdIndex to each image, or evaluate the file by the COCO protocol",
         )
     evaluation = _OksEvaluation(annotations, detections, AREA_OF_BOX * annotations.boxes_xywh[:, 2:].prod(axis=1))
     metrics = evaluation.metrics(METRICS["coco"], range(len(annotations.image_ids)))
@@ -90,14 +90,14 @@ def similarity_of_poses(
         areas: of what is compared, in pixels (…).
         sigmas_K: of the skeleton.
     """
-    # The spacing is COCO's; it keeps an area of 0 from being a division by it.
+    # COCO adds the spacing too; it avoids a division by an area of 0.
     return np.exp(-squared_distances / (2 * sigmas_K) ** 2 / (areas[..., None] + np.spacing(1)) / 2)
 
 
 class _OksEvaluation(COCOeval_faster):
-    """An evaluation that can be run on one set of images after another and computes every OKS once.
+    """An evaluation that can be run on several sets of images and computes every OKS once.
 
-    The library gets numbers in place of ids, and from 1: it takes an annotation of id 0 for "no match".
+    The library gets numbers from 1 instead of ids, because for it an annotation with id 0 means "no match".
     """
 
     def __init__(self, annotations: PoseAnnotations, detections: Detections, areas_G: NDArray[np.float64]) -> None:
@@ -171,12 +171,12 @@ class _OksEvaluation(COCOeval_faster):
         keypoints_GK3, boxes_G4 = self._annotations.keypoints[place], self._annotations.boxes_xywh[place]
         if not len(keypoints_GK3) or not len(poses):
             return []
-        # The order in which the library sorts them: equal scores stay in the order of the results.
+        # The library's own order: equal scores stay in the order of the results.
         best_first = np.argsort(-poses.scores, kind="mergesort")[:MAX_DETECTIONS]
         found_D1K2 = poses.keypoints[best_first, None, :, :2]
         is_labeled_GK = keypoints_GK3[..., 2] > 0
         distances_DGK2 = found_D1K2 - keypoints_GK3[..., :2]
-        # Persons without a labeled keypoint are ignored, together with what is found near them: within their box,
+        # Persons without a labeled keypoint are ignored, and so are detections near them: within the person's box,
         # enlarged by its own size on every side, the distance is 0.
         is_unlabeled_G = np.logical_not(is_labeled_GK.any(axis=1))
         if is_unlabeled_G.any():
@@ -204,4 +204,4 @@ def _coco(num_images: int, annotations: Sequence[dict[str, Any]]) -> COCO:
 
 
 def _silent(*_: object) -> None:
-    """Takes the lines that the library prints; the table is written by `format_metrics`."""
+    """Discards the lines that the library prints; `format_metrics` makes the table."""

@@ -47,7 +47,7 @@ class SelfAttention(_Attention):
             position_BQC: added to queries and keys, not to values.
             is_padding_BQ: True where a query is no key.
         """
-        # One tensor, not two equal ones: torch projects query, key and value at once where they are the same.
+        # The same tensor for query and key: torch then projects both in one matrix product.
         positioned_BQC = _at(query_BQC, position_BQC)
         return self._attend(query_BQC, positioned_BQC, positioned_BQC, query_BQC, is_padding_BQ)
 

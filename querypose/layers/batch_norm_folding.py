@@ -1,4 +1,4 @@
-"""Batch normalization taken into the convolution before it, for inference."""
+"""Folding of batch normalization into the convolution before it, for inference."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 @torch.no_grad()
 def fold_batch_norms(model: nn.Module, run: Callable[[], object]) -> list[str]:
-    """Takes every batch normalization that directly follows a convolution into it, in place.
+    """Folds every batch normalization that directly follows a convolution into it, in place.
 
-    A run of the model shows what follows what, so that any architecture will do; a convolution's result is taken
-    to be read by that normalization alone, as in every network with batch normalization that is known here. Where the
-    normalization holds an activation too (timm's), the activation stays.
+    A run of the model finds the pairs, so that any architecture works. It is assumed that only the normalization reads
+    the convolution's result, as in all known networks. If the normalization includes an activation (timm's), the
+    activation stays.
 
     Args:
         model: in evaluation mode; its weights are changed, and the normalizations replaced.
         run: runs the model once, on any input that reaches all its modules.
 
     Returns:
-        the names of the normalizations that are gone.
+        the names of the folded normalizations.
 
     Raises:
-        RuntimeError: the model is in training mode, where a normalization is no constant.
+        RuntimeError: the model is in training mode, where a normalization is not constant.
     """
     if model.training:
         raise RuntimeError("Batch normalization can be folded in evaluation mode only; call model.eval() first.")
@@ -79,7 +79,7 @@ def _pairs(model: nn.Module, run: Callable[[], object]) -> list[tuple[nn.Module,
 
 
 def _is_constant_norm(module: nn.Module) -> bool:
-    """BatchNorm of any kind, frozen ones too, by what it holds."""
+    """Whether it is a BatchNorm of any kind, frozen or not, by its tensors."""
     return all(isinstance(getattr(module, name, None), Tensor) for name in ("running_mean", "running_var", "weight"))
 
 

@@ -1,7 +1,7 @@
 """Box arithmetic that broadcasts and never waits for the device.
 
-torchvision has pairwise and elementwise GIoU, but the one is not batched and the other indexes by a mask, which
-stops the host at every call.
+torchvision's pairwise GIoU is not batched, and its elementwise GIoU indexes by a mask, for which the host waits at
+every call.
 """
 
 from __future__ import annotations

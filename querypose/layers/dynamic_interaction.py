@@ -30,7 +30,7 @@ class DynamicInteraction(nn.Module):
         """The interaction feature of every query, of its shape.
 
         Args:
-            query_RC: R queries; more dimensions may stand in front, where they broadcast with those of the regions.
+            query_RC: R queries; leading dimensions may follow R, if they broadcast with those of the regions.
             region_RTC: the T cells of each one's region.
         """
         maps = self.generator(query_RC)

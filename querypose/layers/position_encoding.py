@@ -1,4 +1,4 @@
-"""Where a cell of a feature map lies, as a vector of sines and cosines."""
+"""The position of a cell of a feature map as a vector of sines and cosines."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class SinePositionEncoding(nn.Module):
     """The fixed encoding of image positions that DETR-like transformers add to queries and keys.
 
-    The first half of the channels tells y, the second x: sine and cosine in turn, of wavelengths that grow
-    geometrically. The map's extent counts as 2π, whatever its size; padding does not count.
+    The first half of the channels encodes y, the second x: sine and cosine in turn, with geometrically growing
+    wavelengths. The extent of the map without padding is 2π, whatever its size.
 
     Args:
         dim: channels C; a multiple of 4.

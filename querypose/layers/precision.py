@@ -1,4 +1,4 @@
-"""The precisions of a forward pass, and what keeps float32 in all of them: geometry, flow and losses."""
+"""The precisions of a forward pass, and helpers that keep geometry, flow and losses in float32 in all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """`tensor` in float32, or in float64 where it is that already; a no-op for both."""
+    """`tensor` in float32; float32 and float64 stay as they are."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

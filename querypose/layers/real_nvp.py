@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class RealNVP(nn.Module):
     """A stack of affine couplings over `num_dims` dimensions, as residual log-likelihood estimation uses it.
 
-    Coupling i scales and shifts the even dimensions by what it reads from the odd ones where i is even, and the odd
-    ones by the even ones where i is odd.
+    An even coupling scales and shifts the even dimensions by networks of the odd ones; an odd coupling the other way
+    round.
 
     Args:
         num_couplings: how many couplings follow one another.

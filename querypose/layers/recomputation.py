@@ -16,10 +16,10 @@ SEQUENCES = (nn.Sequential, nn.ModuleList)
 
 
 def recompute_in_backward(module: nn.Module) -> None:
-    """From now on `module` keeps nothing but its inputs for the backward pass, which runs its `forward` once more.
+    """Makes `module` keep only its inputs for the backward pass, which runs its `forward` once more.
 
     Outputs and gradients stay the same: both passes draw the same random numbers, and BatchNorm statistics are updated
-    by the first alone. Names in the state dict stay too.
+    by the first only. Names in the state dict stay too.
     """
     forward = module.forward
 
@@ -34,9 +34,9 @@ def recompute_in_backward(module: nn.Module) -> None:
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks that a network is made of: the children of its outermost sequences of one class of composite modules.
+    """The repeated blocks of a network: the children of its outermost sequences of composite modules of one class.
 
-    A ResNet's are its bottlenecks; a network without such sequences has none.
+    The blocks of a ResNet are its bottlenecks; a network without such sequences has none.
     """
     children = list(module.children())
     if isinstance(module, SEQUENCES) and len({type(child) for child in children}) == 1:

@@ -14,7 +14,7 @@ from querypose.layers.roi_align import roi_align_channels_last
 # A region of 224 pixels belongs to level 4 (stride 16), as in the paper that introduced FPN.
 CANONICAL_SIZE = 224
 CANONICAL_LEVEL = 4
-# All corners of a box here lie far outside of any image, in pixels: its region is zero.
+# In pixels; a box with all corners here is far outside of any image, so that its region is zero.
 OUTSIDE = -1e5
 
 
@@ -52,9 +52,9 @@ class RegionPooler(nn.Module):
             (R, C, resolution, resolution).
         """
         with full_precision(boxes_R4):
-            # Float32 in any precision of the model, as detectron2's boxes are: a float64 run then pools what its does.
+            # Float32 even in a float64 model: detectron2's pooler rounds its boxes to it, and results must be equal.
             boxes_R4 = boxes_R4.float().to(at_least_float32(features[0]).dtype)
-            # RoIAlign makes an address of NaN, and the process crashes before anyone hears that training diverged.
+            # RoIAlign turns NaN into a memory address, and the process would crash without a message.
             boxes_R4 = torch.where(boxes_R4.isfinite().all(dim=1, keepdim=True), boxes_R4, OUTSIDE)
             rois_R5 = torch.cat([image_R[:, None].to(boxes_R4), boxes_R4], dim=1)
             if len(self.strides) == 1:
@@ -78,9 +78,9 @@ class RegionPooler(nn.Module):
         return (level_R - lowest).clamp(0, len(self.strides) - 1)
 
     def _pool_masked(self, features: Sequence[Tensor], rois_R5: Tensor, level_R: Tensor) -> Tensor:
-        """Pools every region from every level, from far outside where the level is not its own, which gives zeros.
+        """Pools every region from every level; at levels that are not its own, from far outside, which gives zeros.
 
-        On a GPU the superfluous samples cost less than the host waiting to learn which region is where.
+        On a GPU the superfluous samples cost less than a transfer of the levels to the host.
         """
         pooled = []
         for level, feature in enumerate(features):

@@ -1,4 +1,4 @@
-"""Aligned RoIAlign as weighted sums of whole cells: torchvision's, for memory with channels side by side."""
+"""torchvision's aligned RoIAlign as weighted sums of whole cells, for memory in channels_last."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ def roi_align_channels_last(
 ) -> Tensor:
     """`torchvision.ops.roi_align(…, aligned=True)` on the CPU, on all cores and from memory in channels_last.
 
-    A cell of a region is the sum of the (2 · sampling_ratio)² cells of the feature that its bilinear samples touch,
-    with weights; an embedding bag adds the cells up, all their channels at once. A region that is not finite reads
-    zeros.
+    A cell of a region is the weighted sum of the (2 · sampling_ratio)² cells of the feature that its bilinear samples
+    touch; an embedding bag adds them up, all channels at once. A region that is not finite reads zeros.
 
     Args:
         feature_BCHW: best in channels_last; any other layout is copied at every call.
@@ -57,7 +56,7 @@ def _taps(
     samples = (torch.arange(resolution * sampling_ratio).to(start_R) + 0.5) / sampling_ratio
     position = start_R[:, None] + samples * ((end_R - start_R) / resolution)[:, None]
     inside = (position >= -1) & (position <= num_cells)
-    # Beyond the center of the first or last cell there is nothing to interpolate with.
+    # Beyond the center of the first or last cell there is no second cell to interpolate with.
     position = torch.where(inside, position, 0).clamp(0, num_cells - 1)
     low = position.floor()
     share_of_high = position - low

@@ -1,6 +1,6 @@
 """Meta-architectures and their parts; importing the package fills the registries.
 
-Here stands what a model of your own is made of, see examples/my_project.
+It exports what a model of your own needs; see examples/my_project.
 """
 
 from querypose.modeling import backbone as backbone

@@ -1,4 +1,4 @@
-"""One-to-one assignment of queries to persons by their costs, whatever these are made of."""
+"""One-to-one assignment of queries to persons by their costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from querypose.modeling.targets import Matches
 
-# Stands for a cost that is not finite, which the assignment would refuse: the last choice, whatever the weights.
+# Replaces a cost that is not finite, which scipy refuses: worse than any other cost, whatever the weights.
 WORST_COST = 1e6
 
 
@@ -20,14 +20,15 @@ def assign_queries(cost_SBQG: Tensor, counts: Sequence[int]) -> list[Matches]:
 
     Args:
         cost_SBQG: of every query for every person of its image, at each of the S stages.
-        counts: persons of each image; where one has more of them than queries, some stay without. Costs of an image
-            beyond its own persons are padding and never read.
+        counts: persons of each image. If an image has more persons than queries, some persons have no match. Costs
+            beyond an image's own persons are padding and never read.
 
     Returns:
         the matches of every stage, equally many.
     """
     if sum(counts) == 0:
-        return [_no_matches(cost_SBQG.device)] * len(cost_SBQG)
+        empty = torch.zeros(0, dtype=torch.long, device=cost_SBQG.device)
+        return [Matches(empty, empty, empty, empty, is_complete=True)] * len(cost_SBQG)
     host_SBQG = cost_SBQG.detach().cpu().numpy()
     host_SBQG = np.nan_to_num(host_SBQG, nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
     indices_S4R = torch.from_numpy(np.stack([_assign(cost_BQG, counts) for cost_BQG in host_SBQG]))
@@ -44,15 +45,10 @@ def _assign(cost_BQG: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     columns = []
     first_slot = 0
     for image, (cost_QG, count) in enumerate(zip(cost_BQG, counts, strict=True)):
-        # Never as a sum over images: an image's columns beyond its own persons are padding.
+        # Image by image: columns beyond an image's own persons are padding.
         query, person = linear_sum_assignment(cost_QG[:, :count])
         order = person.argsort()
         query, person = query[order], person[order]
         columns.append(np.stack([np.full_like(person, image), query, person, first_slot + person]))
         first_slot += count
     return np.concatenate(columns, axis=1)
-
-
-def _no_matches(device: torch.device) -> Matches:
-    empty = torch.zeros(0, dtype=torch.long, device=device)
-    return Matches(empty, empty, empty, empty, is_complete=True)

@@ -11,7 +11,7 @@ _THREE_NUMBERS = sequence_of("numbers, one per channel", is_finite, length=3)
 
 
 def available_device() -> str:
-    """What MODEL.DEVICE "auto" stands for on this machine."""
+    """What MODEL.DEVICE "auto" means on this machine."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -26,9 +26,11 @@ def check_device(cfg: CfgNode) -> None:
     if kind not in ("cpu", "cuda"):
         raise ConfigError(unknown)
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"MODEL.DEVICE is {device!r}, but torch sees no GPU here; use MODEL.DEVICE cpu or auto.")
+        raise ConfigError(f"MODEL.DEVICE is {device!r}, but torch finds no GPU here; set MODEL.DEVICE cpu or auto.")
     if kind == "cuda" and index is not None and index >= torch.cuda.device_count():
-        raise ConfigError(f"MODEL.DEVICE is {device!r}, but this machine has {torch.cuda.device_count()} GPUs.")
+        raise ConfigError(
+            f"MODEL.DEVICE is {device!r}, but this machine has {torch.cuda.device_count()} GPUs, numbered from 0."
+        )
 
 
 # fmt: off

@@ -1,4 +1,4 @@
-"""Losses at every stage of a decoder, under names of their own."""
+"""Names of the losses of every stage of a decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every meta-architecture does to its images before its backbone sees them, and to features of the padding.
+"""Normalization and padding of images before the backbone, and masks of the padding after it.
 
 Sizes are (height, width) in pixels.
 """
@@ -56,7 +56,7 @@ def image_cells(images: ImageList, size: Sequence[int]) -> Tensor:
 
 
 def zero_padding(features: Mapping[str, Tensor], images: ImageList) -> dict[str, Tensor]:
-    """The features with zeros in all cells that lie wholly in the padding, so that none is read as image.
+    """The features with zeros in all cells that are wholly padding, so that nothing depends on its size.
 
     Args:
         features: (B, C, H, W) a level.

@@ -1,4 +1,4 @@
-"""The contract between a meta-architecture and all that trains, runs, measures or speeds it up."""
+"""The contract between a meta-architecture and the code that trains, runs, measures or compiles it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Component:
 class PoseModel(nn.Module, ABC):
     """Base of all meta-architectures.
 
-    A subclass computes `losses` in training and `predict`s otherwise. All that a loss is divided by comes from outside,
-    as `normalizers`: the training step adds them up over micro-batches and processes, so that the gradient is that of
+    A subclass computes `losses` in training and `predict`s otherwise. The caller gives the `normalizers` by which
+    losses are divided: the training step adds them up over micro-batches and processes, so that the gradient is that of
     the whole batch, however it is cut.
 
     Args:
@@ -58,8 +58,8 @@ class PoseModel(nn.Module, ABC):
     def loss_normalizers(self, batch: Batch) -> dict[str, Tensor]:
         """What losses are divided by: sums over `batch` that its annotations alone decide; float64 scalars on the CPU.
 
-        They must add up: those of two batches together are the sums of those of each. A bound that keeps a loss finite
-        (at least one person, say) is therefore the business of `losses`.
+        They must add up: the normalizers of two batches together are the sums of those of each. So `losses`, not this
+        method, sets the lower bound that keeps a loss finite (at least one person, say).
         """
 
     @abstractmethod
@@ -76,8 +76,8 @@ class PoseModel(nn.Module, ABC):
         """The poses of every sample, best first.
 
         Args:
-            batch: dicts with `image`, (C, H, W) in 0..255; see `querypose.modeling.poses.output_frame` for the keys
-                that say in which frame poses are wanted.
+            batch: dicts with `image`, (C, H, W) in 0..255, and the keys that define the frame of the poses, see
+                `querypose.modeling.poses.output_frame`.
 
         Returns:
             with `pred_boxes`, `scores`, `pred_classes` and `pred_keypoints`, (N, K, 3) as x, y and a score.
@@ -138,9 +138,9 @@ class PoseModel(nn.Module, ABC):
     def example_batch(
         self, size: ImageSize | None = None, *, num_images: int = 1, num_instances: int = 0, seed: int = 0
     ) -> list[dict[str, Any]]:
-        """A batch of noise that the model takes, in training and inference: for those who probe or measure it.
+        """A batch of noise for training or inference, to probe or measure the model.
 
-        A model that takes one size alone overrides this and gives that one.
+        A model that takes only one image size overrides this.
 
         Args:
             size: height and width of every image, in pixels; by default a small one.

@@ -1,4 +1,4 @@
-"""From what the queries of any meta-architecture predict to `Instances`: the best poses in the wanted frame."""
+"""From the predictions of queries to `Instances`: the best poses in the requested frame."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from querypose.modeling.images import ImageSize
 
 
 def output_frame(sample: Mapping[str, Any], image_size: ImageSize) -> tuple[np.ndarray, ImageSize]:
-    """The frame in which a sample's poses are wanted: the map to it, and its size.
+    """The frame in which the poses of a sample are returned: the map to it, and its size.
 
     Args:
-        sample: its `frame`, the `GeometricTransform` from the file's image to the model's, says how to come back.
-            Without one, as DefaultPredictor of detectron2 gives it, the image is taken as resized from `height` and
-            `width`, which by default are its own.
-        image_size: height and width of the image that the model was given, without padding.
+        sample: its `frame` is the `GeometricTransform` from the file's image to the model's; poses return by its
+            inverse. A sample without one, as from detectron2's DefaultPredictor, is an image resized from `height` and
+            `width`, by default its own.
+        image_size: height and width of the model's image, without padding.
 
     Returns:
-        float64 (2, 3), from (x, y, 1) of that image to x, y of the wanted frame; height and width of that.
+        float64 (2, 3), from (x, y, 1) of that image to x, y of the returned frame; height and width of that frame.
     """
     if "frame" in sample:
         to_file = sample["frame"].inverse()
@@ -78,8 +78,8 @@ class QueryPoses:
 
         Returns:
             best pose first, with `scores`, `pred_classes`, `pred_keypoints` (N, K, 3), `pred_visibilities` (N, K) of
-            models that predict them, and `pred_boxes`, clipped to the frame: those that the model predicts, where poses
-            with an empty one are left out; of other models the boxes around the keypoints, of which none decides.
+            models that predict them, and `pred_boxes`, clipped to the frame. Poses with an empty predicted box are
+            left out. A model that predicts no boxes gets those around the keypoints, and no pose is left out then.
         """
         best = self.best(num_poses)
         results = []
@@ -96,7 +96,7 @@ class QueryPoses:
                 inside_NKD = xy_NKD.clamp(min=torch.zeros_like(bound_D), max=bound_D)
                 instances.pred_boxes = Boxes(torch.cat([inside_NKD.amin(1), inside_NKD.amax(1)], dim=-1))
             else:
-                # The box around the four mapped corners: a frame may be turned.
+                # The box around the four mapped corners, because a frame may be rotated.
                 corners_N4D = _mapped(
                     best.boxes_BQ4[index][:, [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(1, (4, 2)), matrix_23
                 )
@@ -114,5 +114,5 @@ class QueryPoses:
 
 
 def _mapped(xy: Tensor, matrix_23: Tensor) -> Tensor:
-    """Points (…, 2) under an affine map; as sums, since a GPU may round the factors of a matrix product to TF32."""
+    """Points (…, 2) under an affine map; as sums, because a GPU may round a matrix product's factors to TF32."""
     return (xy[..., None, :] * matrix_23[:, :2]).sum(-1) + matrix_23[:, 2]

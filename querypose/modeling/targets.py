@@ -1,4 +1,4 @@
-"""The annotated persons of a batch, and which query answers for which person."""
+"""The annotated persons of a batch, and the matches between queries and persons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PersonTargets:
 
     Attributes:
         boxes_BG4: corners, in pixels of the padded input images.
-        keypoints_BGKD: positions, same frame; arbitrary where not labelled.
+        keypoints_BGKD: positions, same frame; arbitrary where not labeled.
         labelled_BGK: True where a keypoint is annotated, hidden or visible.
         counts: persons of each image, known to the host.
         image_size_B4: width, height, width, height of each unpadded image, in pixels.
@@ -40,7 +40,7 @@ class PersonTargets:
     def from_instances(
         cls, instances: Sequence[Instances], num_keypoints: int, device: torch.device, dtype: torch.dtype
     ) -> PersonTargets:
-        """Collects `gt_boxes` and `gt_keypoints` (v = 0: not labelled, 1: hidden, 2: visible) of each image.
+        """Collects `gt_boxes` and `gt_keypoints` (v = 0: not labeled, 1: hidden, 2: visible) of each image.
 
         Raises:
             ValueError: an image's keypoints are not `num_keypoints` a person.
@@ -54,8 +54,8 @@ class PersonTargets:
             found = persons.gt_keypoints.tensor.shape[1]
             if found != num_keypoints:
                 raise ValueError(
-                    f"The model has {num_keypoints} keypoints, the annotations of image {image} of the batch {found}; "
-                    f"train on datasets of one skeleton (DATASETS.TRAIN)."
+                    f"The model has {num_keypoints} keypoints, but the annotations of image {image} of the batch have "
+                    f"{found}; train on datasets of one skeleton (DATASETS.TRAIN)."
                 )
             boxes[image, :count] = persons.gt_boxes.tensor
             keypoints[image, :count] = persons.gt_keypoints.tensor

@@ -56,7 +56,7 @@ def table(tmp_path: Path) -> AblationTable:
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=":")
     return [sys.executable, str(write_fake_training(tmp_path))]
 
 

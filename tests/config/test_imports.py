@@ -72,8 +72,12 @@ def test_a_package_is_imported_by_its_folder() -> None:
         ("wrong.py", "import numpy.absent", r"IMPORTS: wrong.py raises ModuleNotFoundError .*wrong.py, line 1\)"),
         ("wrong", "\n\n1 / 0", r"wrong raises ZeroDivisionError when it is imported: division.*wrong.py, line 3"),
         ("wrong", "\n)", r"IMPORTS: wrong raises SyntaxError .*wrong.py, line 2\)"),
-        ("json.py", "", r"IMPORTS: json.py cannot be imported, as Python knows another module 'json' .*Rename yours"),
-        ("my-module.py", "", r"IMPORTS: my-module.py is no name of a module; rename it"),
+        (
+            "json.py",
+            "",
+            r"IMPORTS: json.py cannot be imported, because Python knows another module 'json' .*Rename yours",
+        ),
+        ("my-module.py", "", r"IMPORTS: my-module.py is not a valid name of a module; rename it"),
         (
             "wrong",
             'from querypose.config import *\nadd_keys([Key("SOLVER.GAMMA", 9.0, "")])',
@@ -90,7 +94,7 @@ def test_a_module_that_cannot_be_used(name: str, content: str | None, message: s
 
 def test_a_folder_that_is_no_package() -> None:
     Path("folder").mkdir()
-    with pytest.raises(ConfigError, match=r"IMPORTS: ./folder has no __init__.py"):
+    with pytest.raises(ConfigError, match=r"IMPORTS: the folder ./folder has no __init__.py"):
         import_modules(["./folder"])
 
 

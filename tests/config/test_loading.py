@@ -50,7 +50,7 @@ def test_config_survives_a_round_trip_through_yaml() -> None:
         (["MODEL.BACKBONE", "resnet50"], r"MODEL.BACKBONE is 'resnet50'; allowed: a section of keys"),
         (["SOLVER.MAX_ITER"], r"'SOLVER.MAX_ITER' has no value"),
         (["SOLVER.MAX_ITER=5"], r"'SOLVER.MAX_ITER=5' is not a key; write KEY VALUE"),
-        (["SOLVER.MAX_ITER", "5", "--import", "x"], r"'--import' is not a key; options stand before"),
+        (["SOLVER.MAX_ITER", "5", "--import", "x"], r"'--import' is not a key; write options before"),
         (["SOLVER.LR_SCHEDULER_NAME", "Step"], r"is 'Step'; allowed: 'WarmupMultiStepLR', 'WarmupCosineLR'"),
         (["SOLVER.STEPS", "[20, 10]"], r"SOLVER.STEPS is \[20, 10\]; allowed: iterations in increasing order"),
         (["SOLVER.ACCUMULATION_STEPS", "3"], r"allowed: a divisor of SOLVER.IMS_PER_BATCH \(16\)"),
@@ -62,10 +62,13 @@ def test_config_survives_a_round_trip_through_yaml() -> None:
         (["MODEL.QUERYPOSE.NUM_HEADS", "7"], r"MODEL.FPN.OUT_CHANNELS is 256; allowed: multiples of .*NUM_HEADS"),
         (["MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION", "serial"], r"DYNAMIC_INTERACTION: True"),
         (["MODEL.QUERYPOSE.KEYPOINT.QUERY_TYPE", "keypoint"], r"allowed: 'part', 'instance', 'none'"),
-        (["MODEL.QUERYPOSE.KEYPOINT.QUERY_TYPE", "instance"], r"QUERY_TYPE is 'instance', .*ITERATION: none"),
+        (
+            ["MODEL.QUERYPOSE.KEYPOINT.QUERY_TYPE", "instance"],
+            r"QUERY_TYPE is 'instance', .*ITERATION is 'selective'; set it to none",
+        ),
         (
             keypoint_queries("none", "self_attention"),
-            r"QUERY_TYPE is 'none', .*INTERACTION: average_pooling, not 'self",
+            r"QUERY_TYPE is 'none', .*INTERACTION is 'self_attention'; set it to average_pooling",
         ),
         (
             [*keypoint_queries("none", "average_pooling"), "MODEL.QUERYPOSE.KEYPOINT.DYNAMIC_INTERACTION", "True"],
@@ -78,7 +81,7 @@ def test_config_survives_a_round_trip_through_yaml() -> None:
         (["MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT", "-0.5"], r"LOSS.HEATMAP_WEIGHT is -0.5; allowed: a number >= 0"),
         (["INPUT.CROP.SIZE", "[600, 384]"], r"INPUT.CROP.SIZE"),
         (["INPUT.MIN_SIZE_TRAIN", "[480, 0]"], r"INPUT.MIN_SIZE_TRAIN is \[480, 0\]; allowed: a list of positive"),
-        (["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 50.0, 1.0]]"], r"TEST.EXPECTED_RESULTS goes with one dataset"),
+        (["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 50.0, 1.0]]"], r"TEST.EXPECTED_RESULTS needs one dataset"),
         (["TEST.IMS_PER_BATCH", "0"], r"TEST.IMS_PER_BATCH is 0; allowed: a number >= 1"),
     ],
 )
@@ -103,9 +106,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
         ("_BASE_: bad.yaml", r"bad.yaml: its _BASE_ leads back to itself"),
         (
             "SOLVER: {GAMMA: 1}\nTEST: {}\nSOLVER: {BASE_LR: 1}",
-            r"SOLVER stands in line 1 and again in line 3",
+            r"SOLVER is in line 1 and again in line 3",
         ),
-        ("SOLVER:\n  GAMMA: 1\n  GAMMA: 2", r"bad.yaml: GAMMA stands in line 2 and again in line 3"),
+        ("SOLVER:\n  GAMMA: 1\n  GAMMA: 2", r"bad.yaml: GAMMA is in line 2 and again in line 3"),
         ("SOLVER: {BASE_LRR: 0.1}", r"bad.yaml: there is no key SOLVER.BASE_LRR. Did you mean SOLVER.BASE_LR"),
     ],
 )

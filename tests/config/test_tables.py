@@ -45,7 +45,7 @@ def test_a_row_is_the_base_with_its_keys_and_the_command_line_comes_last(table_f
 
 
 def test_a_table_without_a_row_and_a_row_without_a_table(table_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"table9.yaml is a table .* many configs. Choose one with --row: none, 2x"):
+    with pytest.raises(ConfigError, match=r"table9.yaml is a table .* several rows. Choose one with --row: none, 2x"):
         load_config(table_file)
     with pytest.raises(ConfigError, match=r"no row 'three'. Choose one with --row: none, 2x"):
         load_config(table_file, row="three")

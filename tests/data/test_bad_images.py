@@ -78,9 +78,13 @@ def test_each_bad_image_is_one_warning_with_its_name_and_the_count(
         _ids(_samples(records), 0, [*range(NUM_IMAGES)] * 2)
     messages = {record.getMessage() for record in caplog.records if record.name.startswith("querypose.data")}
     assert len(caplog.records) == len(messages) == 3
-    for name, what in (("3.jpg", "There is no image"), ("10.jpg", "cannot be decoded"), ("17.jpg", "json says 40x30")):
+    for name, what in (
+        ("3.jpg", "There is no image"),
+        ("10.jpg", "cannot be decoded"),
+        ("17.jpg", "but 40x30 in its json"),
+    ):
         assert [message for message in messages if f"/{name}" in message and what in message]
-    assert [message for message in messages if "(3 of 24 training images are bad so far.)" in message]
+    assert [message for message in messages if "(So far 3 of 24 training images are bad.)" in message]
 
 
 def test_every_one_of_many_bad_images_is_counted(records: list[dict[str, Any]]) -> None:
@@ -102,7 +106,7 @@ def test_more_than_the_share_is_an_error(records: list[dict[str, Any]], share: f
 
 
 def test_error_of_a_loader_process_reaches_the_training(records: list[dict[str, Any]]) -> None:
-    with pytest.raises(TooManyBadImagesError, match=r"check_dataset\.py --images pixels lists them all"):
+    with pytest.raises(TooManyBadImagesError, match=r"check_dataset\.py --images pixels lists all of them"):
         _ids(_samples(records, 0.0), 2, range(NUM_IMAGES))
 
 

@@ -82,8 +82,8 @@ def test_boxes_are_clipped_to_the_image_and_empty_ones_left_out_of_the_records(t
     assert annotations.boxes_xywh.tolist() == list(boxes.values())  # an evaluation counts them all
     path = tmp_path / "toy.json"
     assert count_by_kind(annotations.problems) == [
-        f"{path}: box outside the image: 2 times (annotation 1, annotation 2); it is clipped.",
-        f"{path}: empty box: 2 times (annotation 3, annotation 4); this person is left out.",
+        f"{path}: box outside the image: 2 times (annotation 1, annotation 2); the box is clipped.",
+        f"{path}: empty box: 2 times (annotation 3, annotation 4); training leaves this annotation out.",
     ]
 
 
@@ -120,7 +120,7 @@ def test_size_swapped_in_the_json_is_recognized_by_boxes_that_fit_only_the_image
     assert (record["height"], record["width"]) == (30, 40)
     assert record["annotations"][0]["bbox"] == [3, 3, 36, 20]
     (problem,) = annotations.problems
-    assert "image 7 do not fit its size, 30x40: height and width are swapped in the file; corrected" in problem.message
+    assert "image 7 do not fit its size, 30x40: the json has swapped height and width; corrected" in problem.message
 
 
 def test_box_that_leaves_an_image_of_the_stated_size_is_clipped_though_it_fits_the_transposed_size(
@@ -154,12 +154,12 @@ def _category(**changes: Any) -> dict[str, Any]:
 
 
 BROKEN_FILES: dict[str, tuple[Any, str]] = {
-    "truncated": (json.dumps(toy_document())[:200], "is not valid json .*download or write it again"),
+    "truncated": (json.dumps(toy_document())[:200], "is not valid json .*download or create it again"),
     "empty": ("", "is not valid json"),
-    "list": ("[]", "not a COCO json: it lacks the list 'images'"),
-    "no images field": (_without(toy_document(), "images"), "lacks the list 'images'"),
+    "list": ("[]", "not a COCO json: the list 'images' is missing"),
+    "no images field": (_without(toy_document(), "images"), "the list 'images' is missing"),
     "annotations not a list": (toy_document(annotations={}), "'annotations' is not a list"),
-    "no images": (toy_document(images=[], annotations=[]), "lists no images"),
+    "no images": (toy_document(images=[], annotations=[]), "list 'images' is empty"),
     "image id a text": (_image(id="7"), "no integer 'id'"),
     "image id twice": (toy_document(images=toy_document()["images"][:1] * 2), "two images have the id 7"),
     "image without name": (_image(file_name=None), "image 7 has no 'file_name'"),
@@ -168,24 +168,24 @@ BROKEN_FILES: dict[str, tuple[Any, str]] = {
     "category id missing": (_category(id=None), "category .* has no integer 'id'"),
     "other order": (
         _category(keypoints=["nose", "right", "left"]),
-        "number 1 is 'right' in the file and 'left' in the skeleton; name the skeleton",
+        "number 1 is 'right' in the file and 'left' in the skeleton; use the skeleton",
     ),
-    "other number": (_category(keypoints=["nose", "left"]), "has 2 keypoints, skeleton 'toy' has 3"),
+    "other number": (_category(keypoints=["nose", "left"]), "has 2 keypoints, but skeleton 'toy' has 3"),
     "no category": (toy_document(categories=[]), "none of its 0 categories has 'keypoints'.*nose, left, right"),
     "category twice": (toy_document(categories=toy_document()["categories"] * 2), "2 categories have the keypoints"),
     "annotation id missing": (_annotation(id=None), "an annotation has no integer 'id'"),
     "annotation id twice": (toy_document(annotations=[toy_annotation()] * 2), "two annotations have the id 1"),
-    "unknown image": (_annotation(image_id=8), "annotation 1 is of image 8, which the file does not list; add"),
-    "unknown category": (_annotation(category_id=4), "annotation 1 has the category_id 4, which the file does not"),
+    "unknown image": (_annotation(image_id=8), "annotation 1 has the image_id 8, which is not in 'images'; add"),
+    "unknown category": (_annotation(category_id=4), "annotation 1 has the category_id 4, which is not in"),
     "no keypoints": (
         toy_document(annotations=[_without(toy_annotation(), "keypoints")]),
         "'keypoints' of annotation 1 .*is None; it must be 9 numbers",
     ),
     "two keypoints": (_annotation(keypoints=[1] * 6), r"annotation 1 \(image 7\) is 6 numbers; it must be 9 numbers"),
-    "NaN keypoint": (_annotation(keypoints=[float("nan"), 1, 2] * 3), "annotation 1 .*has a value that is not finite"),
-    "null keypoint": (_annotation(keypoints=[None, 1, 2] * 3), "annotation 1 .*has a value that is not finite"),
-    "text keypoint": (_annotation(keypoints=["x", 1, 2] * 3), "annotation 1 .*has a value that is not finite"),
-    "nested keypoint": (_annotation(keypoints=[[1], 1, 2] * 3), "annotation 1 .*has a value that is not finite"),
+    "NaN keypoint": (_annotation(keypoints=[float("nan"), 1, 2] * 3), "annotation 1 .* a value that is not a finite"),
+    "null keypoint": (_annotation(keypoints=[None, 1, 2] * 3), "annotation 1 .*has a value that is not a finite"),
+    "text keypoint": (_annotation(keypoints=["x", 1, 2] * 3), "annotation 1 .*has a value that is not a finite"),
+    "nested keypoint": (_annotation(keypoints=[[1], 1, 2] * 3), "annotation 1 .*has a value that is not a finite"),
     "visibility 3": (_annotation(keypoints=[1, 1, 2, 1, 1, 3, 0, 0, 0]), "number 1 of annotation 1 has the vis.* 3"),
     "no box": (toy_document(annotations=[_without(toy_annotation(), "bbox")]), "'bbox' of annotation 1"),
     "box of 3": (_annotation(bbox=[1, 2, 3]), "is 3 numbers; it must be 4 numbers: x, y, width, height"),
@@ -197,7 +197,7 @@ BROKEN_FILES: dict[str, tuple[Any, str]] = {
     "area NaN": (_annotation(area=float("nan")), "'area' of annotation 1 is nan"),
     "area -1": (_annotation(area=-1), "'area' of annotation 1 is -1"),
     "num_keypoints": (_annotation(num_keypoints=-1), "'num_keypoints' of annotation 1 is -1; allowed: an integer >= 0"),
-    "infinite box": (_annotation(bbox=[0, 0, float("inf"), 3]), "'bbox' of annotation 1 .*not finite"),
+    "infinite box": (_annotation(bbox=[0, 0, float("inf"), 3]), "'bbox' .* is not a finite number; correct it\\."),
 }  # fmt: skip
 
 
@@ -211,7 +211,7 @@ def test_broken_file_is_one_clear_error(tmp_path: Path, name: str) -> None:
 
 def test_missing_json_and_missing_folder(tmp_path: Path) -> None:
     json_file, images = write_dataset(tmp_path, toy_document())
-    with pytest.raises(DatasetError, match=r"no annotation file '.*gone\.json'; datasets/README\.md says"):
+    with pytest.raises(DatasetError, match=r"no annotation file '.*gone\.json'; see datasets/README\.md"):
         read_records(tmp_path / "gone.json", images, TOY_SKELETON)
     with pytest.raises(DatasetError, match=r"no image folder .*set DETECTRON2_DATASETS"):
         read_records(json_file, tmp_path / "gone", TOY_SKELETON)
@@ -275,10 +275,8 @@ def test_crowdpose_joints_of_head_and_outside_the_box_are_kept(shared_data: Path
     (person,) = [person for record in records for person in record["annotations"] if person["id"] == 123803]
     head = np.array(person["keypoints"]).reshape(-1, 3)[CROWDPOSE_SKELETON.keypoints.index("head")]
     assert head.tolist() == [256.5, 27.5, 1]
-    unlabelled = [
-        person for record in records for person in record["annotations"] if not any(person["keypoints"][2::3])
-    ]
-    assert [person["id"] for person in unlabelled] == [131039]
+    unlabeled = [person for record in records for person in record["annotations"] if not any(person["keypoints"][2::3])]
+    assert [person["id"] for person in unlabeled] == [131039]
 
 
 def test_mpii_sample_is_refused_with_a_clear_error(shared_data: Path) -> None:

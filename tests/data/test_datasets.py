@@ -88,7 +88,7 @@ def test_json_is_read_once_and_again_only_after_it_has_changed(
     with caplog.at_level(logging.WARNING):
         assert DatasetCatalog.get("toy") == dataset_annotations("toy").records() == load_datasets(["toy"])
     assert reads == [str(json_file)]
-    assert caplog.text.count("reaches outside") == 1
+    assert caplog.text.count("partly outside") == 1
     write_dataset(datasets_root, toy_document(annotations=[]))
     assert not dataset_annotations("toy").ids
     assert len(reads) == 2
@@ -163,9 +163,9 @@ def test_a_stream_is_not_read_to_its_end(datasets_root: Path) -> None:
     ("changes", "message"),
     [
         ({"skeleton": "hand"}, "'my_toys': there is no skeleton 'hand'; known: coco, crowdpose, mpii, toy"),
-        ({"name": "lsp_val"}, "'lsp_val': the name is taken"),
-        ({"name": "synthetic_val"}, "'synthetic_val': the name is taken"),
-        ({"image": "x"}, r"has unknown fields \['image'\]; known: .*'evaluator', 'images', 'json'"),
+        ({"name": "lsp_val"}, "'lsp_val': another dataset has this name"),
+        ({"name": "synthetic_val"}, "'synthetic_val': another dataset has this name"),
+        ({"image": "x"}, r"unknown fields \['image'\]; allowed: .*'evaluator', 'images', 'json'"),
     ],
 )
 def test_custom_entry_that_cannot_be_used(datasets_root: Path, changes: dict[str, str], message: str) -> None:
@@ -176,15 +176,15 @@ def test_custom_entry_that_cannot_be_used(datasets_root: Path, changes: dict[str
 def test_custom_entries_that_clash_or_lack_a_field(datasets_root: Path) -> None:
     cfg = _custom_config(datasets_root)
     cfg.DATASETS.CUSTOM = cfg.DATASETS.CUSTOM * 2
-    with pytest.raises(DatasetError, match="the name is taken"):
+    with pytest.raises(DatasetError, match="another dataset has this name"):
         register_custom_datasets(cfg)
     cfg = _custom_config(datasets_root)
     del cfg.DATASETS.CUSTOM[0]["json"]
-    with pytest.raises(DatasetError, match=r"'my_toys', lacks \['json'\]"):
+    with pytest.raises(DatasetError, match=r"'my_toys': the fields \['json'\] are missing"):
         register_custom_datasets(cfg)
     cfg = _custom_config(datasets_root)
     cfg.DATASETS.SKELETONS[0]["name"] = "coco"
-    with pytest.raises(DatasetError, match=r"DATASETS\.SKELETONS: the name 'coco' is taken"):
+    with pytest.raises(DatasetError, match=r"DATASETS\.SKELETONS: the name 'coco' is already used"):
         register_custom_datasets(cfg)
     cfg.DATASETS.SKELETONS[0]["sigmas"] = [0.1]
     with pytest.raises(SkeletonError):
@@ -205,7 +205,7 @@ def test_images_without_persons_are_left_out_on_request(datasets_root: Path) -> 
 def test_datasets_on_which_nothing_can_be_trained(datasets_root: Path) -> None:
     crowd_only = toy_document(annotations=[toy_annotation(iscrowd=1)])
     register_pose_dataset("crowd", *write_dataset(datasets_root / "crowd", crowd_only), TOY_SKELETON)
-    with pytest.raises(DatasetError, match="No image of crowd is left: none of 2 has an annotated person"):
+    with pytest.raises(DatasetError, match="No image of crowd can be trained on: none of 2 has an annotated person"):
         load_datasets(["crowd"], require_persons=True)
     test_split = toy_document()
     del test_split["annotations"]

@@ -52,10 +52,10 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int, suffix: str)
     assert read_image_size(path) == (upright_height, upright_width)
 
 
-def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
-    grey = _gradient()[:, :, 0]
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.repeat(grey[:, :, None], 3, axis=2))
+def test_gray_becomes_three_equal_channels(tmp_path: Path) -> None:
+    gray = _gradient()[:, :, 0]
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "gray.png"), np.repeat(gray[:, :, None], 3, axis=2))
 
 
 def test_one_bit_becomes_black_and_white(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_one_bit_becomes_black_and_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path, suffix: str) -> None:
+def test_sixteen_bit_gray_keeps_its_range(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 128, 257], [25700, 32768, 65535]], dtype=np.uint16)
     path = tmp_path / f"deep.{suffix}"
     Image.fromarray(values).save(path)
@@ -73,7 +73,7 @@ def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(read_image(path)[:, :, 0], expected)
 
 
-def test_cmyk_has_the_right_colours(tmp_path: Path) -> None:
+def test_cmyk_has_the_right_colors(tmp_path: Path) -> None:
     pixels = np.full((16, 16, 3), (200, 40, 90), np.uint8)
     Image.fromarray(pixels).convert("CMYK").save(tmp_path / "print.jpg", quality=95)
     with Image.open(tmp_path / "print.jpg") as stored:
@@ -81,7 +81,7 @@ def test_cmyk_has_the_right_colours(tmp_path: Path) -> None:
     assert np.abs(read_image(tmp_path / "print.jpg").astype(int) - pixels).max() <= 6
 
 
-def test_palette_has_the_colours_of_its_palette(tmp_path: Path) -> None:
+def test_palette_has_the_colors_of_its_palette(tmp_path: Path) -> None:
     palette_image = Image.new("P", (8, 4), 1)
     palette_image.putpalette([10, 20, 30, 200, 100, 50])
     palette_image.putpixel((0, 0), 0)
@@ -109,14 +109,14 @@ def test_what_is_transparent_becomes_white(tmp_path: Path, mode: str) -> None:
 
 
 def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (6, 5), colour) for colour in (RED, BLUE)]
+    frames = [Image.new("RGB", (6, 5), color) for color in (RED, BLUE)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert read_image(tmp_path / "moving.gif")[0, 0].tolist() == list(RED)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     for read in (read_image, read_image_size):
-        with pytest.raises(ImageReadError, match=r"no image '.*gone\.jpg'; check the image folder"):
+        with pytest.raises(ImageReadError, match=r"no image '.*gone\.jpg'; check the folder of the images"):
             read(tmp_path / "gone.jpg")
 
 

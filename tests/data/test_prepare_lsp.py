@@ -40,7 +40,7 @@ def _joints() -> np.ndarray:
     one = np.array([(*upright[name], 1.0) for name in order])
     joints = np.repeat(one[:, :, None], NUM_PHOTOS, axis=2)
     joints[:, 1] += np.arange(NUM_PHOTOS)
-    joints[0, :, 1] = (-12.5, -3.0, 0.0)  # photo 2: right ankle not labelled, with LSP's negative placeholder
+    joints[0, :, 1] = (-12.5, -3.0, 0.0)  # photo 2: right ankle not labeled, with LSP's negative placeholder
     joints[5, 0, 2] = 205.0  # photo 3: left ankle outside
     joints[5:, 2, 3] = 0  # photo 4: five joints
     joints[[2, 3], :, 4] = joints[[3, 2], :, 4]  # photo 5: hips mixed up

@@ -143,7 +143,7 @@ def test_rotation_is_clockwise_about_the_center() -> None:
     np.testing.assert_allclose(rotate(SIZE, 90).apply_coords(np.array([[40, 30], [50, 30]])), [[40, 30], [40, 40]])
 
 
-def test_keypoints_outside_or_not_labelled_become_zero() -> None:
+def test_keypoints_outside_or_not_labeled_become_zero() -> None:
     keypoints = np.array([[[14.9, 10, 2], [15.0, 10, 1], [20, 10, 0]], [[55.0, 45.0, 2], [55.1, 45, 2], [20, 45.1, 2]]])
     mapped = crop(SIZE, 15, 5, 40, 40).apply_keypoints(keypoints, TOY_SKELETON.flip_indices)
     np.testing.assert_allclose(mapped, [[[0, 0, 0], [0, 5, 1], [0, 0, 0]], [[40, 40, 2], [0, 0, 0], [0, 0, 0]]])

@@ -111,7 +111,7 @@ def test_loader_refuses_by_the_same_check_and_counts_the_rest(register: Register
         read_records(datasets_root / name / "toy.json", datasets_root / name / "images", TOY_SKELETON)
     assert {first.id, second.id} == {"annotation 1", "annotation 2"}
     assert str(caught.value).startswith(first.message)
-    assert "first of 2 errors; tools/check_dataset.py lists all" in str(caught.value)
+    assert "the first of 2 errors. tools/check_dataset.py lists all" in str(caught.value)
 
 
 def test_truncated_image_is_found_where_pixels_are_read(register: Register, datasets_root: Path) -> None:
@@ -202,7 +202,7 @@ def test_flips_that_do_not_pair() -> None:
     forgotten = dataclasses.replace(TOY_SKELETON, flip_pairs=())
     assert [problem.id for problem in check_flips(forgotten)] == ["keypoint left", "keypoint right"]
     crossed = dataclasses.replace(TOY_SKELETON, flip_pairs=((0, 1),))
-    assert "should make 'left' 'right', but it becomes 'nose'" in check_flips(crossed)[0].message
+    assert "should make 'left' into 'right', but it makes it 'nose'" in check_flips(crossed)[0].message
 
 
 def test_summary_counts_by_kind_errors_first() -> None:

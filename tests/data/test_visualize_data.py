@@ -46,7 +46,7 @@ def test_draws_the_test_split_without_augmentation(tool: ModuleType, tmp_path: P
 
 
 @pytest.mark.parametrize("channel_order", ["RGB", "BGR"])
-def test_drawing_shows_the_image_and_marks_the_labelled_keypoints(tool: ModuleType, channel_order: str) -> None:
+def test_drawing_shows_the_image_and_marks_the_labeled_keypoints(tool: ModuleType, channel_order: str) -> None:
     image = torch.zeros(3, 60, 90, dtype=torch.uint8)
     image[0 if channel_order == "RGB" else 2] = 120
     instances = Instances((60, 90))

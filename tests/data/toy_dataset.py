@@ -40,7 +40,7 @@ def toy_document(**changes: Any) -> dict[str, Any]:
 
 
 def toy_annotation(**changes: Any) -> dict[str, Any]:
-    """A person on image 7 whose `right` is not labelled."""
+    """A person on image 7 whose `right` is not labeled."""
     return {
         "id": 1, "image_id": 7, "category_id": 3, "iscrowd": 0, "bbox": [10, 5, 20, 15], "area": 159.0,
         "keypoints": [15, 8, 2, 25.25, 12, 1, 0, 0, 0], "num_keypoints": 2, **changes,

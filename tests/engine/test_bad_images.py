@@ -25,7 +25,7 @@ def test_training_goes_on_without_a_bad_image_and_ends_where_more_are_bad_than_a
     trainer.resume_or_load(resume=False)
     trainer.train()
     assert (tmp_path / "output" / "model_final.pth").is_file()
-    assert capfd.readouterr().out.count("(1 of 6 training images are bad so far.)") == 1
+    assert capfd.readouterr().out.count("(So far 1 of 6 training images are bad.)") == 1
     cfg = load_config(config_file, [*options, "DATALOADER.MAX_BAD_IMAGES", "0.1"])
     trainer = PoseTrainer(cfg)
     with pytest.raises(TooManyBadImagesError, match=r"1 of 6 training images .*4\.png"):

@@ -46,21 +46,21 @@ def crowdpose_figures(
 
 
 def object_keypoint_similarity(detection: dict[str, Any], person: dict[str, Any], sigmas: tuple[float, ...]) -> float:
-    """Mean over the labelled keypoints of exp(-d² / (2 area (2 sigma)²)); the area is 0.53 of the person's box.
+    """Mean over the labeled keypoints of exp(-d² / (2 area (2 sigma)²)); the area is 0.53 of the person's box.
 
-    A person without a labelled keypoint is compared by the distance of each keypoint to its box, enlarged by its own
+    A person without a labeled keypoint is compared by the distance of each keypoint to its box, enlarged by its own
     size on every side.
     """
     x, y, width, height = person["bbox"]
     area = 0.53 * width * height
     terms = []
-    num_labelled = sum(visibility > 0 for visibility in person["keypoints"][2::3])
+    num_labeled = sum(visibility > 0 for visibility in person["keypoints"][2::3])
     for keypoint, sigma in enumerate(sigmas):
         found_x, found_y = detection["keypoints"][3 * keypoint : 3 * keypoint + 2]
         true_x, true_y, visibility = person["keypoints"][3 * keypoint : 3 * keypoint + 3]
-        if num_labelled and visibility == 0:
+        if num_labeled and visibility == 0:
             continue
-        if num_labelled:
+        if num_labeled:
             squared = (found_x - true_x) ** 2 + (found_y - true_y) ** 2
         else:
             beside = max(0.0, x - width - found_x, found_x - (x + 2 * width))

@@ -34,7 +34,7 @@ def generate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A COCO keypoints file and results for it.
 
-    Persons: large and small, some without a labelled keypoint, some crowd regions, some with a single keypoint.
+    Persons: large and small, some without a labeled keypoint, some crowd regions, some with a single keypoint.
     Detections: near a person, between two, anywhere, twice the same; up to 25 an image; scores that often tie; images
     with none, and images without persons that have some.
     """
@@ -60,12 +60,12 @@ def generate(
             x, y = random.uniform(0, 380), random.uniform(0, 220)
             keypoints = np.stack([x + random.uniform(0, width, K), y + random.uniform(0, height, K)], axis=1).round()
             visibility = random.integers(0, 3, K)
-            kind = random.choice(["plain", "unlabelled", "crowd", "single"], p=[0.75, 0.1, 0.07, 0.08])
+            kind = random.choice(["plain", "unlabeled", "crowd", "single"], p=[0.75, 0.1, 0.07, 0.08])
             if kind != "plain":
                 visibility[:] = 0
             if kind == "single":
                 visibility[random.integers(K)] = 2
-            labelled = np.concatenate([keypoints * (visibility > 0)[:, None], visibility[:, None]], axis=1)
+            labeled = np.concatenate([keypoints * (visibility > 0)[:, None], visibility[:, None]], axis=1)
             annotations.append(
                 {
                     "id": 5 * len(annotations) + 11,
@@ -75,7 +75,7 @@ def generate(
                     "area": float(width * height * random.uniform(0.3, 0.9)),
                     "iscrowd": int(kind == "crowd"),
                     "num_keypoints": int((visibility > 0).sum()),
-                    "keypoints": labelled.reshape(-1).tolist(),
+                    "keypoints": labeled.reshape(-1).tolist(),
                 }
             )
             persons.append((keypoints, float(np.sqrt(width * height))))
@@ -107,7 +107,7 @@ def generate(
 
 
 def perfect_results(ground_truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """The labelled poses as results."""
+    """The labeled poses as results."""
     return [
         {
             "image_id": annotation["image_id"],

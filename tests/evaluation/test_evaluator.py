@@ -55,7 +55,7 @@ def make_cfg(folder: Path) -> CfgNode:
 
 
 def predictions(ground_truth: dict[str, Any], noise: float = 0.0, seed: int = 0) -> dict[int, Instances]:
-    """For every image the labelled poses as a model would give them: continuous coordinates, 0.5 more."""
+    """For every image the labeled poses as a model would give them: continuous coordinates, 0.5 more."""
     random = np.random.default_rng(seed)
     of_image: dict[int, list[list[float]]] = {image["id"]: [] for image in ground_truth["images"]}
     for annotation in ground_truth["annotations"]:
@@ -184,7 +184,7 @@ def test_predictions_that_are_not_finite_are_refused_by_image(tmp_path: Path, fi
 
 def test_another_number_of_keypoints_is_refused(tmp_path: Path) -> None:
     instances = make_instances(np.zeros((2, 17, 3)), np.ones(2))
-    with pytest.raises(EvaluationError, match=r"\(2, 17, 3\); skeleton 'crowdpose' needs \(N, 14, 3\)"):
+    with pytest.raises(EvaluationError, match=r"\(2, 17, 3\), but skeleton 'crowdpose' needs \(N, 14, 3\)"):
         instances_to_results(instances, 1, [1], CROWDPOSE_SKELETON)
 
 
@@ -228,7 +228,7 @@ def test_a_test_set_without_annotations_gets_its_file(tmp_path: Path, caplog: py
     write_dataset(tmp_path, {"images": ground_truth["images"], "categories": ground_truth["categories"]})
     with caplog.at_level(logging.INFO):
         assert run(PoseEvaluator(make_cfg(tmp_path), NAME), outputs) == {}
-    assert "no published annotations" in caplog.text
+    assert "no annotations" in caplog.text
     assert RESULTS in caplog.text
     assert json.loads((tmp_path / RESULTS).read_text())
 
@@ -268,7 +268,7 @@ def test_samples_of_an_image_keep_all_their_poses(tmp_path: Path) -> None:
 
 def test_an_image_that_is_not_of_the_dataset_is_refused(tmp_path: Path) -> None:
     make_dataset(tmp_path)
-    with pytest.raises(EvaluationError, match=r"Image 5 was processed; .*annotations.json does not list it"):
+    with pytest.raises(EvaluationError, match=r"Image 5 was processed, but .*annotations.json does not list it"):
         PoseEvaluator(make_cfg(tmp_path), NAME).process([{"image_id": 5}], [{"instances": Instances((1, 1))}])
 
 

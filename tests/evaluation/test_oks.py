@@ -125,7 +125,7 @@ def test_lsp_mosaics_by_both_protocols(shared_data: Path) -> None:
 
 
 def one_person(**changes: Any) -> Content:
-    """An image with one fully labelled person of area 10,000."""
+    """An image with one fully labeled person of area 10,000."""
     K = COCO_SKELETON.num_keypoints
     keypoints = np.stack([np.linspace(10, 110, K), np.linspace(20, 220, K), np.full(K, 2)], axis=1)
     annotation = {
@@ -163,8 +163,8 @@ def test_perfect_predictions_no_predictions_no_persons(protocol: Any) -> None:
     assert set(perfect.values()) == {100.0}
     nothing = evaluate(ground_truth, [], COCO_SKELETON, protocol)
     assert set(nothing.values()) == {0.0}
-    unlabelled = one_person(keypoints=[0] * 51, num_keypoints=0)["annotations"][0] | {"image_id": 10}
-    for persons in ([], [unlabelled]):
+    unlabeled = one_person(keypoints=[0] * 51, num_keypoints=0)["annotations"][0] | {"image_id": 10}
+    for persons in ([], [unlabeled]):
         nobody = ground_truth | {"annotations": persons}
         for results in ([], [perfect_results(ground_truth)[0]]):
             metrics = evaluate(nobody, results, COCO_SKELETON, protocol)
@@ -224,7 +224,7 @@ def test_missing_num_keypoints_and_iscrowd_are_completed() -> None:
 
 
 def test_num_keypoints_of_the_file_decides_who_is_ignored() -> None:
-    # CrowdPose leaves head and neck out of it: a person with these alone is labelled, but ignored.
+    # CrowdPose leaves head and neck out of it: a person with these alone is labeled, but ignored.
     ground_truth = one_person(num_keypoints=0)
     assert math.isnan(evaluate(ground_truth, perfect_results(ground_truth), COCO_SKELETON)["AP"])
 
@@ -278,8 +278,8 @@ def test_box_of_a_result_decides_the_area_of_an_unmatched_detection() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_id": "1"}, "annotation 1 is of image '1'"),
-        ({"keypoints": ["1", "1", "2"] * 17}, "annotation 1 .* not finite or no number"),
+        ({"image_id": "1"}, "annotation 1 has the image_id '1'"),
+        ({"keypoints": ["1", "1", "2"] * 17}, "annotation 1 .* not a finite number"),
         ({"keypoints": [1, 1, 1.5] * 17}, "has the visibility 1.5"),
         ({"keypoints": [1, 1, -1] * 17}, "has the visibility -1"),
         ({"iscrowd": None}, "'iscrowd' of annotation 1 is None"),
@@ -294,23 +294,23 @@ def test_broken_annotations_are_refused_as_in_training(changes: dict[str, Any], 
 def test_crowdpose_needs_a_crowd_index() -> None:
     ground_truth = one_person()
     del ground_truth["images"][0]["crowdIndex"]
-    with pytest.raises(EvaluationError, match=r"gt.json: image 1 has no crowdIndex.*; give each image one"):
+    with pytest.raises(EvaluationError, match=r"gt.json: image 1 has no crowdIndex.*; add crowdIndex to each image"):
         evaluate(ground_truth, [], COCO_SKELETON, "crowdpose")
 
 
 BROKEN_RESULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "nan keypoint": ({"keypoints": [math.nan, 1, 1] * 17}, "NaN or infinite 'keypoints', on the images 1"),
-    "inf keypoint": ({"keypoints": [1, -math.inf, 1] * 17}, "NaN or infinite 'keypoints', on the images 1"),
+    "nan keypoint": ({"keypoints": [math.nan, 1, 1] * 17}, "NaN or infinite 'keypoints', in the images 1"),
+    "inf keypoint": ({"keypoints": [1, -math.inf, 1] * 17}, "NaN or infinite 'keypoints', in the images 1"),
     "nan score": ({"score": math.nan}, r"\(image 1\) has score nan"),
     "no score": ({"score": None}, r"\(image 1\) has score None"),
     "text": ({"keypoints": ["1", "x", 1] * 17}, "not a number"),
-    "unknown image": ({"image_id": 99}, r"\(image 99\): .*gt.json has no image of that id"),
-    "image of another type": ({"image_id": "1"}, "no image of that id"),
-    "list as image": ({"image_id": [1]}, "no image of that id"),
-    "unknown category": ({"category_id": 0}, "category_id 0; .*gt.json has 1"),
-    "number of keypoints": ({"keypoints": [1, 1, 1] * 14}, r"\(image 1\) has 42 keypoint values"),
+    "unknown image": ({"image_id": 99}, r"\(image 99\): .*gt.json has no image of this id"),
+    "image of another type": ({"image_id": "1"}, "no image of this id"),
+    "list as image": ({"image_id": [1]}, "no image of this id"),
+    "unknown category": ({"category_id": 0}, "category_id 0; allowed: 1, as in .*gt.json"),
+    "number of keypoints": ({"keypoints": [1, 1, 1] * 14}, r"\(image 1\) has 42 values in 'keypoints'"),
     "null": ({"keypoints": None}, r"\(image 1\) has keypoints None"),
-    "some with a box": ({"bbox": [0, 0, 1, 1]}, "either every result"),
+    "some with a box": ({"bbox": [0, 0, 1, 1]}, "has a 'bbox', unlike the first result; allowed"),
 }
 
 
@@ -341,7 +341,7 @@ def test_boxes_of_negative_size_are_refused(bbox: list[float]) -> None:
     # The COCO API would ignore such a false positive, and the AP would rise.
     ground_truth = one_person()
     (good,) = perfect_results(ground_truth)
-    with pytest.raises(EvaluationError, match=r"image 1\) has bbox .* of negative size"):
+    with pytest.raises(EvaluationError, match=r"image 1\) has bbox .*; allowed: .* >= 0"):
         evaluate(ground_truth, [good | {"bbox": bbox}], COCO_SKELETON)
 
 

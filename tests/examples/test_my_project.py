@@ -26,7 +26,8 @@ COMMANDS = [
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Drawn arrows and trained models of the commands before are those of the next ones, as for a reader."""
     folder = tmp_path_factory.mktemp("my_project")
-    return {**os.environ, "PYTHONPATH": str(ROOT), "DETECTRON2_DATASETS": str(folder), "FOLDER": str(folder)}
+    python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": python_path, "DETECTRON2_DATASETS": str(folder), "FOLDER": str(folder)}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words[5:]).replace("examples/my_project/", ""))

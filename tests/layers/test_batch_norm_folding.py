@@ -49,7 +49,7 @@ def test_convolutions_of_every_kind(kind: type[nn.Conv2d], groups: int, bias: bo
 @pytest.mark.parametrize("arch", ["resnet10t", "hrnet_w18_small", "regnety_002", "mobilenetv3_small_050"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_backbones_of_every_build(arch: str, frozen: bool) -> None:
-    """Activations and drop blocks that timm keeps in its normalisations stay."""
+    """Activations and drop blocks that timm keeps in its normalizations stay."""
     model = _randomise_batch_norms(TimmBackbone(arch))
     if frozen:
         freeze_batch_norms(model)
@@ -64,7 +64,7 @@ def test_backbones_of_every_build(arch: str, frozen: bool) -> None:
 
 
 class Shared(nn.Module):
-    """What cannot be folded: a convolution before two normalisations, and a normalisation behind none."""
+    """What cannot be folded: a convolution before two normalizations, and a normalization behind none."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Attention, feed-forward network, dynamic interaction, batch normalisation over regions."""
+"""Attention, feed-forward network, dynamic interaction, batch normalization over regions."""
 
 from __future__ import annotations
 

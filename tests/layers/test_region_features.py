@@ -11,7 +11,7 @@ STRIDES = (4, 8, 16, 32)
 
 
 def _ramps(size: int = 256) -> list[torch.Tensor]:
-    """Levels whose channels hold the x and y of the cell's centre in the image, and the level's number."""
+    """Levels whose channels hold the x and y of the cell's center in the image, and the level's number."""
     levels = []
     for number, stride in enumerate(STRIDES):
         center = (torch.arange(size // stride) + 0.5) * stride

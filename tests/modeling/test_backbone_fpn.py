@@ -33,11 +33,11 @@ class Features(BottomUp):
 
 
 def sum_of_channels(conv: nn.Module) -> None:
-    """Makes a convolution add up its input channels at its centre, in every output channel."""
+    """Makes a convolution add up its input channels at its center, in every output channel."""
     assert isinstance(conv, nn.Conv2d)
-    centre = conv.kernel_size[0] // 2
+    center = conv.kernel_size[0] // 2
     conv.weight.data.zero_()
-    conv.weight.data[:, :, centre, centre] = 1.0
+    conv.weight.data[:, :, center, center] = 1.0
     if conv.bias is not None:
         conv.bias.data.zero_()
 
@@ -121,7 +121,7 @@ def test_fpn_fits_odd_feature_maps() -> None:
 
 
 @pytest.mark.parametrize(("norm", "kind"), [("GN", nn.GroupNorm), ("BN", nn.BatchNorm2d)])
-def test_normalisation_replaces_the_bias(norm: str, kind: type[nn.Module]) -> None:
+def test_normalization_replaces_the_bias(norm: str, kind: type[nn.Module]) -> None:
     fpn = FPN(Features(), out_channels=32, norm=norm)
     for name in ("fpn_lateral2", "fpn_output5"):
         conv = fpn.get_submodule(name)
@@ -129,7 +129,7 @@ def test_normalisation_replaces_the_bias(norm: str, kind: type[nn.Module]) -> No
         assert conv.bias is None
         assert isinstance(conv.norm, kind)
     level = fpn(torch.rand(2, 3, 64, 64))["p2"]
-    assert level.mean().abs() < 1e-4  # normalised, with the affine at its start
+    assert level.mean().abs() < 1e-4  # normalized, with the affine at its start
 
 
 def test_names_are_those_of_detectron2() -> None:
@@ -138,7 +138,7 @@ def test_names_are_those_of_detectron2() -> None:
     assert set(FPN(Features(), out_channels=8).state_dict()) == expected
 
 
-def test_initialisation_is_xavier_uniform_over_the_fan_in_with_zero_bias() -> None:
+def test_initialization_is_xavier_uniform_over_the_fan_in_with_zero_bias() -> None:
     torch.manual_seed(0)
     conv = ConvNorm(64, 64, 3)
     bound = math.sqrt(3 / (64 * 9))

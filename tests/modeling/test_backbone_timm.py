@@ -84,7 +84,7 @@ def test_every_trainable_parameter_gets_a_gradient(arch: str, norm: str) -> None
     pyramid = build(backbone_cfg(arch, NORM=norm, FREEZE_AT=0)).train()
     reset_batch_norms(pyramid)  # timm starts the last of a ResNet block at 0, which silences the block for one step
     levels = pyramid(images(2, 3, 64, 96))
-    # A random direction: the sum of a batch-normalised map does not depend on what it normalises.
+    # A random direction: the sum of a batch-normalized map does not depend on what it normalizes.
     directions = [torch.randn_like(level) for level in levels.values()]
     torch.autograd.backward(list(levels.values()), directions)
     silent = [name for name, p in pyramid.named_parameters() if p.grad is None or not p.grad.any()]

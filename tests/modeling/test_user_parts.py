@@ -46,7 +46,7 @@ class TemperedAttention(RegionInteraction):
 
 
 class LabelLoss(LossTerm):
-    """A number of its own, for every labelled keypoint of the batch."""
+    """A number of its own, for every labeled keypoint of the batch."""
 
     @classmethod
     def from_config(cls, cfg):
@@ -62,8 +62,8 @@ class LabelLoss(LossTerm):
         return {"labels": torch.as_tensor(labels, dtype=torch.float64)}
 
     def forward(self, targets, normalizers, **_):
-        labelled = targets.labelled_BGK if hasattr(targets, "labelled_BGK") else targets.poses_BG.visibility_K
-        return self.weight * (self.offset * labelled).sum() / normalizers["labels"].clamp(min=1)
+        labeled = targets.labelled_BGK if hasattr(targets, "labelled_BGK") else targets.poses_BG.visibility_K
+        return self.weight * (self.offset * labeled).sum() / normalizers["labels"].clamp(min=1)
 
 
 QUERY_POSE_LOSS_REGISTRY.register(LabelLoss, name="labels")

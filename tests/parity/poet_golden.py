@@ -84,7 +84,7 @@ class PoetFixture:
         return model
 
     def targets(self, prefix: str) -> PoseTargets:
-        """Their encoded targets as ours: a keypoint counts where it and the centre are visible."""
+        """Their encoded targets as ours: a keypoint counts where it and the center are visible."""
         counts = tuple(int(count) for count in self[f"{prefix}tgt_count"])
         vectors = torch.split(self[f"{prefix}tgt_keypoints"], list(counts))
         padded_BG54 = torch.nn.utils.rnn.pad_sequence(list(vectors), batch_first=True)

@@ -1,4 +1,4 @@
-"""Initialisation: every kind of parameter has the distribution that the authors' has after all its resets.
+"""Initialization: every kind of parameter has the distribution that the authors' has after all its resets.
 
 reference_behaviour.md, section 6; compared by moments and bounds, under the authors' names.
 """

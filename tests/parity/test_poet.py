@@ -223,14 +223,14 @@ def test_targets_after_augmentation(open_fixture: Callable[[str], PoetFixture], 
     moved = torch.from_numpy(transform.apply_keypoints(keypoints.numpy(), COCO_SKELETON.flip_indices))
     targets = pose_targets(moved, transform.output_size, fixture.dtype)
     expected = fixture[f"{stage}/keypoints"].clone()
-    normalise(expected, transform.output_size)
+    normalize(expected, transform.output_size)
     if stage == "crop":  # it leaves persons out who have nothing visible; so they are in ours, but without a pose
         targets = PoseTargets(targets.poses_BG[:, targets.has_pose_BG[0]], targets.counts)
         expected = expected[expected[:, 2] > 0]
     check_targets(targets, expected)
 
 
-def normalise(vectors: Tensor, size: tuple[int, int]) -> None:
+def normalize(vectors: Tensor, size: tuple[int, int]) -> None:
     """Their last step, in place."""
     vectors[:, 0::3] /= size[1]
     vectors[:, 1::3] /= size[0]

@@ -59,7 +59,7 @@ def test_user_errors_are_one_line(files: tuple[Path, Path], tmp_path: Path) -> N
     assert "there is no annotation file" in done.stderr
     done = run("--annotations", str(annotations), "--results", str(results), "--skeleton", "coco", "--metric", "pck")
     assert done.returncode == 2
-    assert "--metric is 'pck', and the registered metrics are coco, crowdpose" in done.stderr
+    assert "--metric is 'pck', but the registered metrics are coco, crowdpose" in done.stderr
     (tmp_path / "broken.json").write_text("[{")
     done = run("--annotations", str(annotations), "--results", str(tmp_path / "broken.json"), "--skeleton", "coco")
     assert done.returncode == 2

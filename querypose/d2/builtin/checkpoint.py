@@ -19,8 +19,9 @@ _CONFIG_BUFFERS = ("pixel_mean", "pixel_std")
 class DetectionCheckpointer(Checkpointer):
     """Saves and loads a model, and anything else with `state_dict` and `load_state_dict`; only rank 0 writes.
 
-    Deviates: detectron2 unpickles files of its model zoo, which can run any code, and converts their names. Here a file
-    holds tensors and plain values, and one of which no weight fits the model is an error.
+    Deviates: detectron2 unpickles files of its model zoo, which can run any code, and converts their names, those of a
+    path that ends in "?matching_heuristics=True" too. Here a file holds tensors and plain values under the model's own
+    names, and one of which no weight fits the model is an error.
     """
 
     def __init__(

@@ -15,7 +15,8 @@ CONFIG_VERSION = 2
 class CfgNode(FvcoreCfgNode):
     """fvcore's config node: nested attributes, `_BASE_` in files, typed merging.
 
-    Deviates: YAML tags that run code are never evaluated. detectron2 allows them by default.
+    Deviates: YAML tags that run code are never evaluated, and a config of VERSION 1 is not converted. detectron2 does
+    both by default.
     """
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:

@@ -1,8 +1,8 @@
-"""What training does to images: registered classes, which INPUT.AUGMENTATIONS lists with their arguments.
+"""Augmentations: registered classes, which INPUT.AUGMENTATIONS lists with their arguments.
 
-A geometric one draws a map that pixels, boxes and keypoints all follow; a pixel one changes colors and moves nothing;
-one for a person draws its map by the keypoints of the one person that a sample shows.
-Yours is a class with the method of either, registered, in a module that `--import` names.
+A geometric augmentation draws a map for pixels, boxes and keypoints. A pixel augmentation changes pixels and moves
+nothing. A person augmentation draws its map from the keypoints of the one person of a sample. Your own is a registered
+class with the method of one of these three, in a module that `--import` names.
 """
 
 from querypose.data.augmentations.base import (

@@ -42,7 +42,7 @@ class PixelAugmentation(Protocol):
 
 @runtime_checkable
 class PersonAugmentation(Protocol):
-    """Moves pixels, boxes and keypoints alike, by what is known of the one person that a sample shows."""
+    """Moves pixels, boxes and keypoints alike, depending on the one person of a sample."""
 
     def draw_for(
         self, person_K3: np.ndarray, skeleton: Skeleton, size: ImageSize, generator: np.random.Generator
@@ -50,7 +50,7 @@ class PersonAugmentation(Protocol):
         """A map that takes images of `size`; everything random comes from `generator`.
 
         Args:
-            person_K3: x, y and visibility of the person's keypoints, where they are by now; they may lie outside.
+            person_K3: x, y and visibility of the person's keypoints in the image so far; they may be outside.
             skeleton: what the keypoints are.
             size: height and width of the image so far.
             generator: of random numbers.
@@ -71,11 +71,11 @@ def augment(
     skeleton: Skeleton | None = None,
     antialias: bool = True,
 ) -> tuple[Tensor, GeometricTransform]:
-    """Applies `start`, then augmentations in their order; geometric neighbors resample the pixels once.
+    """Applies `start`, then the augmentations in their order; consecutive geometric ones resample the pixels once.
 
     Args:
         image: uint8 (H, W, C).
-        start: from the image to the canvas that the augmentations begin on.
+        start: from the image to the canvas on which the augmentations begin.
         augmentations: of any kind.
         generator: everything random comes from it.
         person_K3: keypoints of the one person of the sample, in the frame of `image`; without one, augmentations for a
@@ -87,7 +87,7 @@ def augment(
         the result, uint8 (C, H', W'), contiguous; and the map from `image` to it.
     """
     frame = start
-    # The part of `frame` that the pixels have not gone through yet; None where they have gone through all of it.
+    # The part of `frame` that is not yet applied to the pixels; None if all of it is.
     pending: GeometricTransform | None = start
     image_CHW = torch.from_numpy(image).permute(2, 0, 1)
     for augmentation in augmentations:

@@ -16,14 +16,14 @@ _SMALLEST_GRID = 3
 @AUGMENTATION_REGISTRY.register()
 @dataclass(frozen=True)
 class CoarseDropout:
-    """With a probability paints rectangles of a grid black (DeVries and Taylor, 2017, as image libraries have it).
+    """With a probability paints rectangles of a grid black (DeVries and Taylor, 2017).
 
-    Keypoints that are painted over stay what they were: the model has to tell them from the rest.
+    Keypoints that are painted over keep their visibility: the model has to infer them from the rest.
 
     Attributes:
         probability: of doing anything.
-        share: bounds of the share of cells that go, drawn evenly.
-        grid: bounds of the grid's resolution, drawn evenly: cells along a side, as a share of its pixels; 3 at least.
+        share: bounds of the share of black cells, drawn evenly.
+        grid: bounds of the grid's resolution, drawn evenly: cells along a side, as a share of its pixels; at least 3.
         per_channel: probability that the channels lose different cells.
     """
 
@@ -33,7 +33,7 @@ class CoarseDropout:
     per_channel: float = 0.5
 
     def apply(self, image_CHW: Tensor, generator: np.random.Generator) -> Tensor:
-        """Drop or leave."""
+        """The image, with black cells or unchanged."""
         if generator.random() >= self.probability:
             return image_CHW
         channels, height, width = image_CHW.shape

@@ -48,15 +48,15 @@ class RandomBoxRotation:
 class RandomHalfBody:
     """With a probability fills the crop with the upper or the lower half of a person with enough keypoints.
 
-    The halves are those of `Skeleton.upper_body`; a skeleton without it has none. The center is the mean of the
-    half's labeled keypoints, the extent their box.
+    `Skeleton.upper_body` defines the halves; without it nothing is done. The mean of the half's labeled keypoints
+    becomes the center, and their box the extent.
 
     Attributes:
         probability: of doing anything.
         min_keypoints: a person with fewer labeled ones stays whole.
         padding: of the box about the half.
-        upper_probability: that it is the upper half, where that has three labeled keypoints; it is too where the lower
-            one has not. The default is that of MMPose, whose draw is from a normal distribution by mistake.
+        upper_probability: of the upper half, if it has three labeled keypoints. It is taken too if the lower half has
+            fewer than three. The default is MMPose's: it draws from a normal distribution by mistake.
     """
 
     probability: float = 0.3

@@ -1,4 +1,4 @@
-"""A sample is a person's crop: what top-down models are fed."""
+"""A sample is the crop of one person, as top-down models take it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from querypose.data.transforms import GeometricTransform, ImageSize, box_to_canv
 class PersonCrops(Pipeline):
     """A record is a person: `person_box` (corners), and `box_score` where the box was detected.
 
-    The padded box fills a canvas of one size; what lies outside the image is black. Augmentations move that canvas:
-    to turn, shift or scale it is to turn, shift or scale the box. Keypoints outside the canvas stay where they are: a
-    heat map may have a part of theirs.
+    The padded box fills a canvas of one size; pixels outside the image are black. Augmentations move the canvas, which
+    turns, shifts or scales the box. Keypoints outside the canvas stay where they are, since a heat map may show a part
+    of their Gaussian.
     """
 
     keeps_outside = True
@@ -40,24 +40,24 @@ class PersonCrops(Pipeline):
         Args:
             size: height and width of a sample.
             padding: factor on both sides of a box.
-            unbiased: the box reaches from the center of the first to that of the last pixel of the canvas, and not from
-                edge to edge: the measure of unbiased data processing (UDP).
-            detections: COCO results files with the boxes to evaluate on, by dataset; the boxes of other datasets, and
-                those to train on, are the annotated ones.
+            unbiased: the box reaches from the center of the first pixel of the canvas to that of the last, not from
+                edge to edge, as in unbiased data processing (UDP).
+            detections: COCO results files with the boxes to evaluate on, by dataset. Training, and an evaluation of
+                other datasets, takes the annotated boxes.
             options: see `Pipeline`.
         """
         super().__init__(**options)
         self.size = size
         self.padding = padding
         if unbiased:
-            # Of the turned canvas: the sides shrink by different shares. Before pixel augmentations, so that the pixels
-            # are resampled once.
+            # After the rotation, because the two sides shrink by different shares; before pixel augmentations, so that
+            # the pixels are resampled once.
             place = sum(not isinstance(augmentation, PixelAugmentation) for augmentation in self.augmentations)
             self.augmentations = (*self.augmentations[:place], _CenterToCenter(), *self.augmentations[place:])
         self.detections = dict(detections or {})
 
     def records(self, dataset_names: Sequence[str]) -> list[Record]:
-        """A person each: in training those with a labelled keypoint; crowd regions are none."""
+        """One for each person, in training for those with a labeled keypoint; crowds are left out."""
         records = []
         for name in dataset_names:
             images = load_datasets([name])
@@ -67,17 +67,21 @@ class PersonCrops(Pipeline):
                 records += _annotated_persons(images)
             else:
                 raise DatasetError(
-                    f"Dataset {name!r} has no annotations, so that its persons are not known. Set "
-                    "DATASETS.PERSON_BOXES to a file of detected boxes."
+                    f"Dataset {name!r} has no annotations, and person_crops needs the boxes of persons. Set "
+                    "DATASETS.PERSON_BOXES to a results file with detected boxes."
                 )
         if self.is_train:
             records = [record for record in records if self._is_trainable(record["annotations"][0])]
         if not records:
-            raise DatasetError(f"No person of {', '.join(dataset_names)} is left. Check the json, or the boxes.")
+            raise DatasetError(
+                f"No person of {', '.join(dataset_names)} can be used: none has an area"
+                f"{' and enough labeled keypoints' if self.is_train else ''}. Check the json files, or the boxes of "
+                "DATASETS.PERSON_BOXES."
+            )
         return records
 
     def records_of_image(self, size: ImageSize, boxes_xyxy: np.ndarray | None = None) -> list[Record]:
-        """One a box; without boxes the image is taken for the box of one person."""
+        """One for each box; without boxes the whole image is the box of one person."""
         boxes = [[0, 0, size[1], size[0]]] if boxes_xyxy is None else np.asarray(boxes_xyxy).tolist()
         return [{"height": size[0], "width": size[1], "person_box": box} for box in boxes]
 
@@ -120,7 +124,7 @@ def _detected_persons(images: Sequence[Record], dataset_name: str, file: str) ->
     for index, box in enumerate(read_person_boxes(file)):
         if box.image_id not in by_id:
             raise DatasetError(
-                f"{file}, entry {index}, is of image {box.image_id}, which dataset {dataset_name!r} does not have. Set "
+                f"{file}: entry {index} has the image_id {box.image_id}, which is not in dataset {dataset_name!r}. Set "
                 "DATASETS.PERSON_BOXES to the file of this dataset."
             )
         if box.category_id in category_ids and box.has_area:

@@ -1,4 +1,4 @@
-"""`Pipeline`: from a record of a dataset to what the model is fed, and the map between the two."""
+"""`Pipeline`: from a record of a dataset to a sample for the model, and the map between the two."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Sample = dict[str, Any]
 
 _logger = logging.getLogger(__name__)
 
-# Boxes thinner than this after a crop are gone, in pixels; detectron2's bound.
+# Boxes thinner than this after a crop are dropped, in pixels; detectron2's bound.
 _EMPTY_BOX = 1e-5
 
 
@@ -47,10 +47,10 @@ def build_pipeline(cfg: CfgNode, is_train: bool) -> Pipeline:
 
 
 class Pipeline(abc.ABC):
-    """Says which records a dataset gives, and makes a sample of each.
+    """Lists the records of a dataset, and makes a sample of each.
 
-    A kind of pipeline says what its records are (`records`, `records_of_image`) and what part of the image a record
-    shows (`start`).
+    A subclass defines its records (`records`, `records_of_image`) and the part of the image that a record shows
+    (`start`).
 
     Attributes:
         is_train: whether its records are those to train on.
@@ -59,7 +59,7 @@ class Pipeline(abc.ABC):
         skeleton: what the keypoints are; None packs no annotations.
         min_visible_keypoints: persons with fewer of them, in the record or in the sample, are not trained on.
         antialias: whether pixels that shrink are averaged.
-        keeps_outside: whether keypoints outside the sample stay where they are; else they count as not labelled.
+        keeps_outside: whether keypoints outside the sample stay where they are; else they count as not labeled.
     """
 
     keeps_outside = False
@@ -86,12 +86,12 @@ class Pipeline(abc.ABC):
 
     @staticmethod
     def from_config(cfg: CfgNode, is_train: bool, cropping: Sequence[Augmentation] = ()) -> dict[str, Any]:
-        """The arguments that all kinds share.
+        """The arguments that all pipelines share.
 
         Args:
-            cfg: INPUT.AUGMENTATIONS are the augmentations; where it is empty, RANDOM_FLIP, ROTATION and COARSE_DROPOUT.
+            cfg: INPUT.AUGMENTATIONS are the augmentations; if it is empty, RANDOM_FLIP, ROTATION and COARSE_DROPOUT.
             is_train: an evaluation has no augmentations, packs no annotations and leaves nobody out.
-            cropping: what a kind adds to the latter three, before the dropout.
+            cropping: augmentations that a pipeline adds to the latter three, before the dropout.
         """
         if not is_train:
             return {"is_train": False, "channel_order": cfg.INPUT.FORMAT}
@@ -109,11 +109,11 @@ class Pipeline(abc.ABC):
 
     @abc.abstractmethod
     def records(self, dataset_names: Sequence[str]) -> list[Record]:
-        """What there is to train on, or to evaluate, in some registered datasets.
+        """The records of some registered datasets, to train on or to evaluate.
 
         Returns:
-            a dict a sample: file_name, height, width, image_id, `sample_id` (unique in its dataset), annotations where
-            there are, and what `start` needs.
+            a dict for each sample: file_name, height, width, image_id, `sample_id` (unique in its dataset), annotations
+            if there are any, and what `start` needs.
 
         Raises:
             DatasetError: a dataset is unknown or cannot be used, or nothing is left.
@@ -125,24 +125,24 @@ class Pipeline(abc.ABC):
 
         Args:
             size: its height and width.
-            boxes_xyxy: (N, 4), of persons where they are known; a kind that needs none leaves them alone.
+            boxes_xyxy: (N, 4), of persons if they are known; a pipeline that needs none ignores them.
         """
 
     @abc.abstractmethod
     def start(self, record: Record, size: ImageSize) -> GeometricTransform:
-        """From an image of `size` to the canvas that the augmentations of this record begin on."""
+        """The map from an image of `size` to the canvas on which the augmentations of this record begin."""
 
     def is_landscape(self, record: Record) -> bool:
-        """Whether its sample will be wider than high: batches of one kind need less padding."""
+        """Whether its sample will be wider than high; batches of equal orientation need less padding."""
         return bool(record["width"] > record["height"])
 
     def sample(self, record: Record, generator: np.random.Generator, image: np.ndarray | None = None) -> Sample:
-        """Makes what the model is fed. The same state of the generator gives the same sample.
+        """Makes the sample of a record. The same state of the generator gives the same sample.
 
         Args:
             record: one of `records` or `records_of_image`; not changed.
             generator: everything random comes from it.
-            image: uint8 (H, W, 3) RGB, where there is no file to read.
+            image: uint8 (H, W, 3) RGB; by default the file of the record is read.
 
         Returns:
             the record without annotations, and: `height` and `width` (of the file), `image` (uint8 (3, H', W')),
@@ -152,7 +152,7 @@ class Pipeline(abc.ABC):
         Raises:
             ImageReadError: the file cannot be read.
             ImageSizeError: its size is not that of the record.
-            DatasetError: annotations are wanted and the record has none.
+            DatasetError: the record has no annotations, but a training needs them.
         """
         if image is None:
             image = read_image(record["file_name"], self.channel_order)
@@ -176,7 +176,10 @@ class Pipeline(abc.ABC):
         sample["image"], sample["frame"] = pixels, frame
         if self.skeleton is not None:
             if "annotations" not in record:
-                raise DatasetError(f"Image {record['file_name']!r} has no annotations and cannot be trained on.")
+                raise DatasetError(
+                    f"Image {record['file_name']!r} has no annotations, so that no model can be trained on it. Remove "
+                    "its dataset from DATASETS.TRAIN."
+                )
             sample["instances"] = self._instances(record["annotations"], frame, self.skeleton)
         return sample
 
@@ -188,7 +191,7 @@ class Pipeline(abc.ABC):
         if problem.severity == "error":
             raise ImageSizeError(problem.message)
         if not self._is_swap_reported:
-            _logger.warning("%s Further images of this kind are corrected without a warning.", problem.message)
+            _logger.warning("%s Further images like this are corrected without a warning.", problem.message)
             self._is_swap_reported = True
 
     def _instances(
@@ -224,7 +227,7 @@ def _default_augmentations(cfg: CfgNode, cropping: Sequence[Augmentation]) -> li
 
 def box_xyxy(annotation: dict[str, Any]) -> np.ndarray:
     """The corners of an annotation's box, float64 (1, 4)."""
-    # An array: of a list, detectron2 makes float32.
+    # An array, because detectron2 converts a list to float32.
     box = np.array([annotation["bbox"]], dtype=np.float64)
     corners: np.ndarray = BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
     return corners

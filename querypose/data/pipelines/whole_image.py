@@ -15,10 +15,10 @@ from querypose.data.transforms import GeometricTransform, ImageSize, identity
 
 
 class WholeImage(Pipeline):
-    """A record is an image; its frame begins as the whole of it."""
+    """A record is an image, with all its persons."""
 
     def __init__(self, *, require_persons: bool = False, **options: Any) -> None:
-        """Sets up which images count.
+        """Sets up the pipeline.
 
         Args:
             require_persons: leave out images without an annotated person.
@@ -28,7 +28,7 @@ class WholeImage(Pipeline):
         self.require_persons = require_persons
 
     def records(self, dataset_names: Sequence[str]) -> list[Record]:
-        """An image each."""
+        """One for each image."""
         records = load_datasets(
             dataset_names, require_persons=self.require_persons, min_visible_keypoints=self.min_visible_keypoints
         )

@@ -1,4 +1,4 @@
-"""What every network below a feature pyramid shares: features at strides 4 to 32, and stages that can be frozen."""
+"""Base of the networks below a feature pyramid: features at strides 4 to 32, and stages that can be frozen."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class BottomUp(Backbone):
     Args:
         channels: channels of c2..c5.
         size_divisibility: height and width of the input must be multiples of this.
-        strides: of c2..c5, where they are others.
-        levels: which of them it gives, in increasing order.
+        strides: of c2..c5.
+        levels: which of them it returns, in increasing order.
     """
 
     def __init__(
@@ -55,11 +55,12 @@ class BottomUp(Backbone):
     def freeze(self, stage_starts: Sequence[str | None], freeze_at: int) -> None:
         """Freezes the first `freeze_at` stages, counted as detectron2 does: 1 the stem, 2 also the first stage, …
 
-        Their parameters take no gradient, their BatchNorms become `FrozenBatchNorm2d`, and they stay in eval mode
-        (no dropout, no stochastic depth). A module belongs to the stage in whose course it is registered.
+        Their parameters get no gradient, their BatchNorms become `FrozenBatchNorm2d`, and they stay in eval mode
+        (no dropout, no stochastic depth). A stage has all modules from its first one to that of the next stage, in the
+        order of registration.
 
         Args:
-            stage_starts: four names of modules, the first of the stages at which C2, C3, C4 and C5 arise; None where
+            stage_starts: names of the first modules of the four stages whose outputs are C2, C3, C4 and C5; None if
                 nothing follows the stage before.
             freeze_at: 0 (nothing) to 5 (everything).
         """

@@ -1,6 +1,6 @@
 """Feature pyramids over a bottom-up network: FPN, the two that the QueryPose authors put on HRNet, and none.
 
-All but none give {"p2", "p3", "p4", "p5"} of one width, at strides 4, 8, 16 and 32, or some of these.
+A pyramid gives {"p2", "p3", "p4", "p5"} of one width, at strides 4, 8, 16 and 32, or some of these.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FeaturePyramid(Backbone):
     Args:
         bottom_up: gives c2..c5.
         out_channels: channels of every level.
-        levels: which it gives, in increasing order; layers that only others would need are not there.
+        levels: which it gives, in increasing order; it has no layers for the others.
     """
 
     bottom_up: BottomUp
@@ -96,7 +96,7 @@ class FPN(FeaturePyramid):
         for level in range(LEVELS[-1], self.levels[0] - 1, -1):
             lateral_BCHW = self.get_submodule(f"fpn_lateral{level}")(features[f"c{level}"])
             if merged_BCHW is not None:
-                # To the size of the finer level, which is not twice the coarser one's where the input is no multiple.
+                # Not by a factor of 2: the finer level is not twice as large if the input's size is not a multiple.
                 merged_BCHW = F.interpolate(merged_BCHW, size=lateral_BCHW.shape[-2:], mode="nearest")
             merged_BCHW = lateral_BCHW if merged_BCHW is None else lateral_BCHW + merged_BCHW
             if level in self.levels:
@@ -179,7 +179,7 @@ class HRFPNv1(FeaturePyramid):
 def _group_norm(channels: int) -> nn.GroupNorm:
     if channels % GROUPS:
         raise BackboneError(
-            f"MODEL.FPN.OUT_CHANNELS is {channels}; MODEL.FPN.NORM 'GN' has {GROUPS} groups and needs a multiple."
+            f"MODEL.FPN.OUT_CHANNELS is {channels}; allowed with MODEL.FPN.NORM 'GN': multiples of {GROUPS}."
         )
     return nn.GroupNorm(GROUPS, channels)
 
@@ -261,13 +261,13 @@ def build_feature_pyramid(
         return NoPyramid(bottom_up)
     if bottom_up.strides != STRIDES:
         raise BackboneError(
-            f"MODEL.FPN.TYPE is {kind!r} and MODEL.BACKBONE.OUTPUT_STRIDE {bottom_up.strides[-1]}; a pyramid stands on "
-            f"strides {list(STRIDES)}: set MODEL.FPN.TYPE none, or MODEL.BACKBONE.OUTPUT_STRIDE {STRIDES[-1]}."
+            f"MODEL.FPN.TYPE is {kind!r} and MODEL.BACKBONE.OUTPUT_STRIDE is {bottom_up.strides[-1]}, but a pyramid "
+            f"needs the strides {list(STRIDES)}: set MODEL.FPN.TYPE none or MODEL.BACKBONE.OUTPUT_STRIDE {STRIDES[-1]}."
         )
     if pyramid is FPN:
         return FPN(bottom_up, out_channels, norm, levels)
     if norm:
-        raise BackboneError(f"MODEL.FPN.NORM is {norm!r}; MODEL.FPN.TYPE {kind!r} has none, allowed: ''.")
+        raise BackboneError(f"MODEL.FPN.NORM is {norm!r}; allowed with MODEL.FPN.TYPE {kind!r}: ''.")
     return pyramid(bottom_up, out_channels, levels)
 
 

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class FrozenBatchNorm2d(nn.Module):
     """y = weight * (x - running_mean) / sqrt(running_var + eps) + bias, all four of them buffers.
 
-    Equals an `nn.BatchNorm2d` in eval mode and keeps its names, so that either loads the other's weights. It is the
-    same in training: no statistics of the batch, no gradient, nothing for the optimizer or SyncBatchNorm to find.
+    Equals an `nn.BatchNorm2d` in eval mode and keeps its names, so that either loads the other's weights. In training
+    it is the same: it has no statistics of the batch and no gradient, and optimizer and SyncBatchNorm ignore it.
 
     Args:
         num_features: channels C.
@@ -57,7 +57,7 @@ class FrozenBatchNorm2d(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """The normalized features (B, C, H, W), of the dtype of the input."""
         if torch.is_grad_enabled() and x_BCHW.requires_grad:
-            # For the gradient this form keeps C numbers, F.batch_norm the whole input.
+            # For the backward pass this form keeps C numbers; F.batch_norm would keep the whole input.
             scale = self.weight * (self.running_var + self.eps).rsqrt()
             shift = self.bias - self.running_mean * scale
             y_BCHW = x_BCHW * scale.to(x_BCHW)[:, None, None] + shift.to(x_BCHW)[:, None, None]
@@ -72,7 +72,7 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{self.num_features}, eps={self.eps}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.pop(f"{prefix}num_batches_tracked", None)  # a trained BatchNorm's counter means nothing here
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # the counter of a trained BatchNorm is not used here
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -94,8 +94,8 @@ def freeze_batch_norms(module: nn.Module) -> nn.Module:
 def reset_batch_norms(module: nn.Module) -> None:
     """Sets every BatchNorm in `module` to the identity: weight 1, bias 0, mean 0, variance 1.
 
-    For a network that is frozen without having been trained: initializations that start the last BatchNorm of a
-    residual branch at weight 0 would switch that branch off for ever.
+    Needed for a network that is frozen untrained: some initializations give the last BatchNorm of a residual branch
+    the weight 0, and frozen the branch would be zero for ever.
     """
     for child in module.modules():
         if isinstance(child, _BatchNorm):

@@ -1,4 +1,4 @@
-"""ImageNet weights for a backbone: from the cache, else over the network, else one clear error."""
+"""ImageNet weights for a backbone: from the cache, else downloaded, else one clear error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 def wants_pretrained(cfg: CfgNode) -> bool:
     """Whether to load ImageNet weights: MODEL.BACKBONE.PRETRAINED, unless MODEL.WEIGHTS replaces them anyway.
 
-    Says in the log where a part of the network would stay frozen as it was drawn.
+    Warns if a part of the network would stay frozen at its random initialization.
     """
     backbone, weights = cfg.MODEL.BACKBONE, cfg.MODEL.WEIGHTS
     if backbone.PRETRAINED and weights:
@@ -37,14 +37,15 @@ def wants_pretrained(cfg: CfgNode) -> bool:
     if not backbone.PRETRAINED and not weights and backbone.FREEZE_AT > 0:
         logger.warning(
             "MODEL.BACKBONE.FREEZE_AT is %d, but neither MODEL.BACKBONE.PRETRAINED nor MODEL.WEIGHTS is set: unless a "
-            "checkpoint is loaded later, these stages stay as they were drawn. Set FREEZE_AT 0 to train from scratch.",
+            "checkpoint is loaded later, these stages keep their random weights. Set MODEL.BACKBONE.FREEZE_AT 0 to "
+            "train from scratch.",
             backbone.FREEZE_AT,
         )
     return bool(backbone.PRETRAINED)
 
 
 def check_normalization(cfg: CfgNode, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Says in the log when pretrained weights were trained on another normalization than the config's.
+    """Warns if pretrained weights were trained with another normalization of images than the config's.
 
     Args:
         cfg: MODEL.PIXEL_MEAN and MODEL.PIXEL_STD in 0..255, channels in the order of INPUT.FORMAT.
@@ -74,7 +75,8 @@ def timm_pretrained_arguments(arch: str) -> dict[str, Any]:
         known = timm.list_pretrained(f"{arch.partition('.')[0]}*")
         raise BackboneError(
             f"MODEL.BACKBONE.PRETRAINED is True, but timm has no weights of MODEL.BACKBONE.ARCH {arch!r}"
-            f"{'; it has some of ' + ', '.join(known[:8]) if known else ''}. Set MODEL.BACKBONE.PRETRAINED False."
+            f"{'; it has weights of ' + ', '.join(known[:8]) if known else ''}. Set MODEL.BACKBONE.PRETRAINED False, "
+            "or choose another MODEL.BACKBONE.ARCH."
         )
     if weights.hf_hub_id:
         names = [weights.hf_hub_filename] if weights.hf_hub_filename else WEIGHT_FILES
@@ -89,33 +91,33 @@ def timm_pretrained_arguments(arch: str) -> dict[str, Any]:
 
 
 def check_reachable(server: str) -> None:
-    """Raises OSError when the server does not answer at all; an answer that refuses is one too."""
+    """Raises OSError if the server does not answer; an HTTP error is an answer."""
     request = urllib.request.Request(server, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError:
         return
     except urllib.error.URLError as error:
-        if not isinstance(error.reason, ssl.SSLError):  # another client may know another certificate
+        if not isinstance(error.reason, ssl.SSLError):  # the downloading client may have other certificates
             raise
 
 
 @contextlib.contextmanager
 def explained_download(arch: str, remedy: str) -> Iterator[None]:
-    """Turns a failed download into one error that says which key asked for it and what to do.
+    """Turns a failed download into one error that names the key and the remedy.
 
     Args:
         arch: MODEL.BACKBONE.ARCH.
-        remedy: completes "bring …".
+        remedy: completes "copy …".
 
     Raises:
-        BackboneError: an OSError came up inside, which is what network, hub and file errors are.
+        BackboneError: in place of an OSError, the base of network, hub and file errors.
     """
     try:
         yield
     except OSError as error:
         raise BackboneError(
             f"MODEL.BACKBONE.PRETRAINED is True, but the ImageNet weights of MODEL.BACKBONE.ARCH {arch!r} are not "
-            f"cached and cannot be downloaded ({type(error).__name__}: {str(error).splitlines()[0]}). Bring {remedy}, "
-            "or set MODEL.WEIGHTS to a checkpoint, or MODEL.BACKBONE.PRETRAINED False to start from random weights."
+            f"cached and cannot be downloaded ({type(error).__name__}: {str(error).splitlines()[0]}). Copy {remedy}, "
+            "or set MODEL.WEIGHTS to a checkpoint, or set MODEL.BACKBONE.PRETRAINED False to start from random weights."
         ) from error

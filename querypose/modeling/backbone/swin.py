@@ -1,7 +1,7 @@
 """Swin Transformer, torchvision's, as the network below a feature pyramid.
 
-torchvision's agrees with the original; timm's shifts and pads in another order and differs where the feature map is no
-multiple of the window.
+torchvision's equals the original. timm's shifts and pads in another order, so that its results differ if the size of
+the feature map is not a multiple of the window.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class SwinBackbone(BottomUp):
         arch: its size.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         freeze_at: freeze so many stages: 1 the patch embedding, 2 also the first blocks, …, see `BottomUp.freeze`. The
-            LayerNorms of the outputs, which no ImageNet weights have, are frozen only with everything else (5).
-        levels: which features it gives; blocks behind the last of them are not there.
+            LayerNorms of the outputs, which ImageNet weights do not have, are frozen only with everything else (5).
+        levels: which features it returns; it has no blocks after the last of them.
     """
 
     features: nn.Sequential
@@ -78,7 +78,7 @@ class SwinBackbone(BottomUp):
         self.freeze([start if index <= last_stage else None for index, start in enumerate(STAGE_STARTS)], freeze_at)
 
     def load_imagenet(self, state_dict: dict[str, Tensor]) -> None:
-        """Loads torchvision's classification weights; their last norm and head have no place here."""
+        """Loads torchvision's classification weights, without their last norm and their head."""
         own = self.state_dict()
         features = {key: value for key, value in state_dict.items() if key.startswith("features.") and key in own}
         norms = {key: value for key, value in own.items() if not key.startswith("features.")}
@@ -118,8 +118,8 @@ def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyra
         having = ", ".join(name for name, known in SWIN_ARCHS.items() if known.weights is not None)
         raise BackboneError(
             f"MODEL.BACKBONE.PRETRAINED is True, but torchvision has no ImageNet weights of MODEL.BACKBONE.ARCH "
-            f"{backbone.ARCH!r} (it has them of {having}). Set MODEL.BACKBONE.PRETRAINED False, and MODEL.WEIGHTS "
-            "to a checkpoint."
+            f"{backbone.ARCH!r}; it has those of {having}. Set MODEL.BACKBONE.PRETRAINED False, and MODEL.WEIGHTS to "
+            "a checkpoint."
         )
     if STRIDES[-1] != backbone.OUTPUT_STRIDE:
         raise BackboneError(

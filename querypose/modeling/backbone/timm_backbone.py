@@ -25,14 +25,14 @@ from querypose.modeling.backbone.pretrained import (
 )
 
 FLEXIBLE_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-"""Arguments by which one or another of timm's families takes images of any size; most need none."""
+"""Arguments with which a family of timm's models takes images of any size; most families need none."""
 
 
 class TimmBackbone(BottomUp):
-    """Features at strides 4, 8, 16 and 32 of a timm model, without the layers behind the last of them.
+    """Features at strides 4, 8, 16 and 32 of a timm model, without the layers after the last of them.
 
-    HRNet gives the native channels of its branches, not those of its classification head. A network that has one
-    resolution throughout (ViT) gives four blocks at equal distances, resized to the four strides bilinearly.
+    HRNet gives the channels of its branches, not those of its classification head. A network with one resolution
+    (ViT) gives the outputs of four blocks at equal distances, resized to the four strides bilinearly.
 
     Args:
         arch: name of the timm model, with or without the tag of its weights ("resnet50", "resnet50.tv_in1k").
@@ -40,8 +40,8 @@ class TimmBackbone(BottomUp):
         frozen_batch_norm: every BatchNorm is a `FrozenBatchNorm2d`.
         freeze_at: freeze so many stages, see `BottomUp.freeze`.
         drop_path_rate: stochastic depth; 0 leaves the model without.
-        output_stride: of the last features; where it is less than 32, convolutions are dilated in place of striding.
-        levels: which features it gives; layers behind the last of them are not there.
+        output_stride: of the last features; below 32, convolutions have dilation instead of stride.
+        levels: which features it returns; it has no layers after the last of them.
 
     Raises:
         BackboneError: there is no such model, it has no features at these strides, or its weights cannot be had.
@@ -105,7 +105,7 @@ class TimmBackbone(BottomUp):
 
     @torch.no_grad()
     def _check_any_size(self, arch: str) -> None:
-        """Refuses a network for one image size, or with other features than timm states, by running a small image."""
+        """Runs a small image; refuses a network for one image size, or with other features than timm declares."""
         height, width = 2 * self.size_divisibility, 3 * self.size_divisibility
         image_BCHW = torch.zeros(1, 3, height, width, device=next(self.parameters()).device)
         self.eval()
@@ -124,7 +124,8 @@ class TimmBackbone(BottomUp):
             if x_BCHW.shape != expected:
                 raise BackboneError(
                     f"MODEL.BACKBONE.ARCH {arch!r} of timm gives {name} of shape {tuple(x_BCHW.shape)} for a "
-                    f"{height}x{width} image instead of {expected}; it cannot carry the pyramid."
+                    f"{height}x{width} image instead of {expected}. Choose another MODEL.BACKBONE.ARCH, such as "
+                    "resnet50."
                 )
 
 
@@ -156,18 +157,18 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyra
 
 
 def _check_arch(arch: str) -> None:
-    """Refuses a name that timm does not know, with the nearest it does, and a tag that its model has not."""
+    """Refuses a name that timm does not have, and a tag that the model does not have; the error lists similar ones."""
     name, _, tag = arch.partition(".")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
         hint = f" The nearest are {', '.join(near)}." if near else ""
         raise BackboneError(
-            f"MODEL.BACKBONE.ARCH is {arch!r}; timm {timm.__version__} has no such model.{hint} "
-            "(timm.list_models() lists all; Swin has its own builder, MODEL.BACKBONE.NAME build_swin_fpn_backbone.)"
+            f"MODEL.BACKBONE.ARCH is {arch!r}, but timm {timm.__version__} has no such model.{hint} "
+            "timm.list_models() lists all. For Swin set MODEL.BACKBONE.NAME build_swin_fpn_backbone."
         )
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*") if known.partition(".")[0] == name]
     if tag and tag not in tags:
-        raise BackboneError(f"MODEL.BACKBONE.ARCH is {arch!r}; the weights that timm has of {name} are {tags}.")
+        raise BackboneError(f"MODEL.BACKBONE.ARCH is {arch!r}; allowed tags of {name}: {tags}.")
 
 
 def _create(arch: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -179,42 +180,44 @@ def _create(arch: str, kwargs: dict[str, Any]) -> nn.Module:
             if index == len(FLEXIBLE_SIZE) - 1:
                 raise BackboneError(
                     f"MODEL.BACKBONE.ARCH {arch!r} of timm does not take {sorted(kwargs)}: {error}. "
-                    "Set MODEL.BACKBONE.DROP_PATH_RATE 0 for networks without stochastic depth, and OUTPUT_STRIDE 32 "
-                    "for those that cannot be dilated."
+                    "Set MODEL.BACKBONE.DROP_PATH_RATE 0 if it has no stochastic depth, and "
+                    "MODEL.BACKBONE.OUTPUT_STRIDE 32 if it cannot be dilated."
                 ) from error
         except (RuntimeError, AssertionError, AttributeError) as error:
-            raise BackboneError(f"MODEL.BACKBONE.ARCH {arch!r} of timm has no features_only: {error}") from error
+            raise BackboneError(
+                f"MODEL.BACKBONE.ARCH {arch!r} of timm cannot be built with features_only ({error}). Choose another."
+            ) from error
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _check_levels_of_hrnet(arch: str, levels: Sequence[int]) -> None:
     if tuple(levels) != LEVELS:
         raise BackboneError(
-            f"MODEL.BACKBONE.ARCH {arch!r} fuses all its branches into each; with MODEL.FPN.TYPE none "
-            "MODEL.BACKBONE.OUT_FEATURES would leave the fusions into the others untrained: use MODEL.FPN.TYPE hrfpn."
+            f"MODEL.BACKBONE.ARCH {arch!r} fuses its branches with each other; with MODEL.FPN.TYPE none and some of "
+            "MODEL.BACKBONE.OUT_FEATURES, some fusions would not be trained. Set MODEL.FPN.TYPE hrfpn."
         )
 
 
 def _choose_features(arch: str, reductions: Sequence[int]) -> tuple[list[int], bool]:
-    """Indices of the features for strides 4 to 32, and whether they have to be resized to these."""
+    """Indices of the features for strides 4 to 32, and whether they must be resized to these strides."""
     if all(stride in reductions for stride in STRIDES):
         return [len(reductions) - 1 - list(reversed(reductions)).index(stride) for stride in STRIDES], False
     if len(set(reductions)) == 1 and len(reductions) >= len(STRIDES):
         return [len(reductions) * quarter // len(STRIDES) - 1 for quarter in range(1, len(STRIDES) + 1)], True
     raise BackboneError(
-        f"MODEL.BACKBONE.ARCH is {arch!r}, which has features at strides {sorted(set(reductions))}; the pyramid needs "
-        f"{list(STRIDES)}, or one stride throughout. Nearest in timm with them: resnet50, convnext_tiny, hrnet_w32."
+        f"MODEL.BACKBONE.ARCH is {arch!r}, with features at strides {sorted(set(reductions))}; the pyramid needs "
+        f"{list(STRIDES)}, or one stride throughout. Models with these: resnet50, convnext_tiny, hrnet_w32."
     )
 
 
 def _stage_starts(backbone: TimmBackbone, arch: str, feature_modules: Sequence[str]) -> list[str | None]:
-    """The first module of each of the stages at which C2..C5 arise, for `BottomUp.freeze`.
+    """The first module of each of the stages whose outputs are C2..C5, for `BottomUp.freeze`.
 
-    The stem is what is registered before the container of the first feature's module (`blocks`), or, where that
-    module stands alone (`layer1`), before itself. A later stage begins behind the feature before it.
+    The stem is everything before the container of the first feature's module (`blocks`), or, if that module has no
+    container (`layer1`), before the module. A later stage begins after the feature before it.
     """
     names = [name for name, _ in backbone.named_modules()]
-    if "model.transition3" in names:  # HRNet: its branches arise side by side; its stages follow each other
+    if "model.transition3" in names:  # HRNet: its branches are parallel, so that features do not mark its stages
         return ["model.layer1", "model.transition1", "model.transition2", "model.transition3"]
     ends = [_resolve(names, arch, module) for module in feature_modules]
     parent = ends[0].rpartition(".")[0]
@@ -234,6 +237,6 @@ def _resolve(names: Sequence[str], arch: str, module: str) -> str:
         if candidate in names:
             return candidate
     raise BackboneError(
-        f"MODEL.BACKBONE.ARCH {arch!r} of timm does not say where its stages end (there is no module {module!r}), so "
-        "that none can be frozen; allowed: MODEL.BACKBONE.FREEZE_AT 0."
+        f"MODEL.BACKBONE.ARCH {arch!r} of timm does not tell where its stages end (it has no module {module!r}), so "
+        "that no stage can be frozen; set MODEL.BACKBONE.FREEZE_AT 0."
     )

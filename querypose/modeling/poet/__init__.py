@@ -1,4 +1,4 @@
-"""POET (POse Estimation Transformer): poses as vectors, straight from a transformer's queries.
+"""POET (POse Estimation Transformer): poses as vectors, directly from a transformer's queries.
 
 The files follow the paper: `pose_vector` (Figure 2b), `pose_transformer` (Figure 2a), `pose_terms` and `criterion`
 (Training Loss, eq. 1 to 4), `meta_arch`.

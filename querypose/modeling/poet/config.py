@@ -9,7 +9,7 @@ from querypose.modeling.poet.pose_terms import POSE_TERMS
 
 
 def check_poet(cfg: CfgNode) -> None:
-    """Refuses a width that heads or position encoding do not divide."""
+    """Refuses a width that is not a multiple of the heads and of 4."""
     poet = cfg.MODEL.POET
     for factor, reason in ((4, "for the position encoding"), (poet.NUM_HEADS, "MODEL.POET.NUM_HEADS")):
         if poet.DIM % factor:

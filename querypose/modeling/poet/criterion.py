@@ -22,7 +22,7 @@ NO_OBJECT, PERSON, EMPTY = -1, -2, -3
 
 @dataclass(frozen=True)
 class QueryOutputs:
-    """What the heads say of every query, after each of S layers of the decoder.
+    """The outputs of the heads for every query, after each of S layers of the decoder.
 
     Attributes:
         logits_SBQC: of the classes (empty,) person, no object.
@@ -38,7 +38,7 @@ class QueryOutputs:
         return self.logits_SBQC.shape[-1] == -EMPTY
 
     def person_scores_SBQ(self) -> Tensor:
-        """Probability of a person; 0 where an empty one is likelier."""
+        """Probability of a person; 0 where the empty class is more probable."""
         probability_SBQC = self.logits_SBQC.softmax(-1)
         person_SBQ = probability_SBQC[..., PERSON]
         if not self.has_empty_class:
@@ -47,7 +47,7 @@ class QueryOutputs:
 
 
 class PoseCriterion(nn.Module):
-    """Matches queries and persons at every layer, and weighs what the pairs cost.
+    """Matches queries and persons at every layer, and computes the weighted losses of the pairs.
 
     The pose terms are divided by the number of persons, at least 1; the class term is a mean over all queries, weighted
     by class.
@@ -74,9 +74,10 @@ class PoseCriterion(nn.Module):
         self.deep_supervision = deep_supervision
 
     def class_weight_sum(self, counts: Sequence[int], num_queries: int) -> float:
-        """What `loss_cls` is divided by for images with `counts` persons: the weight of every query's class, added up.
+        """The divisor of `loss_cls` for images with `counts` persons: the sum of the weights of all queries' classes.
 
-        Known before anything is matched, since every person gets a query as long as there are any.
+        It is known before the matching: only the number of matched queries counts, and each person is matched as long
+        as there are queries.
         """
         num_matched = sum(min(count, num_queries) for count in counts)
         return num_matched + (len(counts) * num_queries - num_matched) * self.no_object_weight
@@ -127,7 +128,7 @@ class PoseCriterion(nn.Module):
         matches_S: Sequence[Matches],
         normalizers: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """The losses (S) of all layers, of which all have the same number of pairs; computed together."""
+        """The losses (S) of all layers, computed together: all layers have the same number of pairs."""
         image_SR, query_SR, person_SR = (
             torch.stack([getattr(matches, name) for matches in matches_S])
             for name in ("image_R", "query_R", "person_R")

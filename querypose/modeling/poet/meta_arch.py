@@ -30,7 +30,7 @@ class POET(PoseModel):
     Args:
         backbone: gives one feature map.
         pose_transformer: turns it into classes and pose vectors.
-        criterion: matches and weighs them in training.
+        criterion: matches them with persons in training, and computes the losses.
         extra_terms: further losses, by name.
         skeleton: what the keypoints are.
         pixel_mean: per channel, range 0..255.
@@ -138,8 +138,8 @@ class POET(PoseModel):
     def predict(self, batch: Batch) -> list[Instances]:
         """As `PoseModel.predict`, with `pred_visibilities` (N, K) in [0, 1] beside it.
 
-        POET scores no single keypoint: their scores are 1. It predicts no box: `pred_boxes` are those around all
-        keypoints of a pose, cut at the image's edges.
+        POET predicts no scores of keypoints: they are 1. It predicts no boxes: `pred_boxes` are those around all
+        keypoints of a pose, clipped to the image.
         """
         outputs, images = self._query_outputs(batch)
         poses = poses_in_images(outputs, images.image_sizes)
@@ -174,8 +174,8 @@ def _channels_of_one_map(backbone: Backbone) -> int:
     shapes = backbone.output_shape()
     if len(shapes) != 1:
         raise BackboneError(
-            f"POET reads one feature map, but the backbone gives {sorted(shapes)}; name one of them in "
-            "MODEL.BACKBONE.OUT_FEATURES."
+            f"POET reads one feature map, but the backbone gives {sorted(shapes)}; set MODEL.BACKBONE.OUT_FEATURES to "
+            "one of them."
         )
     (shape,) = shapes.values()
     assert shape.channels is not None

@@ -51,8 +51,8 @@ class PaperTerms:
 class ReleasedTerms(PaperTerms):
     """The terms as the authors' code computes them, with which their weights were trained.
 
-    Offsets count as the network's output encodes them, which halves them. A visibility counts once; in the loss not at
-    all for a person without a visible keypoint. In matching, center and visibility terms are distances, not squared.
+    Offsets are compared as the network's output encodes them, which halves them. A visibility counts once, and in the
+    loss not for a person without a visible keypoint. In matching, center and visibility terms are not squared.
     """
 
     def losses(self, predicted: PoseVector, target: PoseVector, has_pose: Tensor) -> dict[str, Tensor]:

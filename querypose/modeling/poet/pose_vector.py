@@ -68,10 +68,10 @@ class PoseTargets:
 
     @classmethod
     def from_persons(cls, targets: PersonTargets) -> PoseTargets:
-        """The center is the mean of the visible keypoints; hidden and unlabelled ones are alike (Training Loss)."""
+        """The center is the mean of the visible keypoints; hidden and unlabeled ones are alike (Training Loss)."""
         size_B11D = targets.image_size_B4[:, None, None, :2]
         visible_BGK1 = targets.visible_BGK[..., None]
-        # Unlabelled keypoints may be anything, NaN too.
+        # The positions of unlabeled keypoints may be NaN.
         keypoints_BGKD = torch.where(visible_BGK1, targets.keypoints_BGKD / size_B11D, 0.0)
         visible_BGK1 = visible_BGK1.to(keypoints_BGKD)
         center_BGD = keypoints_BGKD.sum(-2) / visible_BGK1.sum(-2).clamp(min=1)

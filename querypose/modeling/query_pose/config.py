@@ -33,24 +33,24 @@ def check_query_pose(cfg: CfgNode) -> None:
             )
     if query_type != "part" and keypoint.ITERATION != "none":
         raise ConfigError(
-            f"{prefix}QUERY_TYPE is {query_type!r}, which leaves no part queries to iterate; that needs "
-            f"{prefix}ITERATION: none, not {keypoint.ITERATION!r}."
+            f"{prefix}QUERY_TYPE is {query_type!r}, so there are no part queries to update, but {prefix}ITERATION is "
+            f"{keypoint.ITERATION!r}; set it to none."
         )
     if query_type == "none" and keypoint.INTERACTION != "average_pooling":
         raise ConfigError(
-            f"{prefix}QUERY_TYPE is 'none', which leaves no query to interact with; that needs "
-            f"{prefix}INTERACTION: average_pooling, not {keypoint.INTERACTION!r}."
+            f"{prefix}QUERY_TYPE is 'none', so there is no query to interact with, but {prefix}INTERACTION is "
+            f"{keypoint.INTERACTION!r}; set it to average_pooling."
         )
     if query_type == "none" and keypoint.DYNAMIC_INTERACTION:
         raise ConfigError(
             f"{prefix}DYNAMIC_INTERACTION is True, but with {prefix}QUERY_TYPE 'none' nothing reads the instance query "
-            "that it refines; set one of them otherwise."
+            "that it refines; change one of the two."
         )
     refines = keypoint.DYNAMIC_INTERACTION or query_type == "instance"
     if query_pose.INSTANCE_QUERY_ITERATION == "serial" and not refines:
         raise ConfigError(
-            f"MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION is 'serial'; that needs {prefix}DYNAMIC_INTERACTION: True or "
-            f"{prefix}QUERY_TYPE: instance, which refines the query it passes on."
+            f"MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION is 'serial', but no keypoint stage refines the instance query; "
+            f"set {prefix}DYNAMIC_INTERACTION: True or {prefix}QUERY_TYPE: instance."
         )
 
 

@@ -1,4 +1,4 @@
-"""What it costs to let a query answer for a person: the terms of the bipartite matching (Sec. 3.4).
+"""The cost of a match between a query and a person: the terms of the bipartite matching (Sec. 3.4).
 
 Predictions may have a leading dimension of stages, (S, B, Q); the costs then have it too.
 """

@@ -1,4 +1,4 @@
-"""The set criterion: what each stage's predictions for the matched persons cost (Sec. 3.4)."""
+"""The set criterion: the losses of each stage's predictions for the matched persons (Sec. 3.4)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from querypose.modeling.targets import PersonTargets
 
 
 class SetCriterion(nn.Module):
-    """Weighted losses of every stage (deep supervision), or of the last one alone.
+    """Weighted losses of every stage (deep supervision), or of the last stage only.
 
     All terms are divided by the number of persons, at least 1; the keypoint term by the number of keypoints of the
     skeleton as well.
@@ -79,7 +79,7 @@ class SetCriterion(nn.Module):
         with full_precision(targets.boxes_BG4):
             losses = name_stage_losses(self.unweighted_losses(supervised, targets, num_persons), self.weights)
         if not self.deep_supervision:
-            # Zero times the rest: DistributedDataParallel waits for a gradient of every parameter.
+            # Plus zero times the other outputs: DistributedDataParallel waits for a gradient of every parameter.
             unsupervised = [
                 output
                 for stage in stages[:-1]
@@ -91,7 +91,7 @@ class SetCriterion(nn.Module):
     def unweighted_losses(
         self, stages: Sequence[StagePrediction], targets: PersonTargets, num_persons: Tensor
     ) -> dict[str, Tensor]:
-        """The four losses (S) of the stages, of which all have the same number of pairs; computed together."""
+        """The four losses (S) of the stages, computed together: all stages have the same number of pairs."""
         logits_SBQ = torch.stack([at_least_float32(stage.logits_BQ) for stage in stages])
         boxes_SBQ4 = torch.stack([at_least_float32(stage.boxes_BQ4) for stage in stages])
         mean_SRKD = torch.stack([at_least_float32(stage.mean_RKD) for stage in stages])
@@ -129,12 +129,12 @@ def keypoint_targets(
         targets: the persons.
 
     Returns:
-        the targets (R, K, D), box center at 0 and corners at ±0.5; and (R, K), True where a keypoint is labelled and
-        not outside the predicted box ("masked", Sec. 3.4).
+        the targets (R, K, D), box center at 0 and corners at ±0.5; and (R, K), True where a keypoint is labeled and
+        inside the predicted box: the others are "masked" (Sec. 3.4).
     """
     keypoints_RKD = targets.keypoints_BGKD[image_R, person_R]
-    labelled_RK = targets.labelled_BGK[image_R, person_R]
+    labeled_RK = targets.labelled_BGK[image_R, person_R]
     corner_R1D, size_R1D = boxes_R4[..., None, :2], (boxes_R4[..., None, 2:] - boxes_R4[..., None, :2])
     offset_RKD = keypoints_RKD - corner_R1D
     inside_RK = ((offset_RKD >= 0) & (offset_RKD <= size_R1D)).all(-1)
-    return offset_RKD / size_R1D.clamp(min=1e-6) - 0.5, labelled_RK & inside_RK
+    return offset_RKD / size_R1D.clamp(min=1e-6) - 0.5, labeled_RK & inside_RK

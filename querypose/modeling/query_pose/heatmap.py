@@ -1,7 +1,7 @@
 """The auxiliary keypoint heat maps of the discussion (end of Sec. 4.3): a dense task beside the pose decoder.
 
-The map of a keypoint has a Gaussian bump at that keypoint of every person; in training the backbone learns to draw
-them. Inference does not compute them.
+The map of a keypoint has a Gaussian bump at that keypoint of every person. Only training computes the maps: their loss
+trains the backbone.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from querypose.modeling.query_pose.initialization import prior_bias
 from querypose.modeling.query_pose.losses import heatmap_focal_loss
 from querypose.modeling.targets import PersonTargets
 
-# A box moved in by a bump's radius on all sides overlaps with itself by this much (CornerNet).
+# A box that shrinks by the radius of a bump on all sides keeps this share of its area (CornerNet).
 MIN_OVERLAP = 0.7
 PRIOR_PROB = 0.1
 
 
 class AuxiliaryHeatmap(LossTerm):
-    """Two convolutions that draw the heat maps, and their loss.
+    """Two convolutions that predict the heat maps, and their loss.
 
     Args:
         in_feature: the level of the pyramid that they read.
@@ -48,8 +48,8 @@ class AuxiliaryHeatmap(LossTerm):
     ) -> Tensor:
         """The weighted loss, a scalar.
 
-        Deviates: divided by persons and keypoints as loss_keypoint is, and without the padding; the authors' code
-        divides by the keypoints that are labelled, and counts the padding.
+        Deviates: it is divided by persons and keypoints, as loss_keypoint is, and ignores the padding; the authors'
+        code divides by the labeled keypoints and includes the padding.
         """
         feature_BCHW = features[self.in_feature]
         logits_BKHW = self.logits(self.convs(feature_BCHW))
@@ -58,19 +58,19 @@ class AuxiliaryHeatmap(LossTerm):
             target_BKHW = draw_heatmaps(targets, height, width, self.stride)
             inside_B1HW = inside_images(targets, height, width, self.stride)
             loss = heatmap_focal_loss(at_least_float32(logits_BKHW), target_BKHW, inside_B1HW)
-            # A scalar takes the type of the normalizer, float64, unless that is brought to its own.
+            # Without the conversion the float64 of the normalizer would make the loss float64 too.
             return self.weight * loss / (normalizers["persons"].clamp(min=1) * num_keypoints).to(loss)
 
 
 def draw_heatmaps(targets: PersonTargets, height: int, width: int, stride: int) -> Tensor:
-    """What the heat maps should be: the highest of the persons' Gaussians in every cell, 1 in a keypoint's own.
+    """The target heat maps: in every cell the highest of the persons' Gaussians, 1 in a keypoint's own cell.
 
-    A Gaussian ends at a radius that goes with the person's box, and its sigma is a sixth of its diameter. Deviates: box
-    and radius are in cells of the map; the authors' code takes the box in pixels and so draws bumps `stride` times as
-    wide.
+    A Gaussian ends at a radius that depends on the person's box, and its sigma is a sixth of its diameter. Deviates:
+    box and radius are in cells of the map; the authors' code takes the box in pixels, so that bumps are `stride` times
+    as wide.
 
     Args:
-        targets: the persons; keypoints that are not labelled are not drawn.
+        targets: the persons; keypoints that are not labeled are not drawn.
         height: of the map, in cells.
         width: of the map, in cells.
         stride: pixels a cell.
@@ -84,16 +84,16 @@ def draw_heatmaps(targets: PersonTargets, height: int, width: int, stride: int) 
     rows_BGKH = _bump(cell_BGKD[..., 1, None], radius_BG11, height) * targets.labelled_BGK[..., None]
     num_images, num_persons, num_keypoints = targets.labelled_BGK.shape
     heatmap_BKHW = columns_BGKW.new_zeros(num_images, num_keypoints, height, width)
-    for person in range(num_persons):  # all persons at once would take so many times the memory
+    for person in range(num_persons):  # all at once would need `num_persons` times the memory
         bumps_BKHW = rows_BGKH[:, person, :, :, None] * columns_BGKW[:, person, :, None, :]
         heatmap_BKHW = torch.maximum(heatmap_BKHW, bumps_BKHW)
     return heatmap_BKHW
 
 
 def bump_radius(size: Tensor) -> Tensor:
-    """Whole cells (…) by which a box of `size` (…, 2) cells can move in on all sides and keep MIN_OVERLAP of its area.
+    """Whole cells (…) by which a box of `size` (…, 2) cells can shrink on all sides and keep MIN_OVERLAP of its area.
 
-    Of CornerNet's three cases (moved in, moved out, shifted) this is the strictest, whatever the shape.
+    Of CornerNet's three cases (shrunk, grown, shifted) this is the strictest for every shape.
     """
     perimeter, area = 2 * size.sum(-1), size.prod(-1)
     return ((perimeter - (perimeter.square() - 16 * (1 - MIN_OVERLAP) * area).sqrt()) / 8).floor()

@@ -1,4 +1,4 @@
-"""How the decoder's parameters start."""
+"""Initialization of the decoder's parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def xavier_uniform_matrices(module: nn.Module) -> None:
-    """Xavier-uniform for every parameter of two or more dimensions; vectors keep what their layer gave them."""
+    """Xavier-uniform for every parameter of two or more dimensions; vectors keep their layer's initialization."""
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
@@ -41,8 +41,7 @@ def image_boxes(num_boxes: int) -> Tensor:
 def grid_boxes(num_boxes: int) -> Tensor:
     """Boxes (Q, 4) on a regular grid, each twice as large as a cell, as center and size in units of the image.
 
-    Queries whose boxes differ from the start divide the persons among them sooner, which matters to short
-    trainings.
+    Queries that start with different boxes specialize on different persons earlier, which helps short trainings.
     """
     columns = math.ceil(math.sqrt(num_boxes))
     rows = math.ceil(num_boxes / columns)

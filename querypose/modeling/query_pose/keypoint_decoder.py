@@ -84,9 +84,9 @@ class KeypointRegressor(nn.Module):
 
 
 class KeypointStage(nn.Module):
-    """What all keypoint stages share: convolutions on the region, and the refinement of the instance query.
+    """Base of all keypoint stages: convolutions on the region, and the refinement of the instance query.
 
-    A subclass says what the keypoints are regressed from (the query type of Table 1) and makes `regressor` for it.
+    A subclass defines from which query keypoints are regressed (Table 1) and makes `regressor` for it.
 
     Args:
         dim: width C of instance queries and region features.
@@ -95,9 +95,9 @@ class KeypointStage(nn.Module):
         refinement: refines the instance query before anything reads it (full version), or None (light).
 
     Attributes:
-        num_queries: P, queries that the stage leaves for `regressor`.
+        num_queries: P, queries that the stage returns for `regressor`.
         query_dim: their width.
-        carries_queries: whether it matters what the stage before left.
+        carries_queries: whether the stage reads the queries of the stage before.
     """
 
     num_queries: int
@@ -162,7 +162,7 @@ class PartQueryStage(KeypointStage):
         xavier_uniform_matrices(self)
         xavier_uniform_blocks(self.instance_residual.weight, len(parts))
         self.regressor = KeypointRegressor(part_dim, parts)
-        # An interaction that reads the queries hands them on by itself, whatever becomes of them after it.
+        # An interaction that reads the queries carries them too, even if the update does not.
         self.carries_queries = bool(self.part_update.carries_queries or self.part_embedding.reads_queries)
 
     def forward(self, region_RCHW: Tensor, instance_query_RC: Tensor, query_RPC: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,9 +187,9 @@ class PartQueryStage(KeypointStage):
 class InstanceQueryStage(KeypointStage):
     """All keypoints from the instance query, which an instance embedding enhances (the IQ rows of Table 1).
 
-    The paper leaves open how: the embedding is added and normalized, and a feed-forward network follows, as where a box
-    stage reads its region. The enhanced query is what the stage hands on, so that serially iterated (Figure 3b) it is
-    the one query of both decoders.
+    The paper does not define how. Here the embedding is added and normalized, and a feed-forward network follows, as in
+    a box stage. The stage returns the enhanced query, so that with serial iteration (Figure 3b) both decoders share
+    one query.
 
     Args:
         dim: width C of instance queries and region features.
@@ -201,7 +201,7 @@ class InstanceQueryStage(KeypointStage):
         dim_feedforward: hidden width of the feed-forward network.
     """
 
-    carries_queries = False  # the instance query takes its way through the box stages
+    carries_queries = False  # the box stages carry the instance query
 
     def __init__(
         self,

@@ -1,7 +1,6 @@
 """Loss terms as sums, which the criterion divides.
 
-All take a leading dimension of stages too, over which they do not sum: as many calls as there are terms serve all
-stages.
+All accept a leading dimension of stages, over which they do not sum, so that one call of each serves all stages.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 from querypose.layers import RealNVP, generalized_box_iou
 
-# A standardized residual of one box's size is then at most 1e6, whose density under any trained flow is finite. Trained
-# models stay three orders of magnitude above.
+# With this bound a residual as large as the box is at most 1e6 after division by sigma; its density is finite under
+# any trained flow. Sigmas of trained models are a thousand times larger.
 SMALLEST_SIGMA = 1e-6
 
 
@@ -27,7 +26,7 @@ def focal_loss(logits_BQ: Tensor, is_person_BQ: Tensor, alpha: float, gamma: flo
         logits_BQ: class logit of every query.
         is_person_BQ: 1 where the query is matched with a person, else 0; same type.
         alpha: weight of the persons; the background has 1 - alpha.
-        gamma: exponent that plays easy queries down.
+        gamma: exponent that reduces the weight of easy queries.
     """
     return sigmoid_focal_loss(logits_BQ, is_person_BQ, alpha=alpha, gamma=gamma).sum((-2, -1))
 
@@ -38,7 +37,7 @@ def box_l1_loss(boxes_R4: Tensor, person_boxes_R4: Tensor, image_size_R4: Tensor
 
 
 def box_giou_loss(boxes_R4: Tensor, person_boxes_R4: Tensor) -> Tensor:
-    """One less the generalized IoU, summed."""
+    """One minus the generalized IoU, summed."""
     return (1 - generalized_box_iou(boxes_R4, person_boxes_R4)).sum(-1)
 
 
@@ -55,17 +54,18 @@ def residual_log_likelihood_loss(
         mean_RKD: predicted keypoints in the frame of the predicted box, nominally in [-0.5, 0.5].
         sigma_RKD: predicted scale in (0, 1), same frame.
         target_RKD: annotated keypoints, same frame.
-        valid_RK: True where the keypoint is labelled and inside the predicted box.
+        valid_RK: True where the keypoint is labeled and inside the predicted box.
         flow: the density of the standardized residual.
     """
-    # Targets that do not count may be anything, infinity too; zero times that would be NaN.
+    # Targets that do not count may be infinite, and zero times infinity would be NaN.
     target_RKD = torch.where(valid_RK[..., None], target_RKD, mean_RKD.detach())
     return (residual_log_likelihood(mean_RKD, sigma_RKD, target_RKD, flow) * valid_RK[..., None]).sum((-3, -2, -1))
 
 
 def residual_log_likelihood(mean_RKD: Tensor, sigma_RKD: Tensor, target_RKD: Tensor, flow: RealNVP) -> Tensor:
     """The elements (R, K, D) of `residual_log_likelihood_loss`, all of them valid."""
-    sigma_RKD = _not_below(sigma_RKD, SMALLEST_SIGMA)
+    # At least SMALLEST_SIGMA, but with its own gradient, so that a sigma below the bound can grow again.
+    sigma_RKD = sigma_RKD + (sigma_RKD.clamp(min=SMALLEST_SIGMA) - sigma_RKD).detach()
     residual_RKD = (mean_RKD - target_RKD) / sigma_RKD
     log_density_RK = flow.log_prob(residual_RKD.flatten(0, -2)).view(residual_RKD.shape[:-1])
     log_sigma_RKD = sigma_RKD.log()
@@ -79,21 +79,16 @@ def residual_log_likelihood(mean_RKD: Tensor, sigma_RKD: Tensor, target_RKD: Ten
 def heatmap_focal_loss(
     logits_BKHW: Tensor, target_BKHW: Tensor, counts_B1HW: Tensor, alpha: float = 2.0, beta: float = 4.0
 ) -> Tensor:
-    """Focal loss of heat maps with soft bumps, summed (CornerNet): cells near a keypoint are blamed less for firing.
+    """Focal loss of heat maps with soft bumps, summed (CornerNet): false scores near a keypoint cost less.
 
     Args:
         logits_BKHW: of every cell.
         target_BKHW: 1 in the cell of a keypoint, falling to 0 around it.
         counts_B1HW: True in the cells that count.
-        alpha: exponent that plays easy cells down.
-        beta: exponent that plays cells near a keypoint down.
+        alpha: exponent that reduces the weight of easy cells.
+        beta: exponent that reduces the weight of cells near a keypoint.
     """
     score_BKHW = logits_BKHW.sigmoid()
     hit_BKHW = (1 - score_BKHW) ** alpha * F.logsigmoid(logits_BKHW)
     false_alarm_BKHW = (1 - target_BKHW) ** beta * score_BKHW**alpha * F.logsigmoid(-logits_BKHW)
     return -(torch.where(target_BKHW == 1, hit_BKHW, false_alarm_BKHW) * counts_B1HW).sum()
-
-
-def _not_below(values: Tensor, minimum: float) -> Tensor:
-    """`values`, raised to `minimum` where they are less; with the gradient of `values`, so that they can come back."""
-    return values + (values.clamp(min=minimum) - values).detach()

@@ -1,4 +1,4 @@
-"""What QueryPose matches by: class, box and generalized IoU costs (Sec. 3.4)."""
+"""QueryPose's bipartite matching by class, box and generalized IoU costs (Sec. 3.4)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class HungarianMatcher:
         Args:
             logits_SBQ: class logit of every query.
             boxes_SBQ4: predicted corners, in pixels of the padded images.
-            targets: the persons; where an image has more of them than queries, some stay without.
+            targets: the persons. If an image has more persons than queries, some persons have no match.
 
         Returns:
             the matches of every stage, equally many.

@@ -179,7 +179,7 @@ def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> 
     strides = {name: shape.stride for name, shape in backbone.output_shape().items() if shape.stride is not None}
     for key, names in (("BOX.IN_FEATURES", box.IN_FEATURES), ("KEYPOINT.IN_FEATURE", [keypoint.IN_FEATURE])):
         if unknown := [name for name in names if name not in strides]:
-            raise ValueError(f"MODEL.QUERYPOSE.{key} has {unknown}; the backbone gives {sorted(strides)}.")
+            raise ValueError(f"MODEL.QUERYPOSE.{key} has {unknown}; allowed with this backbone: {sorted(strides)}.")
 
     def box_stage() -> BoxStage:
         return BoxStage(
@@ -205,8 +205,7 @@ def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> 
         box_in_features=box.IN_FEATURES,
         keypoint_in_feature=keypoint.IN_FEATURE,
         serial=serial,
-        # What a keypoint stage refines goes into the next box stage only if serial: all queries must be refined then,
-        # as they are in inference.
+        # If serial, the next box stage reads the refined queries: then all of them must be refined, as in inference.
         train_on_all=query_pose.TRAIN_QUERIES == "all" or (query_pose.TRAIN_QUERIES == "auto" and serial),
     )
 

@@ -1,6 +1,6 @@
-"""How a keypoint stage's queries read the region features: SPEGM (Sec. 3.2) and what Table 1 sets beside it.
+"""Interactions, by which the queries of a keypoint stage read region features: SPEGM (Sec. 3.2) and Table 1's others.
 
-An interaction is a class that INTERACTION_REGISTRY has under the name in MODEL.QUERYPOSE.KEYPOINT.INTERACTION.
+An interaction is a class in INTERACTION_REGISTRY, under the name in MODEL.QUERYPOSE.KEYPOINT.INTERACTION.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INTERACTION_REGISTRY.__doc__ = "`RegionInteraction`s; built with `sizes`, the `I
 
 @dataclass(frozen=True)
 class InteractionSizes:
-    """All that an interaction may want to know to be built.
+    """The sizes from which an interaction is built.
 
     Attributes:
         dim: channels C of the region features.
@@ -41,9 +41,9 @@ class InteractionSizes:
 
 
 class RegionInteraction(nn.Module):
-    """From the features of R regions and the P queries of each to an embedding a query.
+    """From the features of R regions and the P queries of each to an embedding for each query.
 
-    What becomes of query and embedding is the business of the keypoint stage.
+    The keypoint stage combines query and embedding.
 
     Attributes:
         reads_queries: whether the embeddings depend on the queries.
@@ -56,7 +56,7 @@ class RegionInteraction(nn.Module):
 
         Args:
             region_RCHW: after the stage's convolutions.
-            query_RPC: as the stage before left them; of no meaning where `reads_queries` is False.
+            query_RPC: of the stage before; not read if `reads_queries` is False.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward.")
 
@@ -91,8 +91,8 @@ class SpatialPartEmbedding(RegionInteraction):
 class AveragePoolingEmbedding(RegionInteraction):
     """A linear map, for every query, of the mean over the region: the baseline of Table 2(b).
 
-    The paper regresses "directly" from the mean; the linear map gives it the width of the queries, and its bias keeps a
-    region of zeros from becoming a vector of length zero, by which the regressor would divide.
+    The paper regresses "directly" from the mean. The linear map gives it the width of the queries, and because of its
+    bias a region of zeros is not a vector of length zero, by which the regressor would divide.
     """
 
     reads_queries = False
@@ -108,10 +108,10 @@ class AveragePoolingEmbedding(RegionInteraction):
 
 @INTERACTION_REGISTRY.register(name="self_attention")
 class AttentionEmbedding(RegionInteraction):
-    """Multi-head self-attention over the queries and the cells of their region together: the queries' share of it.
+    """Multi-head self-attention over the queries and the cells of their region together; only the queries' outputs.
 
-    The paper leaves open how cells and queries of different width meet: the cells are mapped to the width of the
-    queries. It leaves open, too, whether cells carry their position: none is added, as SPEGM has none.
+    The paper does not define how cells and queries get the same width: here the cells are mapped to that of the
+    queries. Nor does it define whether cells have a position: here they have none, as in SPEGM.
     """
 
     reads_queries = True
@@ -147,8 +147,8 @@ class DynamicChannelEmbedding(RegionInteraction):
 class DynamicSpatialEmbedding(RegionInteraction):
     """The dynamic MLP over space: each query generates the weights that mix the cells of every channel.
 
-    The paper leaves the inner width open: as many as let a query generate about as many weights as it does for the
-    dynamic MLP over channels, so that the two differ in nothing but the dimension that they mix.
+    The paper does not define the inner width. Here a query generates about as many weights as for the dynamic MLP over
+    channels, so that the two differ only in the dimension that they mix.
     """
 
     reads_queries = True

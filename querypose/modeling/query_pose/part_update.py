@@ -1,6 +1,6 @@
-"""How a stage's part embeddings update the part queries of the stage before: SIM and what Table 2a sets beside it.
+"""Updates of the part queries by the part embeddings of a stage: SIM (Sec. 3.3) and Table 2a's others.
 
-An update is a class that PART_UPDATE_REGISTRY has under the name in MODEL.QUERYPOSE.KEYPOINT.ITERATION.
+An update is a class in PART_UPDATE_REGISTRY, under the name in MODEL.QUERYPOSE.KEYPOINT.ITERATION.
 """
 
 from __future__ import annotations

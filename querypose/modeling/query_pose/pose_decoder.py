@@ -1,4 +1,4 @@
-"""The decoder of QueryPose: S stages of box and keypoint decoder, and the queries they refine (Figure 2, 3)."""
+"""The decoder of QueryPose: S stages of box and keypoint decoder, and the queries that they refine (Figures 2, 3)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Matcher(Protocol):
 
 @dataclass(frozen=True)
 class StagePrediction:
-    """What one stage says of a training batch, and of its matched pairs.
+    """The predictions of one stage for a training batch, and for its matched pairs.
 
     Attributes:
         logits_BQ: class logit of every query.
@@ -52,7 +52,7 @@ class StagePrediction:
 
 @dataclass(frozen=True)
 class PosePrediction:
-    """What the decoder says of every query in inference; frames as in `StagePrediction`.
+    """The predictions of the decoder for every query in inference; frames as in `StagePrediction`.
 
     Attributes:
         logits_BQ: class logit of every query.
@@ -78,7 +78,7 @@ class PosePrediction:
 
 
 class BoxOutput(NamedTuple):
-    """What a box stage gives for every query of a batch: class logit, corners in pixels, refined instance query."""
+    """The output of a box stage for every query of a batch: class logit, corners in pixels, refined instance query."""
 
     logits_BQ: Tensor
     boxes_BQ4: Tensor
@@ -91,7 +91,7 @@ class Rows(NamedTuple):
     Attributes:
         image_R: index of the image.
         query_R: index of the query within its image.
-        slot_R: which of the T sets of part queries is the query's; None where these are in the order of the rows.
+        slot_R: index of the query's set among the T sets of part queries; None if these are in the order of the rows.
     """
 
     image_R: Tensor
@@ -100,19 +100,19 @@ class Rows(NamedTuple):
 
 
 RowChoice = Callable[[Sequence[BoxOutput]], list[Rows]]
-"""Chooses, from what each of some box stages gives, the queries that its keypoint stage decodes."""
+"""Chooses, from the outputs of some box stages, the queries that each keypoint stage decodes."""
 
 
 @dataclass
 class DecoderRun:
-    """A batch on its way through the decoder: what its stages have given so far.
+    """A batch on its way through the decoder: the outputs of its stages so far.
 
     Attributes:
-        part_query_TPC: T sets of part queries, as the last keypoint stage left them.
+        part_query_TPC: T sets of part queries, after the last keypoint stage.
         boxes_S: of every box stage.
         part_queries_S: `part_query_TPC` after every keypoint stage.
-        waiting: keypoint stages that have not run, since no box stage reads what they leave; each takes rows and their
-            part queries, and gives part queries and instance queries.
+        waiting: keypoint stages that have not run yet, because no box stage reads their output; each takes rows and
+            their part queries, and returns part queries and instance queries.
     """
 
     part_query_TPC: Tensor
@@ -121,7 +121,7 @@ class DecoderRun:
     waiting: list[Callable[[Rows, Tensor], tuple[Tensor, Tensor]]] = field(default_factory=list)
 
     def decode_waiting(self, rows_N: Sequence[Rows]) -> Tensor:
-        """Runs the keypoint stages that wait, each on its rows; the last leaves the given instance queries (R, C)."""
+        """Runs the waiting keypoint stages, each on its rows; returns the last one's instance queries (R, C)."""
         for keypoint_step, rows in zip(self.waiting, rows_N, strict=True):
             if rows.slot_R is None:
                 self.part_query_TPC, instance_query_RC = keypoint_step(rows, self.part_query_TPC)
@@ -169,7 +169,7 @@ class PoseDecoder(nn.Module):
         super().__init__()
         self.proposal_boxes = nn.Parameter(proposal_boxes_Q4.clone())
         self.instance_queries = nn.Parameter(torch.randn(len(proposal_boxes_Q4), dim))
-        # Embeddings that replace the part queries at every stage leave nothing for a learned query to do.
+        # If embeddings replace the part queries at every stage, learned ones would never be read.
         part_queries = torch.randn(keypoint_stages[0].num_queries, keypoint_stages[0].query_dim)
         if keypoint_stages[0].carries_queries:
             self.part_queries = nn.Parameter(part_queries)
@@ -193,16 +193,16 @@ class PoseDecoder(nn.Module):
         num_slots: int | None = None,
         num_stages: int | None = None,
     ) -> DecoderRun:
-        """Runs the box stages, and those keypoint stages that a box stage reads; the others wait.
+        """Runs the box stages, and those keypoint stages whose output a box stage reads; the others wait.
 
-        Serially (Figure 3b) the last keypoint stage alone waits, else all do. So the host learns the matches of all
-        stages at once, and inference need not decode queries that turn out not to matter.
+        With serial iteration (Figure 3b) only the last keypoint stage waits, else all do. So training transfers the
+        costs of all stages to the host at once, and inference decodes only the queries that matter.
 
         Args:
             features: (B, C, H, W) a level of the pyramid.
             image_size_B4: width, height, width, height of each unpadded image, in pixels.
-            choose: which queries the keypoint stages decode that cannot wait.
-            num_slots: T, sets of part queries; by default one a query.
+            choose: the queries that keypoint stages decode which cannot wait.
+            num_slots: T, sets of part queries; by default one for each query.
             num_stages: how many of the stages to run; all by default.
         """
         boxes_BQ4 = box_cxcywh_to_xyxy(self.proposal_boxes) * image_size_B4[:, None]
@@ -225,11 +225,11 @@ class PoseDecoder(nn.Module):
     def decode_training(
         self, features: Mapping[str, Tensor], targets: PersonTargets, matcher: Matcher
     ) -> list[StagePrediction]:
-        """Runs all stages on a training batch, and matches queries and persons at each.
+        """Runs all stages on a training batch, and matches queries and persons at each stage.
 
-        Where only matched queries are decoded, a person's part queries stay with the person, whichever query answers
-        for it at a stage. Deviates: the authors' later code carries them by position in the list of matched queries and
-        so hands one person's to another when the order of the queries changes.
+        If only matched queries are decoded, a person's part queries stay with the person, whichever query is matched
+        with it at a stage. Deviates: the authors' later code carries them by position in the list of matched queries,
+        so that they go to another person when the order of the queries changes.
 
         Args:
             features: (B, C, H, W) a level of the pyramid.
@@ -298,7 +298,7 @@ class PoseDecoder(nn.Module):
 
         def decode_rows(slot_R: Tensor) -> tuple[Tensor, Tensor]:
             run.decode_waiting([rows_of(slot_R)] * len(run.waiting))
-            run.part_queries_S.clear()  # none but the last is read, and they would pile up round by round
+            run.part_queries_S.clear()  # only the last is read; all of them would fill the memory round by round
             return regressor(run.part_query_TPC[slot_R])
 
         logits_BQ, boxes_BQ4, _ = run.boxes_S[-1]
@@ -321,7 +321,7 @@ class PoseDecoder(nn.Module):
         self, stage: nn.Module, features: Mapping[str, Tensor], boxes: BoxOutput, rows: Rows, part_query_RPC: Tensor
     ) -> tuple[Tensor, Tensor]:
         at = (rows.image_R, rows.query_R)
-        # Gradients of keypoints stop at the box in which they are read, as those of a box do at the box before it.
+        # Gradients of keypoints stop at the box, as those of a box stop at the box of the stage before.
         region_RCHW = self.keypoint_pooler(
             [features[self.keypoint_in_feature]], boxes.boxes_BQ4.detach()[at], rows.image_R
         )

@@ -1,12 +1,12 @@
-"""Which queries the keypoint stages decode in inference: those whose pose can be among the best that are kept.
+"""Selection of the queries that inference decodes: those whose pose can be among the best N, which are kept.
 
-A pose score is the class score times the mean of 1 - sigma, a factor below one (Sec. 3.4). A query whose class score is
-not above the N-th best pose score found so far therefore cannot be among the N best, whatever its keypoints are.
+A pose score is the class score times the mean of 1 - sigma, a factor below one (Sec. 3.4). So a query cannot be among
+the N best if its class score is not above the N-th best pose score so far, whatever its keypoints are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from querypose.layers import at_least_float32
 RowDecoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 QUERIES_PER_ROUND = 10
-"""Queries of an image that are decoded at once, after the first round: enough to fill the cores of a CPU."""
+"""Queries of an image that a round after the first decodes: enough to use all cores of a CPU."""
 
 
 def class_scores(logits: Tensor) -> Tensor:
@@ -37,13 +37,13 @@ def pose_scores(class_score: Tensor, sigma: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class QuerySelection:
-    """What inference wants, from which follows what it need not decode.
+    """The poses that inference returns, which decide the queries that it decodes.
 
     Attributes:
-        num_poses: poses an image that are kept, those of the best pose scores.
-        score_threshold: poses with a score not above it are not wanted.
-        num_queries: queries an image that are decoded, those of the best class scores; this many even where others
-            could have better poses. 0 decodes all that can matter.
+        num_poses: poses of an image that are kept, those with the best pose scores.
+        score_threshold: poses with a score not above it are left out.
+        num_queries: queries of an image that are decoded, those with the best class scores, even if others could have
+            better poses. 0 decodes all that can matter.
     """
 
     num_poses: int
@@ -53,9 +53,9 @@ class QuerySelection:
     def decode(self, class_scores_BQ: Tensor, decode_rows: RowDecoder) -> tuple[Tensor, Tensor]:
         """Runs `decode_rows` on the queries that matter, in rounds of falling class score.
 
-        With `num_queries` there is one round of fixed shape, which never waits for the device. Else the first round
-        is the `num_poses` best queries, which all matter; before each later one the host waits to learn which of the
-        next queries can still.
+        With `num_queries` there is one round of fixed shape, and the host never waits for the device. Else the first
+        round is the `num_poses` best queries, which all matter; before each later round the host waits to learn which
+        queries can still matter.
 
         Args:
             class_scores_BQ: of the last box stage.
@@ -70,7 +70,11 @@ class QuerySelection:
         scores_BQ = torch.zeros_like(class_scores_BQ)
         bar_B1 = scores_BQ.new_full((num_images, 1), self.score_threshold)
         decoded: list[tuple[Tensor, Tensor, Tensor]] = []
-        for begin, end in self._rounds(num_queries):
+        rounds = [(0, min(self.num_queries or self.num_poses, num_queries))]
+        if not self.num_queries:
+            begins = range(rounds[0][1], num_queries, QUERIES_PER_ROUND)
+            rounds += [(begin, min(begin + QUERIES_PER_ROUND, num_queries)) for begin in begins]
+        for begin, end in rounds:
             row_R = _rows(ranked_BQ[:, begin:end], num_queries)
             if begin or self.score_threshold:
                 row_R = row_R[(class_scores_BQ.flatten()[row_R].view(num_images, -1) > bar_B1).flatten()]
@@ -87,19 +91,9 @@ class QuerySelection:
         sigma_BQKD.view(-1, *sigma_RKD.shape[1:])[row_R] = sigma_RKD
         return mean_BQKD, sigma_BQKD
 
-    def _rounds(self, num_queries: int) -> Iterator[tuple[int, int]]:
-        """Ranks from where to where (exclusive) each round reaches."""
-        if self.num_queries:
-            yield 0, min(self.num_queries, num_queries)
-            return
-        begin, end = 0, min(self.num_poses, num_queries)
-        while begin < num_queries:
-            yield begin, end
-            begin, end = end, min(end + QUERIES_PER_ROUND, num_queries)
-
 
 def best_rows(logits_BQ: Tensor, num_queries: int) -> Tensor:
-    """Places in the batch, image·Q + query, of every image's `num_queries` best; of all, where so many, in order."""
+    """Places in the batch, image·Q + query, of every image's `num_queries` best; all of them in order if not more."""
     num_images, num_all = logits_BQ.shape
     if num_queries >= num_all:
         return torch.arange(num_images * num_all, device=logits_BQ.device)

@@ -97,9 +97,9 @@ def test_an_image_at_hand_is_cropped_by_its_boxes_or_as_a_whole() -> None:
 
 @pytest.fixture
 def cfg(datasets_root: Path) -> CfgNode:
-    """Two persons, one of them without a labelled keypoint, and a crowd region on image 7; nobody on image 2."""
-    unlabelled = toy_annotation(id=4, bbox=[1, 2, 10, 20], keypoints=[0] * 9, num_keypoints=0)
-    document = toy_document(annotations=[*toy_document()["annotations"], unlabelled])
+    """Two persons, one of them without a labeled keypoint, and a crowd region on image 7; nobody on image 2."""
+    unlabeled = toy_annotation(id=4, bbox=[1, 2, 10, 20], keypoints=[0] * 9, num_keypoints=0)
+    document = toy_document(annotations=[*toy_document()["annotations"], unlabeled])
     register_pose_dataset("toy", *write_dataset(datasets_root, document), TOY_SKELETON)
     cfg = get_cfg()
     cfg.INPUT.PIPELINE = "person_crops"
@@ -110,7 +110,7 @@ def cfg(datasets_root: Path) -> CfgNode:
     return cfg
 
 
-def test_training_takes_labelled_persons_and_evaluation_every_box(cfg: CfgNode) -> None:
+def test_training_takes_labeled_persons_and_evaluation_every_box(cfg: CfgNode) -> None:
     [trained] = build_pipeline(cfg, is_train=True).records(["toy"])
     assert trained["sample_id"] == (7, 1)
     assert trained["person_box"] == [10, 5, 30, 20]
@@ -123,7 +123,7 @@ def test_training_takes_labelled_persons_and_evaluation_every_box(cfg: CfgNode) 
     assert [sample["image"].shape for sample in batch] == [(3, *SIZE)] * 3
     assert len({tuple(sample["frame"].matrix.ravel()) for sample in batch}) == 3, "each is shifted by itself"
     cfg.DATALOADER.MIN_VISIBLE_KEYPOINTS = 2
-    with pytest.raises(DatasetError, match="No person of toy is left"):
+    with pytest.raises(DatasetError, match="No person of toy can be used"):
         build_pipeline(cfg, is_train=True).records(["toy"])
 
 
@@ -146,10 +146,11 @@ def test_detected_boxes_take_the_place_of_annotated_ones_in_evaluation(cfg: CfgN
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([detection(image_id=99)], r"entry 0, is of image 99, which dataset 'toy' does not have"),
+        ([detection(image_id=99)], r"entry 0 has the image_id 99, which is not in dataset 'toy'"),
         ([detection(), detection(bbox=[1, 2, 3])], r"entry 1, is no detected box"),
         ([{"image_id": 7}], r"entry 0, is no detected box .*category_id"),
-        ([detection(category_id=1)], r"No person of toy is left"),
+        ([detection(category_id=1)], r"No person of toy can be used"),
+        ([], r"No person of toy can be used"),
     ],
 )
 def test_boxes_that_cannot_be_used(cfg: CfgNode, tmp_path: Path, content: Any, message: str) -> None:
@@ -157,6 +158,17 @@ def test_boxes_that_cannot_be_used(cfg: CfgNode, tmp_path: Path, content: Any, m
     cfg.DATASETS.PERSON_BOXES = [str(tmp_path / "boxes.json")]
     with pytest.raises(DatasetError, match=message):
         build_pipeline(cfg, is_train=False).records(["toy"])
+
+
+def test_a_box_outside_the_image_gives_a_black_crop(record: dict[str, Any]) -> None:
+    """And one that reaches over its edge what there is of it; poses come back in both."""
+    for box, is_black in (([400.0, 300.0, 450.0, 380.0], True), ([-500.0, -10.0, 85.0, 90.0], False)):
+        pipeline = PersonCrops(is_train=False, size=SIZE, padding=1.25, unbiased=True)
+        sample = pipeline.sample({**record, "person_box": box}, np.random.default_rng(0))
+        assert sample["image"].shape == (3, *SIZE)
+        assert bool((sample["image"] == 0).all()) == is_black
+        center = sample["frame"].inverse().apply_coords(np.array([SIZE[1] / 2, SIZE[0] / 2]))
+        np.testing.assert_allclose(center, [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
 
 
 def test_missing_boxes_are_named(cfg: CfgNode, datasets_root: Path) -> None:

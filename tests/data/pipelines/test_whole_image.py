@@ -82,9 +82,9 @@ def test_what_is_drawn_at_a_keypoint_is_found_at_it_after_augmentation(tmp_path:
         instances = sample["instances"]
         assert instances.image_size == image.shape[:2]
         for person in instances.gt_keypoints.tensor.numpy():
-            labelled = person[:, 2] > 0
-            seen_lost += int((~labelled).sum())
-            if labelled[1] and labelled[2]:
+            labeled = person[:, 2] > 0
+            seen_lost += int((~labeled).sum())
+            if labeled[1] and labeled[2]:
                 # A flip exchanges the names, so that `left` takes the place and color of `right`.
                 color = image[int(min(person[1, 1], image.shape[0] - 1)), int(min(person[1, 0], image.shape[1] - 1))]
                 seen_flips.add(bool(color[2] > 128))
@@ -216,14 +216,14 @@ def test_annotations_that_ignore_the_exif_rotation_are_an_error(tmp_path: Path) 
     with Image.open(record["file_name"]) as image:
         image.save(record["file_name"], exif=exif)
     record["annotations"][0]["bbox"] = [20.0, 10.0, 130.0, 90.0]
-    with pytest.raises(ImageSizeError, match=r"is 120x160 pixels, its json says 160x120.*EXIF.*remove the tag"):
+    with pytest.raises(ImageSizeError, match=r"is 120x160 pixels, but 160x120 in its json.*EXIF.*remove the tag"):
         pipeline.sample(record, _generator())
 
 
 def test_other_size_is_an_error_that_names_file_and_id(tmp_path: Path) -> None:
     record, pipeline = _record(tmp_path, KEYPOINTS), _pipeline()
     record["width"] = 161
-    with pytest.raises(ImageSizeError, match=r"markers.png: image 5 is 160x120 pixels, its json says 161x120.*json"):
+    with pytest.raises(ImageSizeError, match=r"markers.png: image 5 is 160x120 pixels, but 161x120 in its json.*json"):
         pipeline.sample(record, _generator())
 
 
@@ -267,7 +267,7 @@ def test_pipeline_of_a_config_does_what_the_config_says(toy_dataset: str) -> Non
     assert build_pipeline(cfg, is_train=False).sample(record, _generator())["image"].shape == (3, 30, 40)
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     flipping, generator = build_pipeline(cfg, is_train=True), _generator(1)
-    # Of the pair only `left` is labelled; a flip makes that `right`.
+    # Of the pair only `left` is labeled; a flip makes that `right`.
     samples = [flipping.sample(record, generator) for _ in range(20)]
     assert {bool(sample["instances"].gt_keypoints.tensor[0, 2, 2] > 0) for sample in samples} == {False, True}
 

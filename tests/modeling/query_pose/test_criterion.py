@@ -1,4 +1,4 @@
-"""Losses in closed form, masks, normaliser, and what happens at the edges."""
+"""Losses in closed form, masks, normalizer, and what happens at the edges."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def test_box_losses_in_closed_form() -> None:
 
 def test_keypoint_targets_are_in_the_frame_of_the_predicted_box() -> None:
     keypoints = torch.tensor([[[[10.0, 20.0], [30.0, 60.0], [20.0, 40.0], [31.0, 40.0], [0.0, 0.0]]]])
-    labelled = torch.tensor([[[True, True, True, True, False]]])
-    targets = PersonTargets(torch.zeros(1, 1, 4), keypoints, labelled, (1,), torch.ones(1, 4), labelled)
+    labeled = torch.tensor([[[True, True, True, True, False]]])
+    targets = PersonTargets(torch.zeros(1, 1, 4), keypoints, labeled, (1,), torch.ones(1, 4), labeled)
     zero = torch.zeros(1, dtype=torch.long)
     position, valid = keypoint_targets(torch.tensor([[10.0, 20.0, 30.0, 60.0]]), zero, zero, targets)
     assert position[0, :3].tolist() == [[-0.5, -0.5], [0.5, 0.5], [0.0, 0.0]]
@@ -133,7 +133,7 @@ def test_finite_with_gradients_without_persons_and_with_too_many(persons: tuple[
         assert tensor.grad.isfinite().all(), name
 
 
-def test_no_labelled_keypoint_and_a_box_of_one_pixel() -> None:
+def test_no_labeled_keypoint_and_a_box_of_one_pixel() -> None:
     persons = random_persons(1, 3, (80, 100))
     persons.gt_keypoints.tensor.zero_()
     persons.gt_boxes.tensor[:] = torch.tensor([10.0, 10.0, 11.0, 11.0])
@@ -148,7 +148,7 @@ def test_no_labelled_keypoint_and_a_box_of_one_pixel() -> None:
 
 
 def test_a_wrong_number_of_keypoints_is_refused() -> None:
-    with pytest.raises(ValueError, match="has 5 keypoints, the annotations of image 1 of the batch 3"):
+    with pytest.raises(ValueError, match="has 5 keypoints, but the annotations of image 1 of the batch have 3"):
         PersonTargets.from_instances(
             [random_persons(1, 5, (8, 8)), random_persons(1, 3, (8, 8))], 5, torch.device("cpu"), torch.float32
         )

@@ -28,7 +28,7 @@ def assert_finite(loss: Tensor, *leaves: Tensor) -> None:
 
 
 def grown_flow(growth: float) -> RealNVP:
-    """A flow as initialised, its weights made larger as training may."""
+    """A flow as initialized, its weights made larger as training may."""
     flow = RealNVP()
     with torch.no_grad():
         for parameter in flow.parameters():

@@ -17,12 +17,12 @@ ON = ["MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT", "0.5"]
 
 
 def _targets(keypoints: list[list[tuple[float, float]]], box_side: float = 160.0) -> PersonTargets:
-    """Persons of one image of 160 x 80 pixels, all with the same box; a keypoint at (-1, -1) is not labelled."""
+    """Persons of one image of 160 x 80 pixels, all with the same box; a keypoint at (-1, -1) is not labeled."""
     position = torch.tensor(keypoints)
     boxes = torch.tensor([0.0, 0.0, box_side, box_side]).expand(1, len(keypoints), 4)
-    labelled = (position >= 0).all(-1)
+    labeled = (position >= 0).all(-1)
     size_B4 = torch.tensor([[160.0, 80.0, 160.0, 80.0]])
-    return PersonTargets(boxes, position[None], labelled[None], (len(keypoints),), size_B4, labelled[None])
+    return PersonTargets(boxes, position[None], labeled[None], (len(keypoints),), size_B4, labeled[None])
 
 
 def _loss(
@@ -71,7 +71,7 @@ def test_the_higher_of_two_bumps_counts_and_every_keypoint_has_its_own_map() -> 
 
 
 @pytest.mark.parametrize("keypoint", [(-1.0, -1.0), (400.0, 10.0), (10.0, 400.0), (float("inf"), 10.0)])
-def test_what_is_not_labelled_or_far_outside_is_not_drawn(keypoint: tuple[float, float]) -> None:
+def test_what_is_not_labeled_or_far_outside_is_not_drawn(keypoint: tuple[float, float]) -> None:
     assert not draw_heatmaps(_targets([[keypoint]]), 20, 40, 4).any()
 
 

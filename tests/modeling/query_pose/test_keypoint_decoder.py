@@ -31,7 +31,7 @@ def test_part_embedding_reads_where_its_attention_points() -> None:
     module = _spegm(dim=2, part_dim=2, num_parts=1).eval()
     with torch.no_grad():
         module.upsample.weight.zero_()
-        module.upsample.weight[0, 0, 1:3, 1:3] = 1.0  # nearest-neighbour upsampling, channel by channel
+        module.upsample.weight[0, 0, 1:3, 1:3] = 1.0  # nearest-neighbor upsampling, channel by channel
         module.upsample.weight[1, 1, 1:3, 1:3] = 1.0
         module.attention.weight.zero_()
         module.attention.weight[0, 0, 1, 1] = 1e4  # look where channel 0 is greatest

@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""Trains and compares the rows of an ablation table, and writes one table of what came out beside the paper's metrics.
+"""Trains the rows of an ablation table, and writes one table with their metrics beside those of the paper.
 
     python tools/ablate.py configs/ablations/table2a.yaml --dry-run
     python tools/ablate.py configs/ablations/table2a.yaml --base configs/quickstart.yaml --max-iter 2000 --jobs 2
     python tools/ablate.py configs/ablations/table2d.yaml --cluster slurm --partition gpu --gpus-per-node 8
     python tools/ablate.py configs/quickstart.yaml my/other.yaml --output output/compared
 
-A row is a training by tools/train_net.py, which submitit starts: on this machine, or as a job of SLURM. The same
-command again goes on after a stop: finished rows are not run again, an interrupted or failed one goes on from its last
-checkpoint, and one whose settings have changed is refused. A failing row does not end the others. Written into the
-output folder, after every row: table.md, table.csv and charts. Exit code: 0 all rows finished, 1 some failed, 2 nothing
-could be done, 130 interrupted.
+A row is a training by tools/train_net.py, which submitit starts: on this machine, or as a job of SLURM. After a stop,
+run the same command again: finished rows are not run again, an interrupted or failed one goes on from its last
+checkpoint, and one whose settings have changed is refused. A failed row does not end the others. After every row the
+output folder gets table.md, table.csv and charts. Exit code: 0 all rows finished, 1 some failed, 2 nothing could be
+done, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ TRAIN_NET = Path(__file__).resolve().with_name("train_net.py")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; `files` and `opts` are told apart by the ending .yaml."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,7 +53,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_import_argument(parser)
     parser.add_argument(
         "--base", metavar="F",
-        help="a config on which every row's own keys are put, in place of the row's base: smaller model, other data",
+        help="a config to change instead of the base of the rows: a smaller model, other data",
     )  # fmt: skip
     parser.add_argument(
         "--max-iter", type=positive, metavar="N",
@@ -66,15 +65,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="train every row once per seed; the table then has mean and spread (default: the config's SEED, else 1)",
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder of everything written (default: output/ablations/NAME)"
+        "--output", type=Path, metavar="DIR", help="folder for all files (default: output/ablations/NAME)"
     )
     parser.add_argument("--dry-run", action="store_true", help="build every row, print parameters and GFLOPs, and end")
     where = parser.add_argument_group("where rows train")
     where.add_argument("--cluster", choices=("local", "slurm"), default="local", help="default: %(default)s")
     where.add_argument(
         "--jobs", type=positive, metavar="N",
-        help="rows at a time (default: on SLURM all; locally as many as there are GPUs for, without a GPU one); they "
-        "share the cores of a machine",
+        help="rows at a time (default: on SLURM all; locally as many as the GPUs are enough for, without a GPU one); "
+        "they share the cores of a machine",
     )  # fmt: skip
     where.add_argument(
         "--gpus-per-node", type=int, metavar="N",
@@ -99,12 +98,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def is_yaml(item: str) -> bool:
-    """Whether an argument names a YAML file."""
     return item.endswith((".yaml", ".yml"))
 
 
 def positive(text: str) -> int:
-    """An integer >= 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
@@ -112,7 +109,6 @@ def positive(text: str) -> int:
 
 
 def seeds(text: str) -> list[int]:
-    """Different integers >= 0, as in 1,2,3."""
     values = [int(part) for part in text.split(",")]
     if len(set(values)) < len(values) or min(values) < 0:
         raise argparse.ArgumentTypeError(f"{text!r} must be different numbers >= 0")
@@ -157,7 +153,6 @@ def end_on_sigterm(number: int, frame: Any) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Runs what the command line names; returns the exit code."""
     table = read_ablation(arguments.files, arguments.base)
     output = arguments.output or Path("output") / "ablations" / table.name
     cluster = make_cluster(arguments)
@@ -186,6 +181,6 @@ if __name__ == "__main__":
         try:
             exit_code = main(parsed_arguments)
         except KeyboardInterrupt:
-            print("\nInterrupted; the same command goes on.", file=sys.stderr)
+            print("\nInterrupted. To go on, run the same command again.", file=sys.stderr)
             exit_code = INTERRUPTED_EXIT_CODE
     sys.exit(exit_code)

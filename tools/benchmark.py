@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Measures what a user waits for: a training iteration, inference, loading and evaluation; by part, on CPU or GPU.
+"""Measures the time of a training iteration, of inference and of loading, by part, and counts parameters and GFLOPs.
 
     python tools/benchmark.py --config-file configs/querypose/querypose_r50_fpn_1x.yaml --output before.json
     python tools/benchmark.py --config-file F --what inference --batch-size 8 --compare before.json
     python tools/benchmark.py MODEL.DEVICE cuda --config-file F --variant bf16 SOLVER.AMP.ENABLED True
-    python tools/benchmark.py DATALOADER.NUM_WORKERS 8 --config-file configs/quickstart.yaml --what data evaluation
+    python tools/benchmark.py DATALOADER.NUM_WORKERS 8 --config-file configs/quickstart.yaml --what data
 
-Every measurement runs in a process of its own, whose peak of memory is reported. The config as it is and every
---variant of it take turns, step by step, so their ratios come from one run and hold though the machine's speed drifts;
-all of them are in memory at once. Times are medians, with quartiles. Weights are those of MODEL.WEIGHTS, or random;
-random images and persons are used unless --real-data. KEY VALUE pairs that change all variants precede the options.
+Every measurement runs in a process of its own, whose peak of memory is reported. The config and every --variant of it
+take turns, step by step: so their ratios hold even if the machine's speed drifts. All of them are in memory at once.
+Times are medians, with quartiles. Weights are those of MODEL.WEIGHTS, or random; images and persons are random without
+--real-data. KEY VALUE pairs that change all variants come before the options.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ FAILED_EXIT_CODE = 1
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,7 +72,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument(
         "--depth", type=positive, default=2, metavar="N",
-        help="how finely to tell parts apart: decoder.box_stages is 2 deep (default: %(default)s)",
+        help="names of a module's path that make a part: decoder.box_stages is 2 (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--trace", type=Path, metavar="DIR", help="also write a trace of a step by torch.profiler")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write everything measured")
@@ -82,7 +81,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def positive(text: str) -> int:
-    """An integer >= 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
@@ -90,7 +88,6 @@ def positive(text: str) -> int:
 
 
 def size(text: str) -> tuple[int, int]:
-    """Height and width, as in 480x640."""
     height, _, width = text.partition("x")
     return positive(height), positive(width)
 
@@ -104,7 +101,7 @@ def make_variants(arguments: argparse.Namespace) -> dict[str, Workload]:
     variants: dict[str, Workload] = {}
     for name, *overrides in [["config"], *arguments.variant]:
         if name in variants:
-            raise ConfigError(f"--variant {name}: there is another one of this name.")
+            raise ConfigError(f"--variant {name}: there is another one of this name. Choose different names.")
         variants[name] = Workload(
             arguments.config_file,
             (*arguments.opts, *overrides),
@@ -121,7 +118,6 @@ def make_variants(arguments: argparse.Namespace) -> dict[str, Workload]:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measures and prints; returns the exit code."""
     other = read_json(arguments.compare) if arguments.compare else None
     try:
         results = run_benchmark(
@@ -129,7 +125,11 @@ def main(arguments: argparse.Namespace) -> int:
             iterations=arguments.iterations, warmup=arguments.warmup, trace=arguments.trace,
         )  # fmt: skip
     except BrokenProcessPool:
-        print("benchmark.py: error: a measurement was killed, perhaps for memory (see dmesg).", file=sys.stderr)
+        print(
+            "benchmark.py: error: a measurement was killed. Perhaps the machine had no memory left (dmesg tells). "
+            "Lower --batch-size or --image-size, or give fewer --variant.",
+            file=sys.stderr,
+        )
         return FAILED_EXIT_CODE
     print(f"\n{format_benchmark(results)}")
     if arguments.output is not None:

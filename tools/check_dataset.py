@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Lists every problem of datasets, with file, id and remedy: what is refused, and what is corrected or left out.
+"""Lists every problem of datasets, with file, id and remedy: errors, and warnings (corrected, or left out).
 
     python tools/check_dataset.py --config-file configs/querypose/querypose_r50_fpn_1x.yaml
     python tools/check_dataset.py --dataset crowdpose_trainval --images pixels --output problems.json
     python tools/check_dataset.py --config-file F DATASETS.TRAIN "['mine']"
 
-Looks at DATASETS.TRAIN and DATASETS.TEST and at what they share. Exit code 0: no error; 1: errors; 2: it could not run.
+Checks DATASETS.TRAIN and DATASETS.TEST, and whether they share images. Exit code: 0 no error, 1 errors, 2 it could
+not run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from querypose.engine import report_user_errors, validate_datasets
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", metavar="F", help="YAML file that names the datasets")
     add_import_argument(parser)
@@ -46,7 +46,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Checks, prints and returns the exit status."""
     options = parse_arguments(arguments)
     with report_user_errors("check_dataset.py"):
         try:

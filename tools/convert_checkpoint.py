@@ -3,7 +3,7 @@
 
 The file is read without running any code in it. Every entry must fit the model of the config, or be known to do
 nothing; if not, nothing is written and the entries are named. What differs between the authors' models and ours with
-the same weights, and how to get their behaviour, stands in docs/deviations.md.
+the same weights, and how to get their behavior, stands in docs/deviations.md.
 
     python tools/convert_checkpoint.py --from querypose-official \\
         --config-file configs/querypose/querypose_hrnet_w32_2x.yaml model_final.pth weights/querypose_hrnet_w32.pth
@@ -19,7 +19,6 @@ from querypose.engine import report_user_errors
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
     description, _, example = (__doc__ or "").partition("\n\n    ")
     kinds = "\n".join(f"  {name:20} {kind.meaning}" for name, kind in KINDS.items())
     parser = argparse.ArgumentParser(
@@ -38,7 +37,6 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Converts IN to OUT."""
     arguments = parse_arguments()
     with report_user_errors("convert_checkpoint.py"):
         cfg = load_config(arguments.config_file, arguments.opts, arguments.imports, row=arguments.row)

@@ -11,8 +11,8 @@
 A model that is fed crops of persons (SHaRPose) needs their boxes: --boxes or --detector; without them the whole image
 is taken for the box of one person.
 
-An image that cannot be read is reported and skipped. Exit code: 0 all inputs drawn, 1 some were skipped, 2 nothing
-could be done. Videos and cameras need OpenCV: pip install opencv-python-headless
+An image that cannot be read is named and skipped. Exit code: 0 all inputs drawn, 1 some were skipped, 2 nothing could
+be done. Videos and cameras need OpenCV: pip install opencv-python-headless
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ UNUSABLE_EXIT_CODE = 2
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="F", help="the model's YAML file")
     add_import_argument(parser)
@@ -155,7 +154,7 @@ class Demo:
             self.find_persons = detector(arguments.detector, arguments.detector_weights, arguments.box_threshold)
         if not cfg.MODEL.WEIGHTS:
             print(
-                "warning: MODEL.WEIGHTS is empty, so the model is UNTRAINED and its poses are meaningless. "
+                "warning: MODEL.WEIGHTS is empty, so the model is UNTRAINED and its poses mean nothing. "
                 "Add: --opts MODEL.WEIGHTS path/to/model_final.pth",
                 file=sys.stderr,
             )
@@ -238,7 +237,6 @@ def draw_images(demo: Demo, images: Sequence[Path], outputs: Sequence[Path], pat
 
 
 def draw_video(demo: Demo, reader: VideoReader, source: str, output: Path) -> None:
-    """Draws every frame, of a camera until Ctrl-C."""
     with VideoWriter(output, reader.fps) as writer, contextlib.suppress(KeyboardInterrupt):
         frames = tqdm(reader, total=reader.num_frames, unit="frame", desc="poses")
         for number, frame in enumerate(frames, start=1):
@@ -246,7 +244,6 @@ def draw_video(demo: Demo, reader: VideoReader, source: str, output: Path) -> No
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Draws what the command line names; returns the exit code."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
     sources: list[str] = arguments.input
@@ -256,12 +253,14 @@ def main(arguments: argparse.Namespace) -> int:
         if arguments.patches:
             raise MediaError("--patches draws those of images, not of a video.")
         if len(sources) > 1:
-            raise MediaError(f"--input names a video or camera and {len(sources) - 1} more; give one video alone.")
+            raise MediaError(
+                f"--input names a video or camera and {len(sources) - 1} more inputs. Give one video or camera alone."
+            )
         with VideoReader(sources[0]) as reader:
             if not output.suffix:
                 output = output / f"{Path(sources[0].replace(':', '')).stem}_poses.mp4"
             if output.exists() and Path(sources[0]).exists() and output.samefile(sources[0]):
-                raise MediaError(f"Output {str(output)!r} would overwrite the input; choose another --output.")
+                raise MediaError(f"The output {str(output)!r} would overwrite the input. Choose another --output.")
             with results_file(arguments.results_json) as write:
                 draw_video(Demo(arguments, write), reader, sources[0], output)
         drawn = str(output)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prints the keypoint metrics of a results file in the COCO format, whoever made it.
+"""Prints the keypoint metrics of a results file in the COCO format, of this project or of any other.
 
     python tools/evaluate_results.py --annotations person_keypoints_val2017.json --results res.json --skeleton coco
     python tools/evaluate_results.py --annotations test.json --results res.json --skeleton crowdpose --metric crowdpose
@@ -21,7 +21,6 @@ from querypose.skeleton import BUILTIN_SKELETONS, Skeleton, SkeletonError
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--annotations", required=True, metavar="GT.json", help="COCO keypoints annotations")
     parser.add_argument(
@@ -55,13 +54,12 @@ def find_skeleton(name: str, config_file: str | None, imports: Sequence[str] = (
         skeleton = Skeleton.from_dict(entry)
         skeletons[skeleton.name] = skeleton
     if name not in skeletons:
-        hint = "" if config_file else " One of your own stands in a YAML file: give it by --config-file."
+        hint = "" if config_file else " For one of your own, name its YAML file: --config-file F."
         raise SkeletonError(f"There is no skeleton {name!r}; known: {', '.join(skeletons)}.{hint}")
     return skeletons[name]
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Evaluates and prints."""
     skeleton = find_skeleton(arguments.skeleton, arguments.config_file, arguments.imports)
     metric = find_metric(arguments.metric, "--metric")
     annotations = read_annotations(arguments.annotations, None, skeleton).require_sound()

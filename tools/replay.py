@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Runs an iteration again whose loss or gradient was infinite or NaN, from the dump that training left of it.
+"""Runs an iteration again whose loss or gradient was infinite or NaN, from the dump that the training wrote.
 
     python tools/replay.py output/dumps/iteration_0001234
     python tools/replay.py output/dumps/iteration_0001234 --device cpu
 
-Shows the losses and the norms of the gradient, then and now, and the module in which the first infinity or NaN appears.
-Exit code: 0 if the same figures are not finite again, 1 if others are or none is, 2 if the dump cannot be used.
+Prints the losses and the norms of the gradient, of the run and of this replay, and the module in which the first
+infinity or NaN appears. Exit code: 0 if the same losses and gradients are not finite again, 1 if others are or none is,
+2 if the dump cannot be used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ NOT_REPRODUCED_EXIT_CODE = 1
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", type=Path, metavar="DUMP", help="folder of the dump, OUTPUT_DIR/dumps/iteration_N")
     parser.add_argument("--device", default="auto", help="where to run it: auto (default), cpu, cuda, cuda:N")
@@ -30,7 +30,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Replays and prints; gives the exit code."""
     options = parse_arguments(arguments)
     with report_user_errors("replay.py"):
         result = replay(options.dump, options.device)

@@ -24,7 +24,6 @@ from querypose.engine import PoseTrainer, add_timeout_argument, launch, report_u
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    """One process of the run."""
     with report_user_errors("train_net.py"):
         cfg = setup(args)
         if args.eval_only:
@@ -35,7 +34,6 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def run() -> None:
-    """Reads the command line and starts the run's processes."""
     parser = default_argument_parser(epilog=__doc__)
     add_import_argument(parser)
     add_row_argument(parser)

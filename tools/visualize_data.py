@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Draws what the model is fed: images, boxes and keypoints after augmentation, as PNG.
+"""Draws the samples that a model gets: images, boxes and keypoints after augmentation, as PNG.
 
     python tools/visualize_data.py --config-file configs/quickstart.yaml --output output/data
     python tools/visualize_data.py --config-file F --num 40 --split test --output DIR DATASETS.TEST "['lsp_val']"
 
-Writes overview.png (all in one picture) and one PNG per image. A filled joint is visible (v=2), a hollow one labelled
-but hidden (v=1). With --split test images are as the evaluation has them, without augmentation.
+Writes overview.png (all in one picture) and one PNG per image. A filled joint is visible (v=2), a hollow one is labeled
+but hidden (v=1). With --split test the images are those of the evaluation, without augmentation.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ _OVERVIEW_CELL = (400, 320)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", metavar="F", help="YAML file of the experiment (default: the defaults)")
+    parser.add_argument("--config-file", metavar="F", help="YAML file of the experiment (default: all defaults)")
     add_import_argument(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the pictures")
     parser.add_argument("--num", type=int, default=12, metavar="N", help="number of images (default: 12)")
     parser.add_argument("--split", choices=("train", "test"), default="train", help="DATASETS.TRAIN or DATASETS.TEST")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of images and of the augmentation")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of images and of the augmentation")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     options = parser.parse_args(arguments)
     if options.num < 1:
@@ -79,7 +78,6 @@ def visualize(cfg: CfgNode, split: str, num: int, seed: int, output: Path) -> No
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line and draws."""
     options = parse_arguments(arguments)
     with report_user_errors("visualize_data.py"):
         cfg = load_config(options.config_file, options.opts, options.imports)

@@ -28,13 +28,12 @@ from querypose.visualization import draw_poses, drawn_visibilities, image_grid
 from querypose.visualization.charts import plot_metrics
 from querypose.visualization.media import save_image
 
-# A results file holds COCO's coordinates, in which the centre of the first pixel is 0; drawings want 0.5 there.
+# A results file holds COCO's coordinates, in which the center of the first pixel is 0; drawings want 0.5 there.
 _PIXEL_CENTER = 0.5
 _OVERVIEW_IMAGES = 6
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, metavar="NAME", help="registered name of the dataset")
     parser.add_argument("--results", required=True, metavar="RES.json", help="COCO results of it")
@@ -53,7 +52,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def draw_results(
     image: NDArray[np.uint8], results: Sequence[dict[str, Any]], skeleton: Skeleton, threshold: float
 ) -> NDArray[np.uint8]:
-    """The image with the poses of a results file."""
     shown = [result for result in results if result["score"] >= threshold]
     keypoints_NK3 = np.array([result["keypoints"] for result in shown], dtype=np.float64)
     keypoints_NK3 = keypoints_NK3.reshape(-1, skeleton.num_keypoints, 3)
@@ -71,14 +69,12 @@ def draw_results(
 def draw_annotations(
     image: NDArray[np.uint8], annotations: Sequence[dict[str, Any]], skeleton: Skeleton
 ) -> NDArray[np.uint8]:
-    """The image with the annotated poses, in the coordinates of a record."""
     keypoints_NK3 = np.array([annotation["keypoints"] for annotation in annotations], dtype=np.float64)
     keypoints_NK3 = keypoints_NK3.reshape(-1, skeleton.num_keypoints, 3)
     return draw_poses(image, keypoints_NK3[:, :, :2], skeleton, visibilities=keypoints_NK3[:, :, 2])
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Draws the pictures."""
     register_custom_datasets(load_config(arguments.config_file, imports=arguments.imports))
     skeleton = skeleton_of_datasets([arguments.dataset])
     records = load_datasets([arguments.dataset])

@@ -36,7 +36,6 @@ class Ablation:
         return {run.row.name: measure_complexity(run.cfg) for run in {run.row.name: run for run in self.runs}.values()}
 
     def dry_run(self) -> str:
-        """The table of parameters and GFLOPs."""
         return dry_run_table(self.table, self.complexities)
 
     def run(self, command: Sequence[str], cluster: Cluster, **options: Any) -> list[AblationRun]:
@@ -62,7 +61,6 @@ class Ablation:
         return AblationJobs(self.runs, self.output, command, cluster, on_finish=self.write_report, **options).run()
 
     def report(self) -> AblationReport:
-        """What is known by now."""
         results: dict[str, list[RunResult]] = {}
         for run in self.runs:
             if run.is_finished:

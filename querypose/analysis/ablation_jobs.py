@@ -209,7 +209,9 @@ class AblationJobs:
             return
         self.failed.append(run)
         if exit_code in (0, STOPPED_EXIT_CODE):
-            self.report(f"{run.label} was stopped after {run.progress().iteration} iterations; it goes on next time.")
+            self.report(
+                f"{run.label} was stopped after {run.progress().iteration} iterations. To go on, run the same command."
+            )
             return
         how = "without a result: it was killed" if exit_code is None else f"with exit code {exit_code}"
         printed = (job.stdout() or "").splitlines()
@@ -241,9 +243,9 @@ class AblationJobs:
 
     def _stop(self, active: Sequence[tuple[AblationRun, Any, Any]]) -> None:
         if self.cluster.name == "slurm":
-            self.report("The jobs go on; the same command watches them again, `scancel` ends them.")
+            self.report("The jobs go on. To watch them again, run the same command; to end them, use `scancel`.")
             return
-        self.report("The trainings save and end.")
+        self.report("Stopping: each training saves a checkpoint and ends.")
         for _, job, _ in active:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(job.job_id), signal.SIGTERM)  # the id of a job of this machine is that of its process

@@ -29,7 +29,6 @@ class Statistic:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Statistic:
-        """Of at least one value."""
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan)
 
     def text(self, digits: int) -> str:
@@ -90,12 +89,10 @@ class AblationReport:
         return curves
 
     def seconds_per_step(self, row: AblationRow) -> float | None:
-        """Median over the seeds."""
         values = [run.seconds_per_step for run in self.results.get(row.name, ()) if run.seconds_per_step]
         return statistics.median(values) if values else None
 
     def markdown(self) -> str:
-        """Title, table and notes."""
         of_paper = self.paper_metrics
         heads = ["row", "params (M)", "GFLOPs", "s/step", *self.metrics, *(f"paper {name}" for name in of_paper)]
         lines = []
@@ -127,7 +124,6 @@ class AblationReport:
         ]
 
     def csv(self) -> str:
-        """One line a row, numbers in full; empty where unknown."""
         heads = ["row", "title", "parameters", "gflops", "seconds_per_step", "seeds"]
         metrics = tuple(dict.fromkeys([*self.metrics, *self.paper_metrics]))
         heads += [f"{name}{suffix}" for name in metrics for suffix in ("", "_spread", "_paper")]

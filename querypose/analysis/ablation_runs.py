@@ -67,7 +67,6 @@ class AblationRun:
 
     @property
     def label(self) -> str:
-        """For messages."""
         return f"{self.row.name} (seed {self.seed})"
 
     @property
@@ -81,11 +80,9 @@ class AblationRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the result is there."""
         return self.file(".json").is_file()
 
     def result(self) -> RunResult:
-        """The result of the finished run."""
         return RunResult(**json.loads(self.file(".json").read_text(encoding="utf-8")))
 
     def progress(self) -> RunResult:

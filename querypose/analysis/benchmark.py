@@ -25,7 +25,6 @@ from querypose.analysis.benchmark_subjects import SUBJECTS, Subject, Workload
 from querypose.engine.setup import available_cores
 
 MAX_PARTS_ROUNDS = 5
-MAX_EVALUATIONS = 3
 PAUSE = 0.02  # threads of the process that has just run still spin for a moment
 
 
@@ -64,11 +63,9 @@ class Worker:
         self.images_per_step, self.steady = self._pool.submit(Worker._prepare, what, workload).result()
 
     def call(self, method: str, *args: Any) -> Any:
-        """Calls a method of the subject."""
         return self._pool.submit(Worker._call, method, *args).result()
 
     def close(self) -> None:
-        """Ends the process."""
         self._pool.shutdown()
 
     @staticmethod
@@ -114,10 +111,7 @@ def run_benchmark(
     }
     for what in whats:
         start = time.perf_counter()
-        if what == "evaluation":  # takes seconds, and has little to warm up
-            measured = measure_interleaved(what, variants, min(iterations, MAX_EVALUATIONS), min(warmup, 1), trace)
-        else:
-            measured = measure_interleaved(what, variants, iterations, warmup, trace)
+        measured = measure_interleaved(what, variants, iterations, warmup, trace)
         report(f"{what}: {len(variants)} variants in {time.perf_counter() - start:.0f} s")
         for name, result in measured.items():
             results[name][what] = result
@@ -140,11 +134,14 @@ def measure_interleaved(
         parts = _rounds(workers, "parts", min(iterations, MAX_PARTS_ROUNDS), warmup=1)
         for name, worker in workers.items():
             timing = Timing.of(samples[name])
+            part_names = dict.fromkeys(part for sample in parts[name] for part in sample)
             results[name] = {
                 "seconds": asdict(timing),
                 "images_per_step": worker.images_per_step,
                 "images_per_second": worker.images_per_step / (timing.median if worker.steady else timing.mean),
-                "parts": _part_timings(parts[name]),
+                "parts": {
+                    part: asdict(Timing.of([sample.get(part, 0.0) for sample in parts[name]])) for part in part_names
+                },
                 **worker.call("result"),
             }
             if trace is not None:
@@ -165,11 +162,6 @@ def _rounds(workers: Mapping[str, Worker], method: str, iterations: int, warmup:
             if index >= 0:
                 samples[name].append(sample)
     return samples
-
-
-def _part_timings(samples: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    names = dict.fromkeys(name for sample in samples for name in sample)
-    return {name: asdict(Timing.of([sample.get(name, 0.0) for sample in samples])) for name in names}
 
 
 def describe_machine() -> dict[str, Any]:

@@ -37,7 +37,7 @@ def format_comparison(results: Results, other: Results, other_name: str) -> str:
         memory = measured["peak_memory"] / before["peak_memory"]
         lines.append([name, what, f"{speed:.2f}x", f"{per_image:.2f}x", f"{memory:.2f}x"])
     if not lines:
-        return f"{other_name} has measured nothing that this run has measured too."
+        return f"There is nothing to compare: {other_name} and this run have no measurement in common."
     table = tabulate(lines, ["variant", "what", "step faster", "img/s", "memory"], disable_numparse=True)
     warning = ""
     if other["machine"].get("cpu") != results["machine"]["cpu"] or other["machine"]["gpu"] != results["machine"]["gpu"]:

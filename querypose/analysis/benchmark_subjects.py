@@ -1,50 +1,36 @@
-"""What a benchmark measures: a training iteration, inference, loading, evaluation, and the count of operations.
+"""What a benchmark measures: a training iteration, inference, loading, and the count of operations.
 
-A subject prepares everything when it is built, so that `step` is what is timed. Each lives in a process of its own, for
-the peak of its memory to be its own.
+A subject prepares everything when it is built: `step` alone is timed. Each lives in a process of its own, so that the
+peak of its memory is its own.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.benchmark import timer
 
 from querypose.analysis.complexity import measure_complexity
 from querypose.analysis.part_meter import PartMeter
-from querypose.analysis.random_data import (
-    ImageSize,
-    random_batch,
-    random_coco,
-    random_detections,
-)
 from querypose.config import ConfigError, load_config
-from querypose.d2 import META_ARCH_REGISTRY, CfgNode, EventStorage, seed_all_rng
-from querypose.data import read_annotations, register_custom_datasets
+from querypose.d2 import CfgNode, EventStorage, seed_all_rng
+from querypose.data import register_custom_datasets
 from querypose.engine import PoseTrainer
 from querypose.engine.predictor import PosePredictor
 from querypose.engine.progress import peak_memory
 from querypose.engine.setup import prepare_process
-from querypose.evaluation import find_metric, read_detections
-from querypose.skeleton import skeleton_of_datasets
+from querypose.modeling import PoseModel
+from querypose.modeling.pose_model import Batch
 
-NUM_RANDOM_BATCHES = 4
-EVALUATION_IMAGES = 5000
-EVALUATION_DETECTIONS = 20
-EVALUATION_PERSONS = 3
-
-Batch = list[dict[str, Any]]
+NUM_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -66,7 +52,7 @@ class Workload:
     config_file: str | None
     overrides: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
-    image_size: ImageSize = (800, 1066)
+    image_size: tuple[int, int] = (800, 1066)
     persons: int = 4
     batch_size: int | None = None
     depth: int = 2
@@ -94,7 +80,6 @@ class Clock:
         self._on_gpu = device.type == "cuda"
 
     def read(self) -> Any:
-        """The reading of the moment."""
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -148,30 +133,29 @@ class TrainingSubject(Subject):
     """One iteration of the trainer. Parts: those of the forward pass, backward, and update: clipping and optimizer."""
 
     def __init__(self, workload: Workload) -> None:
-        cfg = _prepared(workload.load())
+        cfg = _prepared(workload, batch_size=2)
         cfg.LOG_PERIOD = 10**9  # logging is not what is measured
-        loader = PoseTrainer.build_train_loader if workload.real_data else None
-        batches = _batches(workload, cfg, 2, loader)
-        self._trainer = _trainer_on(batches, cfg)
+        cfg.DATASETS.CHECK = "off"
+        self._trainer = _TrainerWithoutData(cfg)
         self._trainer.resume_or_load(resume=False)
         self._trainer.model.train()
         self._trainer.iter = 0
+        self._model = self._trainer.step.pose_model
+        batches = _batches(workload, self._model, cfg, lambda: PoseTrainer.build_train_loader(cfg))
+        self._trainer.step.data_loader = itertools.cycle(batches)
         self._clock = Clock(torch.device(cfg.MODEL.DEVICE))
-        self._model = _meta_architecture(self._trainer.model, cfg)
         self._depth = workload.depth
         self._storage = EventStorage(0)
         self.images_per_step = len(batches[0])
 
     def step(self) -> float:
-        """One iteration."""
         with self._storage:
             seconds = seconds_of(self._trainer.run_step)
         self._trainer.iter += 1
         return seconds
 
     def parts(self) -> dict[str, float]:
-        """One iteration, noting its parts."""
-        step = self._trainer._trainer
+        step = self._trainer.step
         accumulate = step.accumulate_gradients
         with PartMeter(self._model, self._depth, self._clock.read, outside="update") as meter:
 
@@ -191,22 +175,27 @@ class InferenceSubject(Subject):
     """The model as the predictor uses it: a batch in, poses on the CPU out. Reading and resizing are not in it."""
 
     def __init__(self, workload: Workload) -> None:
-        cfg = _prepared(workload.load())
+        cfg = _prepared(workload, batch_size=1)
         self._predict = PosePredictor(cfg).model
-        loader = None
-        if workload.real_data:
-            loader = lambda cfg: PoseTrainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])  # noqa: E731
-        self._batches = itertools.cycle(_batches(workload, cfg, 1, loader))
+        self._model: PoseModel = self._predict.model
+        batches = _batches(workload, self._model, cfg, lambda: PoseTrainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]))
+        self._batches = itertools.cycle(batches)
         self._clock = Clock(torch.device(cfg.MODEL.DEVICE))
-        self._model = _meta_architecture(self._predict, cfg)
         self._depth = workload.depth
-        self.images_per_step = workload.batch_size or 1
+        self.images_per_step = len(batches[0])
         self._refined: list[bool] = []
 
     def step(self) -> float:
-        """One batch."""
         batch = next(self._batches)
-        return seconds_of(lambda: self._infer(batch))
+
+        def infer() -> None:
+            for output in self._predict(batch):
+                instances = output["instances"].to("cpu")
+                if instances.has("refined_patches"):
+                    self._refined.append(bool(instances.refined_patches.any()))
+
+        with torch.inference_mode():
+            return seconds_of(infer)
 
     def result(self) -> dict[str, Any]:
         """Also the share of the crops that a coarse-to-fine model refined."""
@@ -214,17 +203,9 @@ class InferenceSubject(Subject):
         return {**super().result(), **share}
 
     def parts(self) -> dict[str, float]:
-        """One batch, noting its parts."""
         with PartMeter(self._model, self._depth, self._clock.read) as meter:
             self.step()
         return _by_part(meter, self._clock)
-
-    @torch.inference_mode()
-    def _infer(self, batch: Batch) -> None:
-        for output in self._predict(batch):
-            instances = output["instances"].to("cpu")
-            if instances.has("refined_patches"):
-                self._refined.append(bool(instances.refined_patches.any()))
 
 
 class LoadingSubject(Subject):
@@ -240,30 +221,7 @@ class LoadingSubject(Subject):
         self.images_per_step = cfg.SOLVER.IMS_PER_BATCH
 
     def step(self) -> float:
-        """The next batch."""
         return seconds_of(lambda: next(self._loader))
-
-
-class EvaluationSubject(Subject):
-    """The metrics of 5,000 images with 20 detections each, from annotations and results in memory."""
-
-    images_per_step = EVALUATION_IMAGES
-
-    def __init__(self, workload: Workload) -> None:
-        cfg = workload.load()
-        random = np.random.default_rng(0)
-        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        coco = random_coco(random, EVALUATION_IMAGES, (480, 640), EVALUATION_PERSONS, skeleton)
-        self._results = random_detections(random, coco, EVALUATION_DETECTIONS)
-        with tempfile.TemporaryDirectory() as folder:
-            json_file = Path(folder) / "annotations.json"
-            json_file.write_text(json.dumps(coco), encoding="utf-8")
-            self._annotations = read_annotations(json_file, None, skeleton)
-        self._metric = find_metric("coco", "the metric")
-
-    def step(self) -> float:
-        """One evaluation."""
-        return seconds_of(lambda: self._metric(self._annotations, read_detections(self._results, self._annotations)))
 
 
 class ComplexitySubject(Subject):
@@ -273,7 +231,6 @@ class ComplexitySubject(Subject):
         self._complexity = measure_complexity(workload.load(), image_size=workload.image_size, depth=workload.depth)
 
     def result(self) -> dict[str, Any]:
-        """The counts."""
         complexity = self._complexity
         return {
             "image_size": list(complexity.image_size),
@@ -287,51 +244,36 @@ SUBJECTS: Mapping[str, Callable[[Workload], Subject]] = {
     "train": TrainingSubject,
     "inference": InferenceSubject,
     "data": LoadingSubject,
-    "evaluation": EvaluationSubject,
 }
 
 
-def _prepared(cfg: CfgNode) -> CfgNode:
+def _prepared(workload: Workload, batch_size: int) -> CfgNode:
     """The config of a run in this process, now prepared and seeded; pretrained weights are not fetched."""
+    cfg = workload.load()
     prepare_process(cfg)
     seed_all_rng(0)
     cfg.MODEL.BACKBONE.PRETRAINED = False
+    cfg.SOLVER.IMS_PER_BATCH = cfg.TEST.IMS_PER_BATCH = workload.batch_size or batch_size
     return cfg
 
 
-def _trainer_on(batches: Sequence[Batch], cfg: CfgNode) -> PoseTrainer:
-    """A trainer whose loader gives these batches, round and round."""
+class _TrainerWithoutData(PoseTrainer):
+    """Gets its batches later, as those of noise are made by its model; no dataset needs to be there."""
 
-    class TrainerOnBatches(PoseTrainer):
-        @classmethod
-        def build_train_loader(cls, cfg: CfgNode) -> Iterator[Batch]:
-            return itertools.cycle(batches)
-
-    cfg.DATASETS.CHECK = "off"  # none is read
-    return TrainerOnBatches(cfg)
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
+        return ()
 
 
-def _meta_architecture(model: nn.Module, cfg: CfgNode) -> nn.Module:
-    """The model itself, where it is wrapped in others."""
-    kind = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    return next(module for module in model.modules() if isinstance(module, kind))
-
-
-def _batches(
-    workload: Workload, cfg: CfgNode, default_size: int, loader: Callable[[CfgNode], Any] | None
-) -> list[Batch]:
-    """Batches to compute on, in memory."""
-    num_images = workload.batch_size or default_size
-    if loader is None:
-        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-        random = np.random.default_rng(0)
-        size, persons = workload.image_size, workload.persons
-        if cfg.INPUT.PIPELINE == "person_crops":
-            size, persons = tuple(cfg.INPUT.PERSON_CROP.SIZE), 1
-        return [random_batch(random, num_images, size, persons, skeleton) for _ in range(NUM_RANDOM_BATCHES)]
-    cfg = cfg.clone()
-    cfg.SOLVER.IMS_PER_BATCH = cfg.TEST.IMS_PER_BATCH = num_images
-    return list(itertools.islice(loader(cfg), NUM_RANDOM_BATCHES))
+def _batches(workload: Workload, model: PoseModel, cfg: CfgNode, loader: Callable[[], Any]) -> list[Batch]:
+    """Batches to compute on, in memory: of noise, or of `loader`."""
+    if workload.real_data:
+        return list(itertools.islice(loader(), NUM_BATCHES))
+    size, num_images = workload.image_size, cfg.SOLVER.IMS_PER_BATCH
+    return [
+        model.example_batch(size, num_images=num_images, num_instances=workload.persons, seed=seed)
+        for seed in range(NUM_BATCHES)
+    ]
 
 
 def _by_part(meter: PartMeter[Any], clock: Clock) -> dict[str, float]:

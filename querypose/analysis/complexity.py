@@ -2,7 +2,7 @@
 
 Counted is inference of one image. A multiplication and an addition are two operations, so 2 GFLOPs are 1 GMAC; papers
 often print GMACs and call them GFLOPs. Counted are convolutions, matrix products and attention; not counted are
-element-wise operations, normalisation, resizing and RoIAlign, which hold little arithmetic.
+element-wise operations, normalization, resizing and RoIAlign, which hold little arithmetic.
 """
 
 from __future__ import annotations
@@ -45,12 +45,10 @@ class Complexity:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Every part that has parameters or operations, in the order of the model."""
         return tuple(dict.fromkeys([*self.parameters, *self.flops]))
 
     @property
     def num_parameters(self) -> int:
-        """Of the whole model."""
         return sum(self.parameters.values())
 
     @property

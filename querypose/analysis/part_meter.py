@@ -28,8 +28,6 @@ def part_name(module_name: str, depth: int) -> str:
 
 @dataclass(frozen=True)
 class Span(Generic[Reading]):
-    """A stretch of the forward pass in which one part was running, between two readings of what is measured."""
-
     part: str
     start: Reading
     end: Reading
@@ -60,14 +58,13 @@ class PartMeter(Generic[Reading]):
         self._compiled: dict[nn.Module, Callable[..., Any]] = {}
 
     def __enter__(self) -> PartMeter[Reading]:
-        """Begins to measure."""
         inside_compiled: set[nn.Module] = set()
         for module in self._parts:
             if module in inside_compiled:
                 continue
             if module._compiled_call_impl is None:
-                self._handles.append(module.register_forward_pre_hook(self._enter))
-                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+                self._handles.append(module.register_forward_pre_hook(lambda part, _: self._push(self._parts[part])))
+                self._handles.append(module.register_forward_hook(lambda *_: self._pop(), always_call=True))
             else:
                 # Hooks would be compiled along, so the compiled call is wrapped; inside there are no parts.
                 inside_compiled.update(module.modules())
@@ -79,7 +76,6 @@ class PartMeter(Generic[Reading]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Ends the last span and leaves the model as it was."""
         self._end_span(self._running[-1])
         for handle in self._handles:
             handle.remove()
@@ -101,12 +97,6 @@ class PartMeter(Generic[Reading]):
                 return call(*args, **kwargs)
 
         return timed
-
-    def _enter(self, module: nn.Module, inputs: Any) -> None:
-        self._push(self._parts[module])
-
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._pop()
 
     def _push(self, part: str) -> None:
         if part != self._running[-1]:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from types import FrameType
 
 import cloudpickle
 import submitit
@@ -41,7 +40,7 @@ class Training(submitit.helpers.Checkpointable):
         former = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self.process = subprocess.Popen(self.command, env={**os.environ, **self.environment})
         signal.signal(signal.SIGUSR2, former)
-        signal.signal(signal.SIGTERM, self._hand_on)
+        signal.signal(signal.SIGTERM, lambda number, frame: self.process.terminate())
         try:
             # Not `wait`, which would hold a lock that `checkpoint`, called by a signal in this very thread, needs.
             while (exit_code := self.process.poll()) is None:
@@ -56,6 +55,3 @@ class Training(submitit.helpers.Checkpointable):
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_SECONDS_TO_SAVE)
         return submitit.helpers.DelayedSubmission(Training(self.command, self.environment))
-
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
-        self.process.terminate()

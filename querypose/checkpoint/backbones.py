@@ -69,7 +69,7 @@ POSE_HRNET_DEAD: tuple[str, ...] = (
     r"final_layer\.(weight|bias)",
 )
 POSE_HRNET_ABSENT = r"model\.stage4\.2\.fuse_layers\.[123]\..+"
-"""Of our HRNet but not of pose-HRNet, whose last module fuses into the finest branch alone: stays initialised."""
+"""Of our HRNet but not of pose-HRNet, whose last module fuses into the finest branch alone: stays initialized."""
 
 SWIN_DEAD: tuple[str, ...] = (
     # The classifier with its norm; and masks, which follow from the size of the input.
@@ -78,15 +78,14 @@ SWIN_DEAD: tuple[str, ...] = (
     r"layers\.\d+\.blocks\.\d+\.attn_mask",
 )
 SWIN_ABSENT = r"norm[0-3]\.(weight|bias)"
-"""Of our Swin but not of an ImageNet classifier: the norms of the four outputs stay initialised."""
+"""Of our Swin but not of an ImageNet classifier: the norms of the four outputs stay initialized."""
 # fmt: on
 
 
-def _below(prefix: str, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    return tuple(Rule(prefix.replace(".", r"\.") + pattern, prefix + replacement) for pattern, replacement in rules)
-
-
-BACKBONE_RULES: tuple[Rule, ...] = PYRAMID_RULES + _below(BOTTOM_UP, RESNET_RULES + HRNET_RULES + SWIN_RULES)
+BACKBONE_RULES: tuple[Rule, ...] = PYRAMID_RULES + tuple(
+    Rule(BOTTOM_UP.replace(".", r"\.") + pattern, BOTTOM_UP + replacement)
+    for pattern, replacement in RESNET_RULES + HRNET_RULES + SWIN_RULES
+)
 
 
 def convert_pose_hrnet(state_dict: Mapping[str, Tensor]) -> StateDict:

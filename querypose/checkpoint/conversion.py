@@ -26,7 +26,7 @@ from querypose.d2 import CfgNode, CheckpointError, atomic_write, build_model, re
 from querypose.skeleton import skeleton_of_datasets
 
 WRAPPERS = ("model", "state_dict")
-"""Keys under which training codes keep the weights beside the state of their optimiser."""
+"""Keys under which training codes keep the weights beside the state of their optimizer."""
 
 
 class Kind(NamedTuple):
@@ -116,7 +116,7 @@ def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module, kind: Kind) -
         if name in needed and value.shape != needed[name].shape
     ]
     problems = (
-        ("The checkpoint has entries that the model of the config has not", unexpected),
+        ("The checkpoint has entries that are not in the model of the config", unexpected),
         ("The checkpoint lacks entries of the model of the config", missing),
         ("Entries of the checkpoint have another shape than the model of the config", misshapen),
     )
@@ -126,13 +126,12 @@ def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module, kind: Kind) -
 
 
 def _hint(names: list[str]) -> str:
-    """What a mismatch in these entries is a sign of."""
     if any(".refinement." in name for name in names):
-        return "One is the light version, the other the full one: see MODEL.QUERYPOSE.KEYPOINT.DYNAMIC_INTERACTION."
+        return "One is the light version, the other is the full one: see MODEL.QUERYPOSE.KEYPOINT.DYNAMIC_INTERACTION."
     if any(name.startswith("backbone.") for name in names):
         return "The backbones differ: see MODEL.BACKBONE.NAME, ARCH and NORM, and MODEL.FPN.TYPE."
     if any(".class_head." in name for name in names):
-        return "Its classes are others: the POET authors' have an empty one, see MODEL.POET.EMPTY_CLASS."
+        return "The classes differ: those of the POET authors have an empty one, see MODEL.POET.EMPTY_CLASS."
     return (
         "The config describes another model: see MODEL.META_ARCHITECTURE, the keys of that architecture, and the "
         "skeleton of DATASETS.TRAIN."
@@ -161,8 +160,8 @@ def load_state_dict_file(path: str | Path) -> StateDict:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint file {str(path)!r}.")
-    # Mapped: an optimiser's state beside the weights is then never read. A namespace holds a command line's values, and
+        raise CheckpointError(f"There is no checkpoint file {str(path)!r}. Correct the path.")
+    # Mapped: an optimizer's state beside the weights is then never read. A namespace holds a command line's values, and
     # training codes keep theirs beside the weights; to build one runs nothing.
     with torch.serialization.safe_globals([argparse.Namespace]):
         content: Any = read_checkpoint(path, mmap=True)
@@ -170,7 +169,9 @@ def load_state_dict_file(path: str | Path) -> StateDict:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"{path} holds no state dict, neither by itself nor under {' or '.join(WRAPPERS)}.")
+        raise CheckpointError(
+            f"{path} holds no state dict (names and tensors), neither by itself nor under {' or '.join(WRAPPERS)}."
+        )
     return dict(content)
 
 

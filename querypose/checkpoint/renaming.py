@@ -52,8 +52,8 @@ def rename_entries(state_dict: Mapping[str, Tensor], rules: Sequence[Rule], dead
             renamed[new_name] = value
     if left_over:
         raise CheckpointError(
-            f"{len(left_over)} entries of the checkpoint are not known here: {shorten(left_over)}. Is it of the kind "
-            f"that was named?"
+            f"{len(left_over)} entries of the checkpoint are not known here: {shorten(left_over)}. Is the "
+            "checkpoint of another kind than the one that you named?"
         )
     return renamed
 

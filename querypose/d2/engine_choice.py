@@ -20,8 +20,13 @@ def choose_engine() -> tuple[str, str]:
     """
     asked = os.environ.get(VARIABLE, "")
     if asked not in ("", *ENGINES):
-        raise ValueError(f"{VARIABLE} is {asked!r}; allowed: {', '.join(ENGINES)}, or unset to take what is installed.")
-    if asked == "detectron2" or (not asked and _is_installed()):
+        raise ValueError(
+            f"{VARIABLE} is {asked!r}; allowed: {', '.join(ENGINES)}, or unset: then detectron2 if it is there."
+        )
+    spec = importlib.util.find_spec("detectron2")
+    # A folder that is merely called detectron2 has a spec too, but no __init__.py, hence no origin.
+    is_installed = spec is not None and spec.origin is not None
+    if asked == "detectron2" or (not asked and is_installed):
         try:
             return "detectron2", str(importlib.import_module("querypose.d2.upstream").VERSION)
         except ImportError as error:
@@ -35,9 +40,3 @@ def choose_engine() -> tuple[str, str]:
                 "detectron2 is installed but cannot be imported (%s); the built-in engine runs instead.", error
             )
     return "builtin", str(importlib.import_module("querypose.d2.builtin").__version__)
-
-
-def _is_installed() -> bool:
-    # A folder that is merely called detectron2 has a spec too, but no __init__.py, hence no origin.
-    spec = importlib.util.find_spec("detectron2")
-    return spec is not None and spec.origin is not None

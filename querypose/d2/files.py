@@ -43,8 +43,10 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     except BaseException as error:
         if temporary.is_file():
             temporary.unlink()
-        cause = _failed_write(error)
-        if cause is not None:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__  # torch.save hides a full disk behind an error of its own
+        if cause is not None and cause.errno is not None:
             raise OSError(cause.errno, cause.strerror, str(target)) from error
         raise
     _sync_directory(target.parent)
@@ -65,8 +67,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = False) -> dict
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is damaged, or it holds Python objects and cannot be read without running code from it. Where you "
-            f"trust it, save only its weights to another file: torch.save({{'model': state_dict}}, …). "
+            f"{path} is damaged, or it holds Python objects, which cannot be read without running code from the file. "
+            f"If you trust the file, save only its weights to another file: torch.save({{'model': state_dict}}, …). "
             f"({_first_line(error)})"
         ) from error
     except _DAMAGE as error:
@@ -86,18 +88,11 @@ def refuse_pickle(path: str) -> None:
         CheckpointError: the name ends in .pkl.
     """
     if path.endswith(".pkl"):
-        raise CheckpointError(f"{path}: pickle files can run code and are not loaded; convert it to .pth first.")
+        raise CheckpointError(f"{path}: pickle files can run code, so they are not loaded. Convert it to .pth first.")
 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _failed_write(error: BaseException | None) -> OSError | None:
-    """The failed system call behind an error; torch.save hides a full disk behind an error of its own."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error if error is not None and error.errno is not None else None
 
 
 def _sync_directory(directory: Path) -> None:

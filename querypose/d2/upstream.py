@@ -65,12 +65,8 @@ class DetectionCheckpointer(_DetectionCheckpointer):
 def launch(main_func: Any, num_gpus_per_machine: int, num_machines: int = 1, *args: Any, **kwargs: Any) -> None:
     """detectron2's function, whose processes leave their group in the end: at times they aborted on leaving."""
     if num_gpus_per_machine * num_machines > 1:
-        main_func = functools.partial(_run_and_leave, main_func)
+        main_func = functools.partial(run_and_leave, _run_and_forget_groups, main_func)
     _launch(main_func, num_gpus_per_machine, num_machines, *args, **kwargs)
-
-
-def _run_and_leave(main_func: Any, *args: Any) -> None:
-    run_and_leave(_run_and_forget_groups, main_func, *args)
 
 
 def _run_and_forget_groups(main_func: Any, *args: Any) -> None:

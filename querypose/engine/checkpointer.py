@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -32,7 +32,9 @@ class RunCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self._manifest = Manifest(save_dir)
         self._buffers = _SnapshotBuffers()
-        self._writer = _BackgroundWriter()
+        # An interpreter that ends waits for this thread, and so for the file that it writes.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint writer")
+        self._job: Future[Any] | None = None
 
     def save(self, name: str, *, keep: int = 0, **kwargs: Any) -> None:
         """Saves everything as `{name}.pth`, which becomes the last checkpoint; returns before the file is there.
@@ -60,23 +62,19 @@ class RunCheckpointer(DetectionCheckpointer):
         if self._saves():
             state = {"model": self.model.state_dict()}
             state |= {key: part.state_dict() for key, part in self.checkpointables.items()}
-            self._writer.start(lambda: to_plain(state, "checkpoint", self._buffers.prepare))
+            self.wait()
+            self._job = self._writer.submit(to_plain, state, "checkpoint", self._buffers.prepare)
 
     def wait(self) -> None:
-        """Waits until what was saved is on the disk.
-
-        Raises:
-            OSError: it could not be written; names the file.
-        """
-        self._writer.wait()
+        """Waits until what was saved is on the disk; raises OSError, which names the file, if it cannot be written."""
+        if self._job is not None:
+            job, self._job = self._job, None  # what went wrong is raised once
+            job.result()
 
     def check(self) -> None:
         """Raises OSError if a save has failed meanwhile; waits for nothing."""
-        self._writer.check()
-
-    def is_writing(self) -> bool:
-        """Whether a file is being written."""
-        return self._writer.is_busy()
+        if self._job is not None and self._job.done():
+            self.wait()
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:
         """As the engine's; refuses a file that is not the one that was written.
@@ -102,13 +100,13 @@ class RunCheckpointer(DetectionCheckpointer):
         found = comm.all_gather(found)[0]
         if found is None:
             raise CheckpointError(
-                f"None of the checkpoints that {self.save_dir}/{_LAST_CHECKPOINT} and {MANIFEST} name is intact. To "
-                "start from the beginning, leave out --resume; MODEL.WEIGHTS can name weights of another folder."
+                f"None of the checkpoints in {self.save_dir} is intact: all in {_LAST_CHECKPOINT} and {MANIFEST} are "
+                "damaged or missing. To start from the beginning, leave out --resume. MODEL.WEIGHTS can name "
+                "weights of another folder."
             )
         return os.path.join(self.save_dir, found) if found else ""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Notes a checkpoint of the folder as the last one."""
         with atomic_write(Path(self.save_dir) / _LAST_CHECKPOINT, "w") as stream:
             stream.write(last_filename_basename)
 
@@ -126,8 +124,8 @@ class RunCheckpointer(DetectionCheckpointer):
         last = folder / _LAST_CHECKPOINT
         if anew and last.is_file():
             logging.getLogger(__name__).warning(
-                f"{folder} has checkpoints of an earlier run, which this one may overwrite. To go on with that run "
-                f"instead: stop, write {last.read_text().strip()} into {last}, and use --resume."
+                f"{folder} has checkpoints of an earlier run. This run starts anew and may overwrite them. To go on "
+                f"with the earlier run instead: stop, write {last.read_text().strip()} into {last}, and use --resume."
             )
             (folder / MANIFEST).unlink(missing_ok=True)
             last.unlink()
@@ -156,9 +154,10 @@ class RunCheckpointer(DetectionCheckpointer):
             return
         self.wait()  # the buffers are free again only then
         snapshot = {key: to_plain(part, f"checkpoint.{key}", self._buffers.copy) for key, part in state.items()}
-        self._buffers.wait()
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # once for all copies
         iteration = int(snapshot.get("iteration", -1))
-        self._writer.start(lambda: self._write_file(f"{name}.pth", iteration, snapshot, keep, has_state))
+        self._job = self._writer.submit(self._write_file, f"{name}.pth", iteration, snapshot, keep, has_state)
 
     def _write_file(self, file: str, iteration: int, snapshot: dict[str, Any], keep: int, has_state: bool) -> None:
         path = Path(self.save_dir) / file
@@ -170,20 +169,12 @@ class RunCheckpointer(DetectionCheckpointer):
             self._manifest.add(Entry(file, iteration, hashing.num_bytes, hashing.sha256, has_state))
         if has_state:
             self.tag_last_checkpoint(file)
-        if keep:
-            self._delete_old(keep)
-
-    def _delete_old(self, keep: int) -> None:
-        numbered = [entry.file for entry in self._manifest.entries() if entry.has_state and _has_number(entry.file)]
-        old = list(dict.fromkeys(numbered))[:-keep]
-        for file in old:
-            (Path(self.save_dir) / file).unlink(missing_ok=True)
-        if old:
+        states = dict.fromkeys(entry.file for entry in self._manifest.entries() if entry.has_state)
+        numbered = [file for file in states if Path(file).stem.rpartition("_")[2].isdigit()]
+        if keep and (old := numbered[:-keep]):
+            for file in old:
+                (Path(self.save_dir) / file).unlink(missing_ok=True)
             self._manifest.forget(old)
-
-
-def _has_number(file: str) -> bool:
-    return Path(file).stem.rpartition("_")[2].isdigit()
 
 
 class _SnapshotBuffers:
@@ -197,7 +188,6 @@ class _SnapshotBuffers:
         self._buffers: dict[str, Tensor] = {}
 
     def prepare(self, name: str, tensor: Tensor) -> Tensor:
-        """Gets the buffer of a tensor ready; copies nothing."""
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).zero_()
@@ -205,53 +195,5 @@ class _SnapshotBuffers:
         return buffer
 
     def copy(self, name: str, tensor: Tensor) -> Tensor:
-        """A copy, complete after `wait`, and valid until the next copy under that name."""
+        """A copy, valid until the next one under that name; from a GPU it is complete once that is synchronized."""
         return self.prepare(name, tensor).copy_(tensor, non_blocking=True)
-
-    def wait(self) -> None:
-        """Waits for the copies from a GPU."""
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-
-
-class _BackgroundWriter:
-    """One job at a time in a thread. What it raises is raised where the training asks next."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def start(self, job: Callable[[], None]) -> None:
-        """Starts a job once the one before is done.
-
-        Raises: what the one before raised.
-        """
-        self.wait()
-        self._thread = threading.Thread(target=self._run, args=(job,), name="checkpoint writer", daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Waits for the job.
-
-        Raises: what the job raised.
-        """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
-
-    def is_busy(self) -> bool:
-        """Whether a job is running."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def check(self) -> None:
-        """Raises what the last job raised, if it has ended; waits for nothing."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def _run(self, job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException as error:  # raised again by `check`, in the training
-            self._error = error

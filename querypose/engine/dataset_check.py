@@ -25,13 +25,7 @@ def validate_datasets(
 ) -> list[Problem]:
     """As `querypose.data.validation.check_datasets`, and whether `test` can be evaluated.
 
-    Args:
-        train: names of registered datasets.
-        test: the same.
-        depth: how closely to look at the images.
-        metrics: names of metrics besides those of the datasets themselves.
-        num_threads: see `map_in_threads`.
-        show_progress: draw bars on stderr.
+    Args: see there; `metrics` are names besides those of the datasets themselves.
 
     Raises:
         SkeletonError, DatasetError: see `check_datasets`.

@@ -22,9 +22,9 @@ class DumpWriter:
     """Writes dumps into a folder, each as `iteration_N/rank_R.pth`; only that of the first process has the weights.
 
     Args:
-        folder: receives them.
+        folder: OUTPUT_DIR/dumps.
         config: the run's config, as YAML.
-        max_dumps: in a run; further ones are not written.
+        max_dumps: of a run; further ones are not written.
     """
 
     def __init__(self, folder: str | Path, config: str, max_dumps: int) -> None:
@@ -65,7 +65,9 @@ class DumpWriter:
             with atomic_write(folder / f"rank_{comm.get_rank()}.pth") as stream:
                 torch.save(dump, stream)
         except OSError as error:
-            logging.getLogger(__name__).error(f"The iteration could not be dumped: {error}")
+            logging.getLogger(__name__).error(
+                f"Iteration {content['iteration']} could not be dumped into {folder}: {error}"
+            )
             return None
         return folder
 
@@ -78,7 +80,7 @@ def read_dumps(folder: str | Path) -> list[dict[str, Any]]:
     """
     paths = list(Path(folder).glob("rank_*.pth"))
     if not paths:
-        raise CheckpointError(f"There is no dump in {str(folder)!r}; name a folder such as output/dumps/iteration_N.")
+        raise CheckpointError(f"There is no dump in {str(folder)!r}. Name a folder such as output/dumps/iteration_N.")
     dumps = [read_checkpoint(path) for path in paths]
     for path, dump in zip(paths, dumps, strict=True):
         if not {"rank", "world_size", "batch", "config", "losses", "random_state", "loss_scale"} <= dump.keys():
@@ -88,8 +90,8 @@ def read_dumps(folder: str | Path) -> list[dict[str, Any]]:
     ranks = [dump["rank"] for dump in dumps]
     if ranks != list(range(dumps[0]["world_size"])):
         raise CheckpointError(
-            f"{folder} has the dumps of processes {ranks} of {dumps[0]['world_size']}; copy those of the other "
-            "machines beside them."
+            f"{folder} has only the dumps of processes {ranks} of {dumps[0]['world_size']}. Copy those of the other "
+            "machines into this folder."
         )
     return dumps
 
@@ -121,7 +123,7 @@ def _to_plain(value: Any) -> Any:
         return {"matrix": torch.from_numpy(value.matrix), **sizes}
     if isinstance(value, list | tuple):
         return type(value)(map(_to_plain, value))
-    # A path, say, is no more than its text to a model.
+    # What is left, such as a path, concerns no model: its text is enough.
     return value if value is None or isinstance(value, Tensor | bool | int | float | str) else str(value)
 
 

@@ -35,7 +35,12 @@ class ExponentialMovingAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.num_updates = 0
-        self._weights = _averaged_tensors(model)
+        saved = model.state_dict().keys()
+        # The model's own tensors, not copies, by their names in its state dict, each once.
+        self._weights: dict[str, Tensor] = {
+            **{name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad},
+            **{name: buffer for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()},
+        }
         self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     def decay_of_update(self, update: int) -> float:
@@ -44,21 +49,18 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes the model's present weights into the average."""
         self.num_updates += 1
         average_weights = get_ema_multi_avg_fn(self.decay_of_update(self.num_updates))
         average_weights(list(self._average.values()), list(self._weights.values()), None)
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Starts anew from the model's present weights."""
         self.num_updates = 0
         for name, weight in self._weights.items():
             self._average[name].copy_(weight)
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
-        """Overwrites the model's weights by the average."""
         for name, weight in self._weights.items():
             weight.copy_(self._average[name])
 
@@ -88,27 +90,19 @@ class ExponentialMovingAverage:
         weights: Mapping[str, Tensor] = state_dict["weights"]
         _check_fit(weights, self._average)
         if missing := sorted(self._average.keys() - weights.keys()):
-            raise CheckpointError(f"The averaged weights in the checkpoint lack {_some(missing)}, which the model has.")
+            raise CheckpointError(f"The averaged weights are those of another model: they have no {_some(missing)}.")
         for name, average in self._average.items():
             average.copy_(weights[name])
         self.num_updates = int(state_dict["num_updates"])
 
 
-def _averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's own tensors (not copies), by their names in its state dict, each once."""
-    saved = model.state_dict().keys()
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()}
-    return {**parameters, **buffers}
-
-
 def _check_fit(weights: Mapping[str, Tensor], model_weights: Mapping[str, Tensor]) -> None:
     if unknown := sorted(weights.keys() - model_weights.keys()):
-        raise CheckpointError(f"The averaged weights are of another model: this one has no {_some(unknown)}.")
+        raise CheckpointError(f"The averaged weights are those of another model: this one has no {_some(unknown)}.")
     for name, weight in weights.items():
         if weight.shape != model_weights[name].shape:
             raise CheckpointError(
-                f"The averaged weights are of another model: {name} is {list(weight.shape)} there "
+                f"The averaged weights are those of another model: {name} is {list(weight.shape)} there "
                 f"and {list(model_weights[name].shape)} here."
             )
 
@@ -124,15 +118,15 @@ def require_weights(weights: str) -> None:
         ConfigError: there is no such file.
     """
     if weights and "://" not in weights and not Path(weights).is_file():
-        raise ConfigError(f"MODEL.WEIGHTS is {weights!r}; there is no such file. '' starts from random weights.")
+        raise ConfigError(
+            f"MODEL.WEIGHTS is {weights!r}; there is no such file. Correct the path; '' starts from random weights."
+        )
 
 
 class _ExactCheckpointer(RunCheckpointer):
-    """Refuses weights that do not fit the model to the last entry, of which training may start but nothing evaluates.
+    """Refuses weights that do not fit to the last entry: training may start from them, nothing evaluates them."""
 
-    Both engines call this method with what does not fit.
-    """
-
+    # Both engines call this method with what does not fit.
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         shapes = [
             f"{name} {tuple(found)}, not {tuple(needed)}" for name, found, needed in incompatible.incorrect_shapes
@@ -144,9 +138,9 @@ class _ExactCheckpointer(RunCheckpointer):
         )
         if found := [f"{what}: {_some(names)}." for what, names in problems if names]:
             raise CheckpointError(
-                f"MODEL.WEIGHTS is a file of another model than the config describes. {' '.join(found)} Use the config "
-                "that the weights were trained with (config.yaml beside them); architecture, backbone and skeleton "
-                "must agree."
+                f"MODEL.WEIGHTS has the weights of another model than the config describes. {' '.join(found)} Use the "
+                "config that the weights were trained with (config.yaml beside them): architecture, backbone and "
+                "skeleton must be the same."
             )
 
 
@@ -156,7 +150,7 @@ def load_evaluation_weights(
     """Loads the weights that an evaluation or a demo is to use.
 
     Args:
-        model: receives them.
+        model: the receiver.
         weights: MODEL.WEIGHTS; '' leaves the model as it is initialized.
         use_average: SOLVER.EMA.ENABLED: prefer the averaged weights, if the checkpoint has them.
         output_dir: OUTPUT_DIR, for `resume`.
@@ -176,7 +170,7 @@ def load_evaluation_weights(
         return
     logger = logging.getLogger(__name__)
     if state is None:
-        logger.warning(f"SOLVER.EMA.ENABLED is True, but {weights} has no averaged weights; using its trained weights.")
+        logger.warning(f"SOLVER.EMA.ENABLED is True, but {weights} has no averaged weights. Using its trained weights.")
         return
     model_weights = model.state_dict()
     _check_fit(state["weights"], model_weights)

@@ -59,8 +59,8 @@ _OUT_OF_MEMORY = (
     "The machine is out of memory. Lower SOLVER.IMS_PER_BATCH, INPUT.MAX_SIZE_TRAIN or DATALOADER.NUM_WORKERS."
 )
 _LOST_PROCESS = (
-    "Another process of the run has ended, or did not answer within --timeout. The reason stands at the end of its own "
-    "log (log.txt.rankN in OUTPUT_DIR) or on its console. Go on with --resume."
+    "Another process of the run has ended, or did not answer within --timeout. Its own log (log.txt.rankN in "
+    "OUTPUT_DIR) or its console says why, at the end. Go on with --resume."
 )
 
 
@@ -87,35 +87,21 @@ def report_user_errors(program: str) -> Iterator[None]:
 
 def explain(error: Exception) -> str | None:
     """What went wrong and what helps, in one line; None for an error that only its traceback explains."""
-    message = _without_traceback(str(error))
+    message = str(error)
+    if "Original Traceback" in message:  # a process of the data loader hands an error on with its traceback in the text
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    first_sentence = message.partition("\n")[0].partition(". ")[0].strip()
     if isinstance(error, (*USER_ERRORS, *IMAGE_ERRORS, LostProcessError)):
         return message
     if isinstance(error, torch.cuda.OutOfMemoryError):
-        return f"{_OUT_OF_GPU_MEMORY} ({_first_sentence(message)})"
+        return f"{_OUT_OF_GPU_MEMORY} ({first_sentence})"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in message:
         return _OUT_OF_MEMORY
-    if isinstance(error, OSError):
-        return _explain_os_error(error)
-    if isinstance(error, dist.DistError) or "gloo/transport" in message:
-        return f"{_LOST_PROCESS} ({_first_sentence(message)})"
-    return None
-
-
-def _explain_os_error(error: OSError) -> str | None:
     if isinstance(error, FileNotFoundError) and error.errno is None:
         return str(error)  # raised in this project, with a message of its own
-    if error.errno not in _REMEDIES:
-        return None
-    where = f"{error.filename}: " if error.filename is not None else ""
-    return f"{where}{error.strerror}. {_REMEDIES[error.errno]}"
-
-
-def _without_traceback(message: str) -> str:
-    """The message itself, of an error that a process of the data loader has handed on with its traceback."""
-    if "Original Traceback" not in message:
-        return message
-    return message.strip().splitlines()[-1].partition(": ")[2]
-
-
-def _first_sentence(message: str) -> str:
-    return message.partition("\n")[0].partition(". ")[0].strip()
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}. {_REMEDIES[error.errno]}"
+    if isinstance(error, dist.DistError) or "gloo/transport" in message:
+        return f"{_LOST_PROCESS} ({first_sentence})"
+    return None

@@ -39,12 +39,7 @@ _TIME = "time"
 
 
 def build_hooks(cfg: CfgNode, trainer: Any) -> list[HookBase]:
-    """The hooks that HOOKS names, in its order.
-
-    Args:
-        cfg: handed to each hook's `from_config`.
-        trainer: the same, or a weak reference to it; a hook finds it as its attribute `trainer` too.
-    """
+    """The hooks that HOOKS names, in its order; `trainer` may be a weak reference."""
     hooks = []
     for name in cfg.HOOKS:
         hook = HOOK_REGISTRY.get(name)
@@ -56,19 +51,17 @@ class PeriodicCheckpointer(HookBase):
     """Saves every `period` iterations, at the end, and when SIGTERM or SIGINT stops the run. All processes need it.
 
     Deviates: detectron2's saves neither random states nor the position in the data, and knows no signals.
+
+    Args:
+        checkpointer: does the saving, on the main process.
+        period: iterations between two checkpoints.
+        keep: how many periodic checkpoints stay; 0: all.
+        run_state: further entries of a checkpoint; all processes call it together.
     """
 
     def __init__(
         self, checkpointer: RunCheckpointer, period: int, keep: int, run_state: Callable[[], dict[str, Any]]
     ) -> None:
-        """Saves nothing yet.
-
-        Args:
-            checkpointer: does the saving, on the main process.
-            period: iterations between two checkpoints.
-            keep: how many periodic checkpoints stay; 0: all.
-            run_state: further entries of a checkpoint; all processes call it together.
-        """
         self._checkpointer = checkpointer
         self._period = period
         self._keep = keep
@@ -76,7 +69,6 @@ class PeriodicCheckpointer(HookBase):
         self._stop = StopSignal()
 
     def before_train(self) -> None:
-        """Takes the signals."""
         self._checkpointer.begin(anew=self.trainer.start_iter == 0)
         self._stop.install()
 
@@ -97,10 +89,10 @@ class PeriodicCheckpointer(HookBase):
         if stops:
             self._checkpointer.wait()
             comm.synchronize()  # none ends before all is written
-            _logger.info(f"Stopped after iteration {trainer.iter}. To go on, start the same command with --resume.")
+            _logger.info(f"Stopped after iteration {trainer.iter}. To go on, run the same command with --resume.")
             raise RunStopped(STOPPED_EXIT_CODE)
         if trainer.iter == trainer.start_iter:
-            trainer.step.flush()
+            trainer.step.flush()  # in every process; `prepare` reads the state of the step in the main one alone
             self._checkpointer.prepare()  # now that the optimizer has its state
 
     def after_train(self) -> None:
@@ -117,28 +109,24 @@ class BestCheckpointer(HookBase):
     """Keeps the weights with the greatest value of a metric as model_best.pth, after evaluations during training.
 
     Deviates: with detectron2's the last checkpoint is then the best one, and resuming forgets what the best value was.
+
+    Args:
+        checkpointer: does the saving.
+        metric: such as "keypoints/AP"; greater is better.
+        period: that of the evaluation.
     """
 
     def __init__(self, checkpointer: RunCheckpointer, metric: str, period: int) -> None:
-        """Saves nothing yet.
-
-        Args:
-            checkpointer: does the saving.
-            metric: such as "keypoints/AP"; greater is better.
-            period: that of the evaluation.
-        """
         self._checkpointer = checkpointer
         self._metric = metric
         self._period = period
         self.best: dict[str, Any] = {}
 
     def after_step(self) -> None:
-        """Saves if there was an evaluation and it was the best."""
         if (self.trainer.iter + 1) % self._period == 0 and self.trainer.iter + 1 != self.trainer.max_iter:
             self._save_if_best()
 
     def after_train(self) -> None:
-        """Saves if the last evaluation was the best."""
         if self.trainer.iter >= self.trainer.max_iter:
             self._save_if_best()
             self._checkpointer.wait()
@@ -157,8 +145,8 @@ class BestCheckpointer(HookBase):
         latest = self.trainer.storage.latest()
         if self._metric not in latest:
             _logger.warning(
-                f"TEST.BEST_METRIC is {self._metric!r}, which the evaluation does not give, so model_best.pth is not "
-                f"written. Choose one of: {', '.join(name for name in sorted(latest) if '/' in name)}."
+                f"model_best.pth is not written: TEST.BEST_METRIC is {self._metric!r}, and the evaluation gives "
+                f"no such metric. Choose one of: {', '.join(name for name in sorted(latest) if '/' in name)}."
             )
             return
         value, iteration = latest[self._metric]
@@ -174,7 +162,6 @@ class EMAHook(HookBase):
         self._average = average
 
     def after_step(self) -> None:
-        """Updates the average."""
         self._average.update()
 
 
@@ -183,16 +170,14 @@ class PeriodicWriter(HookBase):
 
     It opens the writers when training begins: a trainer that is only built opens no file. Its state is the scalars that
     no writer has written yet.
+
+    Args:
+        build_writers: called on the main process when training begins.
+        period: iterations between two lines.
+        metrics_file: what the `JSONWriter` writes.
     """
 
     def __init__(self, build_writers: Callable[[], Sequence[EventWriter]], period: int, metrics_file: Path) -> None:
-        """Opens no file yet.
-
-        Args:
-            build_writers: called on the main process when training begins.
-            period: iterations between two lines.
-            metrics_file: what the `JSONWriter` writes.
-        """
         self._build_writers = build_writers
         self._period = period
         self._metrics_file = metrics_file
@@ -201,18 +186,17 @@ class PeriodicWriter(HookBase):
         self._pending: list[tuple[str, float, int, bool]] = []
 
     def before_train(self) -> None:
-        """Puts pending scalars into the new storage, and opens the writers."""
         if not comm.is_main_process():
             return
         for name, value, iteration, smoothing_hint in self._pending:
             self.trainer.storage.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=iteration)
         if self._written is None:
             self._written = self.trainer.start_iter - 1
+        # A killed run wrote lines after its last checkpoint; those iterations come again.
         drop_lines_after(self._metrics_file, self._written if self.trainer.continues else math.inf)
         self._writers = self._build_writers()
 
     def after_step(self) -> None:
-        """Writes if it is time."""
         is_time = (self.trainer.iter + 1) % self._period == 0
         if is_time or self.trainer.iter + 1 == self.trainer.max_iter:
             for writer in self._writers:
@@ -221,7 +205,6 @@ class PeriodicWriter(HookBase):
             self._written = self.trainer.iter
 
     def after_train(self) -> None:
-        """Writes what other hooks stored at the end, and closes the writers."""
         for writer in self._writers:
             writer.write()
             writer.close()
@@ -237,7 +220,6 @@ class PeriodicWriter(HookBase):
         return {"written": self._written, "pending": pending}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes up what was not written."""
         self._written = state_dict["written"]
         self._pending = [tuple(scalar) for scalar in state_dict["pending"]]
 

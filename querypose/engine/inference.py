@@ -19,7 +19,7 @@ from querypose.modeling import PoseModel
 class InferenceModel(nn.Module):
     """A model for inference alone: a copy, so that the model itself goes on training unharmed, or the model taken over.
 
-    In it batch normalisation is folded into the convolutions, weights lie in memory as convolutions read them
+    In it batch normalization is folded into the convolutions, weights lie in memory as convolutions read them
     fastest (channels_last), and, where asked for, the forward pass runs in lower precision or compiled.
     """
 
@@ -54,23 +54,23 @@ class InferenceModel(nn.Module):
                     module.to(precision)
         if compiled:
             if not self.model.components:
-                raise ConfigError(f"TEST.COMPILE is True, but {type(model).__name__} names no components to compile.")
+                raise ConfigError(
+                    f"TEST.COMPILE is True, but {type(model).__name__} names no components to compile. Set it to False."
+                )
             for component in self.model.components.values():
                 for module in component.modules:
                     module.compile(dynamic=True)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: PoseModel, *, in_place: bool = False) -> dict[str, Any]:
-        """What TEST.PRECISION and TEST.COMPILE say."""
         precision = PRECISIONS[cfg.TEST.PRECISION]
         return {"model": model, "precision": precision, "compiled": cfg.TEST.COMPILE, "in_place": in_place}
 
     def train(self, mode: bool = True) -> InferenceModel:
-        """Stays in evaluation mode, for which the normalisations were folded."""
+        """Stays in evaluation mode, for which the normalizations were folded."""
         return self
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """What the model gives."""
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, self.precision, enabled=self.precision is not None):
             return self.model(batched_inputs)

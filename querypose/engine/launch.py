@@ -24,10 +24,9 @@ TIMEOUT = datetime.timedelta(minutes=30)
 
 
 def add_timeout_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds --timeout, in minutes, to a command line."""
     parser.add_argument(
         "--timeout", type=float, default=TIMEOUT.total_seconds() / 60, metavar="MINUTES",
-        help="end the run if one of its processes does not answer for this many minutes (default: %(default)g)",
+        help="end the run if one of its processes does not answer for so many minutes (default: %(default)g)",
     )  # fmt: skip
 
 
@@ -60,7 +59,7 @@ def launch(
         run_and_leave(main, args)
         return
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
-        raise ConfigError(f"--num-gpus is {args.num_gpus}; this machine has {torch.cuda.device_count()}.")
+        raise ConfigError(f"--num-gpus is {args.num_gpus}, but this machine has {torch.cuda.device_count()} GPUs.")
     has_children = args.num_gpus * args.num_machines > 1
     try:
         with signals_to_children() if has_children else contextlib.nullcontext():
@@ -76,19 +75,17 @@ def launch(
     except ProcessExitedException as error:
         if error.signal_name is not None:
             raise LostProcessError(
-                f"Process {error.error_index} was killed by {error.signal_name}, and the others were ended. SIGKILL "
-                "often means that the machine was out of memory (see dmesg). Go on with --resume."
+                f"Process {error.error_index} was killed by {error.signal_name}, so the other processes were ended. "
+                "SIGKILL often means that the machine had no memory left (dmesg tells). Go on with --resume."
             ) from error
         raise SystemExit(error.exit_code) from error
 
 
 def started_by_torchrun() -> bool:
-    """Whether the environment says which process of which run this is."""
     return all(variable in os.environ for variable in _TORCHRUN_VARIABLES)
 
 
 def num_restarts() -> int:
-    """How often torchrun has restarted this run after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 

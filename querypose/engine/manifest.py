@@ -16,21 +16,13 @@ MANIFEST = "checkpoints.json"
 
 
 class Entry(NamedTuple):
-    """A checkpoint.
-
-    Attributes:
-        file: its name in the folder.
-        iteration: after which it was saved.
-        num_bytes: its size.
-        sha256: checksum of its content, in hexadecimal digits.
-        has_state: whether a run can go on from it; else it holds weights alone.
-    """
+    """A checkpoint of the folder."""
 
     file: str
     iteration: int
     num_bytes: int
     sha256: str
-    has_state: bool
+    has_state: bool  # else it holds weights alone, from which no run can go on
 
 
 class Condition(Enum):
@@ -65,7 +57,6 @@ class Manifest:
         self._write([other for other in others if other not in same[:-1]] + [entry])
 
     def forget(self, files: Sequence[str]) -> None:
-        """Takes files off the list."""
         self._write([entry for entry in self.entries() if entry.file not in files])
 
     def condition_of(self, file: str) -> Condition:
@@ -77,7 +68,13 @@ class Manifest:
         if not listed:
             return Condition.UNLISTED
         possible = {entry.sha256 for entry in listed if entry.num_bytes == path.stat().st_size}
-        return Condition.INTACT if possible and _sha256(path) in possible else Condition.DAMAGED
+        if not possible:  # the size alone says so; nothing needs to be read
+            return Condition.DAMAGED
+        digest = hashlib.sha256()
+        with open(path, "rb") as stream:
+            while chunk := stream.read(2**22):
+                digest.update(chunk)
+        return Condition.INTACT if digest.hexdigest() in possible else Condition.DAMAGED
 
     def _write(self, entries: list[Entry]) -> None:
         with atomic_write(self._folder / MANIFEST, "w") as stream:
@@ -93,24 +90,13 @@ class HashingStream:
         self.num_bytes = 0
 
     def write(self, content: Any) -> int:
-        """Writes, and takes the content into the checksum."""
         self._digest.update(content)
         self.num_bytes += len(content)
         return int(self._stream.write(content))
 
     def flush(self) -> None:
-        """As of the stream."""
         self._stream.flush()
 
     @property
     def sha256(self) -> str:
-        """Checksum of what was written so far."""
         return self._digest.hexdigest()
-
-
-def _sha256(path: Path, chunk_size: int = 2**22) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while chunk := stream.read(chunk_size):
-            digest.update(chunk)
-    return digest.hexdigest()

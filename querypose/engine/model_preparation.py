@@ -17,7 +17,7 @@ from querypose.modeling import Component, PoseModel
 def prepare_model(
     model: nn.Module, *, channels_last: bool = False, compiled: Sequence[str] = (), recomputed: Sequence[str] = ()
 ) -> nn.Module:
-    """Sets, in place, how `model` computes; its results, its parameters and their names stay.
+    """Sets in place how `model` computes; its results, its parameters and their names stay.
 
     Args:
         model: of any meta-architecture.
@@ -39,8 +39,8 @@ def prepare_model(
             blocks = repeated_blocks(module)
             if blocks and name in compiled:
                 raise ConfigError(
-                    f"MODEL.COMPILE and MODEL.RECOMPUTE both have {name!r}, which is compiled as a whole but "
-                    "recomputed block by block; take it out of one."
+                    f"MODEL.COMPILE and MODEL.RECOMPUTE both have {name!r}. It would be compiled as a whole, but "
+                    "recomputed block by block. Remove it from one of them."
                 )
             for block in blocks or [module]:
                 recompute_in_backward(block)

@@ -1,9 +1,9 @@
-"""Iterations whose loss or gradient is infinite or NaN: kept from the weights, reported, and skipped or the end.
+"""Iterations whose loss or gradient is infinite or NaN: they change no weights, are reported, and skipped or fatal.
 
-Nothing of it makes the host wait for the device. The update and the running statistics are masked on the device; the
-host learns of it before it starts the next update (on a GPU; on the CPU before this one), when the weights still are
-those that the iteration started from, and so can be dumped. A loss that is not finite makes its whole gradient NaN,
-which the exchange of gradients brings to every process: all decide alike.
+The host never waits for the device. The update and the running statistics are masked on the device. The host learns of
+it before it starts the next update (on a GPU; on the CPU before this one), when the weights still are those that the
+iteration started from, and so can be dumped. A loss that is not finite makes its whole gradient NaN, which the exchange
+of gradients brings to every process: all decide alike.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,6 @@ _MAX_OVERFLOWS = 50
 
 
 def gradient_norms(parameters: Sequence[nn.Parameter], norm_type: float) -> Tensor:
-    """The norm of each parameter's gradient, 0 where it has none."""
     with torch.no_grad():
         gradients = [parameter.new_zeros(1) if parameter.grad is None else parameter.grad for parameter in parameters]
         return torch.stack(torch._foreach_norm(gradients, norm_type))
@@ -62,7 +60,6 @@ class RunningStatistics:
 
     @torch.no_grad()
     def write(self, values: Tensor | None) -> None:
-        """Takes what `copy` gave."""
         if values is not None:
             parts = values.split([tensor.numel() for tensor in self._tensors])
             torch._foreach_copy_(
@@ -94,9 +91,9 @@ class NonFiniteGuard:
         model: not wrapped; its running statistics are watched.
         parameters: those that are trained, in the order of `gradient_norms`.
         grad_scaler: scales the loss, if it is enabled.
-        skip: whether such an iteration is skipped; else it ends the run.
-        max_consecutive: skipped in a row before the run ends all the same.
-        dumps: writes what is needed to replay such an iteration; None writes nothing.
+        skip: skip such an iteration instead of ending the run.
+        max_consecutive: how many may be skipped in a row.
+        dumps: writes what is needed to replay such an iteration.
     """
 
     def __init__(
@@ -164,6 +161,7 @@ class NonFiniteGuard:
         return False
 
     def _describe(self, iteration: int, scalars: Mapping[str, float], attempt: _Attempt) -> str:
+        """The message about an iteration, which is dumped first."""
         losses = {name: value for name, value in scalars.items() if name not in (GRAD_NORM, NON_FINITE)}
         is_loss = not all(map(math.isfinite, losses.values()))
         message = (
@@ -171,15 +169,9 @@ class NonFiniteGuard:
             f"process: {losses}). The weights are unchanged. A lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or "
             "SOLVER.CLIP_GRADIENTS may help; SOLVER.NON_FINITE.ACTION skip leaves such iterations out."
         )
-        dump = self._dump(iteration, losses, attempt)
-        return f"{message} To inspect it: python tools/replay.py {dump} ." if dump is not None else message
-
-    def _dump(self, iteration: int, losses: dict[str, float], attempt: _Attempt) -> Path | None:
         if self._dumps is None:
-            return None
+            return message
         assert attempt.gradient_norms is not None
-        now = self._statistics.copy()
-        self._statistics.write(attempt.statistics)
         content: dict[str, Any] = {
             "iteration": iteration,
             "losses": losses,
@@ -187,6 +179,9 @@ class NonFiniteGuard:
             "random_state": attempt.random_state,
             "loss_scale": self._grad_scaler.get_scale(),
         }
+        # The next iteration may have begun: its forward pass has changed the statistics, which are part of the weights.
+        now = self._statistics.copy()
+        self._statistics.write(attempt.statistics)
         dump = self._dumps.write(content, attempt.batch, self._model.state_dict())
         self._statistics.write(now)
-        return dump
+        return f"{message} To inspect it: python tools/replay.py {dump} ." if dump is not None else message

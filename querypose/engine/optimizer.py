@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -18,22 +17,22 @@ NORM_LAYERS: tuple[type[nn.Module], ...] = (
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
 
-LrFactors = Sequence[tuple[str, float]]
-
 
 def build_optimizer(
     model: nn.Module,
     *,
     base_lr: float,
-    lr_factors: LrFactors = (),
+    lr_factors: Sequence[tuple[str, float]] = (),
     weight_decay: float,
     weight_decay_norm: float,
     weight_decay_bias: float,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.AdamW:
-    """AdamW on the trainable parameters of `model`, fused into one kernel per group where the device has one.
+    """AdamW on the trainable parameters, in one group for each pair of learning rate and weight decay that occurs.
 
-    The update equals that of one group per tensor; few groups spare the hundreds of small kernels of the authors' code.
+    The update equals that of one group per tensor, as the authors' code has them, in far fewer kernels. A warning names
+    every factor that fits no parameter: it is misspelled, or meant for another model. A `PoseModel` may lower the rate
+    of a parameter by a factor of its own, and keep one from decaying.
 
     Args:
         model: frozen parameters (`requires_grad=False`) are left out; a shared one counts once.
@@ -47,81 +46,45 @@ def build_optimizer(
     Raises:
         ValueError: the model has no trainable parameter.
     """
-    groups = parameter_groups(
-        model,
-        base_lr=base_lr,
-        lr_factors=lr_factors,
-        weight_decay=weight_decay,
-        weight_decay_norm=weight_decay_norm,
-        weight_decay_bias=weight_decay_bias,
-    )
-    if not groups:
-        raise ValueError(f"{type(model).__name__} has no trainable parameter; nothing to optimize.")
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    return torch.optim.AdamW(groups, lr=base_lr, betas=betas, fused=_can_be_fused(parameters))
-
-
-def parameter_groups(
-    model: nn.Module,
-    *,
-    base_lr: float,
-    lr_factors: LrFactors,
-    weight_decay: float,
-    weight_decay_norm: float,
-    weight_decay_bias: float,
-) -> list[dict[str, Any]]:
-    """The trainable parameters, one group for each pair of learning rate and weight decay that occurs.
-
-    A `PoseModel` may lower the rate of a parameter by a factor of its own, and keep one from decaying.
-
-    Groups stand in the order in which their first parameter occurs in the model, so that a checkpoint fits again.
-    Warns of every entry of `lr_factors` that fits no parameter: it is either misspelt or meant for another model.
-
-    Args: see `build_optimizer`.
-    """
+    # In the order of the model, so that the optimizer's state in a checkpoint fits the same groups again.
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    unused = [part for part, _ in lr_factors]
-    for name, parameter, layer in _named_parameters(model):
-        factor = model.lr_factor(name) if isinstance(model, PoseModel) else 1.0
-        for part, candidate in lr_factors:
-            if part in name:
-                factor *= candidate
-                unused = [other for other in unused if other != part]
-                break
-        if not parameter.requires_grad:
-            continue
-        if isinstance(model, PoseModel) and name in model.undecayed:
-            decay = 0.0
-        elif is_bias(name):
-            decay = weight_decay_bias
-        elif isinstance(layer, NORM_LAYERS):
-            decay = weight_decay_norm
-        else:
-            decay = weight_decay
-        groups.setdefault((base_lr * factor, decay), []).append(parameter)
-    for part in unused:
-        logging.getLogger(__name__).warning(
-            f"SOLVER.LR_FACTORS: no parameter of {type(model).__name__} has {part!r} in its name; the entry is without "
-            "effect."
-        )
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
-
-
-def is_bias(name: str) -> bool:
-    """Whether a parameter of this dotted name is a bias: `….bias`, and `in_proj_bias` of attention layers."""
-    leaf = name.rpartition(".")[2]
-    return leaf == "bias" or leaf.endswith("_bias")
-
-
-def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
-    """(dotted name, parameter, the layer it belongs to), every parameter once, in the order of the model."""
     seen: set[nn.Parameter] = set()
-    for prefix, layer in model.named_modules():
+    used: set[str] = set()
+    for layer_name, layer in model.named_modules():
         for leaf, parameter in layer.named_parameters(recurse=False):
-            if parameter not in seen:
-                seen.add(parameter)
-                yield (f"{prefix}.{leaf}" if prefix else leaf), parameter, layer
+            if parameter in seen:
+                continue
+            seen.add(parameter)
+            name = f"{layer_name}.{leaf}".removeprefix(".")  # of a model that is one layer
+            part, factor = next((entry for entry in lr_factors if entry[0] in name), ("", 1.0))
+            used.add(part)
+            if isinstance(model, PoseModel):
+                factor *= model.lr_factor(name)
+            if not parameter.requires_grad:
+                continue
+            if isinstance(model, PoseModel) and name in model.undecayed:
+                decay = 0.0
+            elif is_bias(leaf):
+                decay = weight_decay_bias
+            else:
+                decay = weight_decay_norm if isinstance(layer, NORM_LAYERS) else weight_decay
+            groups.setdefault((base_lr * factor, decay), []).append(parameter)
+    for part in dict.fromkeys(part for part, _ in lr_factors if part not in used):
+        logging.getLogger(__name__).warning(
+            f"SOLVER.LR_FACTORS has {part!r}, but no parameter of {type(model).__name__} has this in its name. The "
+            "entry has no effect. Correct or remove it."
+        )
+    if not groups:
+        raise ValueError(f"{type(model).__name__} has no trainable parameter; there is nothing to optimize.")
+    trained = [parameter for parameters in groups.values() for parameter in parameters]
+    return torch.optim.AdamW(
+        [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()],
+        betas=betas,
+        # The fused kernel alone can skip an update on the device (`TrainStep._update`); not every device has it.
+        fused=all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in trained),
+    )
 
 
-def _can_be_fused(parameters: Iterable[nn.Parameter]) -> bool:
-    return all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+def is_bias(leaf: str) -> bool:
+    """Whether a layer's parameter of this name is a bias: also `in_proj_bias` of attention layers."""
+    return leaf == "bias" or leaf.endswith("_bias")

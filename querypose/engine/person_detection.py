@@ -39,7 +39,7 @@ def boxes_of_file(file: str | Path, threshold: float) -> FindPersons:
         if box.has_area and box.score >= threshold:
             of_image.setdefault(box.image_id if box.file_name is None else Path(box.file_name).name, []).append(box)
     if not of_image:
-        raise DatasetError(f"{file} has no box of a score of {threshold} or more.")
+        raise DatasetError(f"{file} has no box with a score of {threshold} or more. Lower --box-threshold.")
 
     def find(image: NDArray[np.uint8], image_id: int, file_name: str) -> Boxes:
         boxes = of_image.get(Path(file_name).name, of_image.get(image_id, []))
@@ -78,7 +78,7 @@ def detector(name: str, weights: str, threshold: float) -> FindPersons:
     known = list_models(module=detection_models)
     if name not in known:
         raise ConfigError(
-            f"There is no detector {name!r}; name a YAML file of a model here, or one of torchvision's: "
+            f"There is no detector {name!r}. Name a YAML file of a model here, or a detector of torchvision: "
             f"{', '.join(known)}."
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from querypose.d2 import EventStorage, EventWriter, get_event_storage
+from querypose.d2 import EventWriter, get_event_storage
 
 _STAGE_LOSS = re.compile(r"loss_\w+_\d+$")
 
@@ -34,14 +34,22 @@ class ProgressLine(EventWriter):
         self._written = -1
 
     def write(self) -> None:
-        """Logs the line of the present iteration, once."""
         storage = get_event_storage()
         iteration = storage.iter + 1
         if iteration > self._max_iter or iteration == self._written:
             return
         self._written = iteration
         scalars = {name: value for name, (value, _) in storage.latest().items()}
-        parts = [f"iter {iteration}/{self._max_iter}", *self._speed(storage, iteration), *losses_for_display(scalars)]
+        parts = [f"iter {iteration}/{self._max_iter}"]
+        if "time" in storage.histories():
+            history = storage.history("time")
+            seconds = history.avg(storage.count_samples("time", self._window))
+            eta = history.median(1000) * (self._max_iter - iteration)
+            speed = self._images_per_iteration / seconds
+            storage.put_scalar("eta_seconds", eta, smoothing_hint=False)
+            storage.put_scalar("images_per_second", speed, smoothing_hint=False)
+            parts += [f"eta {datetime.timedelta(seconds=int(eta))}", f"{speed:.1f} img/s"]
+        parts += losses_for_display(scalars)
         if "lr" in scalars:
             parts.append(f"lr {scalars['lr']:.3g}")
         if "data_time" in scalars:
@@ -49,16 +57,6 @@ class ProgressLine(EventWriter):
         parts.append(f"mem {peak_memory() / 2**30:.1f}G")
         parts += [f"{name} {value:.2f}" for name, value in scalars.items() if name.endswith("keypoints/AP")]
         logging.getLogger(__name__).info("  ".join(parts))
-
-    def _speed(self, storage: EventStorage, iteration: int) -> list[str]:
-        if "time" not in storage.histories():
-            return []
-        history = storage.history("time")
-        seconds = history.avg(storage.count_samples("time", self._window))
-        eta = history.median(1000) * (self._max_iter - iteration)
-        storage.put_scalar("eta_seconds", eta, smoothing_hint=False)
-        storage.put_scalar("images_per_second", self._images_per_iteration / seconds, smoothing_hint=False)
-        return [f"eta {datetime.timedelta(seconds=int(eta))}", f"{self._images_per_iteration / seconds:.1f} img/s"]
 
 
 def losses_for_display(scalars: Mapping[str, float]) -> list[str]:

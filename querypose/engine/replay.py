@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,10 +26,10 @@ class ProcessReplay(NamedTuple):
 
     Attributes:
         images: `image_id` and `file_name` of each of its images.
-        recorded: its losses by name, then.
+        recorded: its losses by name, in the run.
         replayed: the same, now.
-        first_output: the module whose output is not finite first in the forward pass, and what fed it; None if none.
-        first_gradient: the module the gradient of whose output is not finite first in the backward pass; None if none.
+        first_output: the module whose output is the first that is not finite, and its input; None if all are finite.
+        first_gradient: the same of the gradient of an output.
     """
 
     images: list[dict[str, Any]]
@@ -38,14 +40,7 @@ class ProcessReplay(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """An iteration that was run again.
-
-    Attributes:
-        iteration: its number.
-        processes: what each process saw of it.
-        recorded_norms: norm of each parameter's gradient, then.
-        replayed_norms: the same, now; before clipping.
-    """
+    """An iteration that was run again, with the norm of each parameter's gradient before clipping, then and now."""
 
     iteration: int
     processes: list[ProcessReplay]
@@ -75,7 +70,7 @@ def replay(folder: str | Path, device: str = "auto") -> Replay:
     """
     dumps = read_dumps(folder)
     if "model" not in dumps[0]:
-        raise CheckpointError(f"{folder}/rank_0.pth lacks the weights; copy the file anew.")
+        raise CheckpointError(f"{folder}/rank_0.pth has no weights. Copy the file again from the run's folder.")
     cfg = _config(dumps[0]["config"], device)
     model = PoseTrainer.build_model(cfg)
     model.load_state_dict(dumps[0]["model"])
@@ -93,7 +88,7 @@ def replay(folder: str | Path, device: str = "auto") -> Replay:
             device_type, init_scale=dump["loss_scale"], enabled=step.grad_scaler.is_enabled()
         )
         # A model may ask in which iteration it is.
-        with EventStorage(dump["iteration"]), _Watch(model) as watch:
+        with EventStorage(dump["iteration"]), _first_non_finite(model) as first:
             names, values = step.accumulate_gradients(dump["batch"], normalizers)
         step.grad_scaler.unscale_(step.optimizer)
         for total, parameter in zip(gradients, model.parameters(), strict=True):
@@ -101,7 +96,7 @@ def replay(folder: str | Path, device: str = "auto") -> Replay:
                 total += parameter.grad / len(dumps)
         losses = dict(zip(names, values.tolist(), strict=True))
         processes.append(
-            ProcessReplay(dump["images"], dump["losses"], losses, watch.first_output, watch.first_gradient)
+            ProcessReplay(dump["images"], dump["losses"], losses, first.get("output"), first.get("gradient"))
         )
     norms = {
         name: float(gradient.norm(cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE))
@@ -113,28 +108,26 @@ def replay(folder: str | Path, device: str = "auto") -> Replay:
 
 def format_replay(result: Replay) -> str:
     """The report that tools/replay.py prints."""
-    lines = [f"Iteration {result.iteration}, then and now:"]
+    lines = [f"Iteration {result.iteration}: values of the run, and values of this replay"]
     for rank, process in enumerate(result.processes):
-        lines.append(f"process {rank}: {', '.join(_image(image) for image in process.images)}")
+        images = [f"{image.get('file_name', 'image')} (id {image.get('image_id', '?')})" for image in process.images]
+        lines.append(f"process {rank}: {', '.join(images)}")
         for name, recorded in process.recorded.items():
             lines.append(f"  {name:24} {recorded:>14.6g} {process.replayed.get(name, math.nan):>14.6g}")
         lines.append(f"  first output that is not finite:   {process.first_output or 'none'}")
         lines.append(f"  first gradient that is not finite: {process.first_gradient or 'none'}")
     lines.append("norm of the gradient, by part of the model:")
+    replayed_norms = _by_part(result.replayed_norms)
     for part, recorded in _by_part(result.recorded_norms).items():
-        lines.append(f"  {part:40} {recorded:>14.6g} {_by_part(result.replayed_norms)[part]:>14.6g}")
+        lines.append(f"  {part:40} {recorded:>14.6g} {replayed_norms[part]:>14.6g}")
     names = sorted(_non_finite(result.replayed_norms))
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
     count = f"{len(names)} of {len(result.replayed_norms)}"
     lines.append(f"parameters whose gradient is not finite: {count} {shown}".rstrip())
     lines.append(
-        "Reproduced." if result.is_reproduced else "NOT reproduced: now other losses or gradients are not finite."
+        "Reproduced." if result.is_reproduced else "NOT reproduced: other losses or gradients are not finite now."
     )
     return "\n".join(lines)
-
-
-def _image(image: Mapping[str, Any]) -> str:
-    return f"{image.get('file_name', 'image')} (id {image.get('image_id', '?')})"
 
 
 def _non_finite(scalars: Mapping[str, float]) -> set[str]:
@@ -160,43 +153,36 @@ def _config(text: str, device: str) -> CfgNode:
     return cfg
 
 
-class _Watch:
-    """Within the context, notes the first module whose output, and the first the gradient of whose output, is bad.
+@contextlib.contextmanager
+def _first_non_finite(model: nn.Module) -> Iterator[dict[str, str]]:
+    """Within the context, notes the first module whose `output`, or the `gradient` of whose output, is not finite.
 
-    A module's own computation counts after its parts': the innermost module that is to blame is noted.
+    A module's forward hook runs after those of its parts, so that the innermost module is noted.
     """
+    first: dict[str, str] = {}
 
-    def __init__(self, model: nn.Module) -> None:
-        self.first_output: str | None = None
-        self.first_gradient: str | None = None
-        self._model = model
-        self._handles: list[Any] = []
+    def check(label: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        tensors = list(_tensors(output))
+        if not all(map(_is_finite, tensors)):
+            fed = "finite" if all(map(_is_finite, _tensors(inputs))) else "not finite"
+            first.setdefault("output", f"{label}, whose input is {fed}")
+        for tensor in tensors:
+            if tensor.requires_grad:
+                tensor.register_hook(functools.partial(check_gradient, label))
 
-    def __enter__(self) -> _Watch:
-        for name, module in self._model.named_modules():
-            label = f"{name or 'the model'} ({type(module).__name__})"
-            self._handles.append(module.register_forward_hook(self._forward_hook(label)))
-        return self
+    def check_gradient(label: str, gradient: Tensor) -> None:
+        if not _is_finite(gradient):
+            first.setdefault("gradient", f"{label}, at its output")
 
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
+    handles = []
+    for name, module in model.named_modules():
+        label = f"{name or 'the model'} ({type(module).__name__})"
+        handles.append(module.register_forward_hook(functools.partial(check, label)))
+    try:
+        yield first
+    finally:
+        for handle in handles:
             handle.remove()
-
-    def _forward_hook(self, label: str) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            tensors = list(_tensors(output))
-            if self.first_output is None and not all(map(_is_finite, tensors)):
-                fed = "finite" if all(map(_is_finite, _tensors(inputs))) else "not finite"
-                self.first_output = f"{label}, whose input is {fed}"
-            for tensor in tensors:
-                if tensor.requires_grad:
-                    tensor.register_hook(lambda gradient: self._look_at_gradient(label, gradient))
-
-        return look
-
-    def _look_at_gradient(self, label: str, gradient: Tensor) -> None:
-        if self.first_gradient is None and not _is_finite(gradient):
-            self.first_gradient = f"{label}, at its output"
 
 
 def _is_finite(tensor: Tensor) -> bool:

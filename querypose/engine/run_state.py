@@ -19,14 +19,12 @@ _logger = logging.getLogger(__name__)
 
 
 class RunState:
-    """Takes this state of a `PoseTrainer` and gives it back. All processes must call each method together."""
+    """Takes this state of a `PoseTrainer`, or of a weak reference to one, and gives it back.
+
+    All processes must call each method together.
+    """
 
     def __init__(self, trainer: Any) -> None:
-        """Takes nothing yet.
-
-        Args:
-            trainer: or a weak reference to it.
-        """
         self._trainer = trainer
         self._of_process: dict[str, Any] | None = None
         self._is_resumed = False
@@ -50,13 +48,19 @@ class RunState:
         trainer = self._trainer
         state = checkpoint.get("run", {})
         self._is_resumed = bool(state)
-        problems = self._resume_data(state.get("data"))
+        order = self._training_order()
+        if order is None:
+            problems = ["the data loader is not one of this project, so it starts at the beginning"]
+        elif "data" not in state:
+            problems = ["the checkpoint has no data position, so the data start at the beginning"]
+        else:
+            problems = order.resume(state["data"], trainer.start_iter)
         if not state:
             problems.append("the checkpoint has no random states")
         elif len(state["processes"]) != comm.get_world_size():
             problems.append(
                 f"it had {len(state['processes'])} processes and now has {comm.get_world_size()}, so random states are "
-                "not restored and sums over processes are rounded differently"
+                "not restored, and sums over the processes are rounded differently"
             )
         elif "scalars" not in state["processes"][0]:
             problems.append("the checkpoint was written by an older version of this project")
@@ -85,18 +89,10 @@ class RunState:
             trainer.step.scalars.load_state_dict(self._of_process["scalars"])
         if self._is_resumed:
             trainer.iter = trainer.storage.iter = trainer.start_iter - 1
+            # A checkpoint is taken in the midst of an iteration's hooks: those behind it have not run yet.
             [save] = self._hooks(PeriodicCheckpointer)
             for hook in trainer._hooks[trainer._hooks.index(save) + 1 :]:
                 hook.after_step()
-
-    def _resume_data(self, state: Mapping[str, int] | None) -> list[str]:
-        """Gives what keeps the data from being those of a run that never stopped."""
-        order = self._training_order()
-        if order is None:
-            return ["the data loader is not this project's and starts at the beginning"]
-        if state is None:
-            return ["the checkpoint has no data position, so the data start at the beginning"]
-        return order.resume(state, self._trainer.start_iter)
 
     def _training_order(self) -> TrainingOrder | None:
         """None where the trainer has a data loader of another kind."""

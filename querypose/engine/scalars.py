@@ -49,14 +49,24 @@ class ScalarQueue:
             values, copied = host, torch.cuda.Event()
             copied.record()
         self._arriving.append(_Arriving(iteration, tuple(names), values, copied))
-        self._take_all_but(self._lag)
+        self.wait(self._lag)
 
-    def wait(self) -> None:
-        """Waits for every scalar that was put, and checks it.
+    def wait(self, num_left: int = 0) -> None:
+        """Waits for the scalars of all iterations but the last `num_left`, and checks them.
 
         Raises: what `check` raises.
         """
-        self._take_all_but(0)
+        while len(self._arriving) > num_left:
+            iteration, names, values, copied = self._arriving.popleft()
+            if copied is not None:
+                copied.synchronize()
+            scalars = dict(zip(names, values.tolist(), strict=True))
+            if not self._check(iteration, scalars):
+                continue
+            for name, value in scalars.items():
+                if math.isfinite(value):
+                    self._sums[name] = self._sums.get(name, 0.0) + value
+                    self._counts[name] = self._counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
         """The mean of each scalar over the iterations since the last call where it was finite; waits for them.
@@ -69,27 +79,9 @@ class ScalarQueue:
         return means
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """What the next means are made of so far.
-
-        Raises: what `check` raises.
-        """
+        """What the next means are made of so far; raises what `check` raises."""
         self.wait()
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state_dict: Mapping[str, Mapping[str, Any]]) -> None:
-        """Takes up what `state_dict` gave."""
         self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])
-
-    def _take_all_but(self, count: int) -> None:
-        while len(self._arriving) > count:
-            iteration, names, values, copied = self._arriving.popleft()
-            if copied is not None:
-                copied.synchronize()
-            scalars = dict(zip(names, values.tolist(), strict=True))
-            if self._check(iteration, scalars):
-                self._add({name: value for name, value in scalars.items() if math.isfinite(value)})
-
-    def _add(self, scalars: Mapping[str, float]) -> None:
-        for name, value in scalars.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1

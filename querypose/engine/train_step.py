@@ -27,7 +27,7 @@ def cut_batch(batch: Batch, num_micro_batches: int) -> list[Batch]:
         ValueError: the batch has fewer items than that.
     """
     if len(batch) < num_micro_batches:
-        raise ValueError(f"A batch of {len(batch)} images cannot be cut into {num_micro_batches} micro-batches.")
+        raise ValueError(f"A batch of {len(batch)} samples cannot be cut into {num_micro_batches} micro-batches.")
     bounds = [len(batch) * index // num_micro_batches for index in range(num_micro_batches + 1)]
     return [batch[low:high] for low, high in itertools.pairwise(bounds)]
 
@@ -85,8 +85,8 @@ class TrainStep:
         pose_model = model.module if isinstance(model, DistributedDataParallel) else model
         if not isinstance(pose_model, PoseModel):
             raise TypeError(
-                f"{type(pose_model).__name__} cannot be trained: it is not a PoseModel, so it does not say what its "
-                "losses are divided by. Derive the class from querypose.modeling.PoseModel."
+                f"{type(pose_model).__name__} cannot be trained, because it is not a PoseModel: the trainer needs to "
+                "know what its losses are divided by. Derive the class from querypose.modeling.PoseModel."
             )
         self.pose_model = pose_model
         self._guard = NonFiniteGuard(pose_model, self._parameters, self.grad_scaler, **(guard or {}))
@@ -117,7 +117,13 @@ class TrainStep:
         names, values = self.accumulate_gradients(batch)
         self.grad_scaler.unscale_(self.optimizer)
         after_backward()
-        norm = self._clip_gradients()
+        norms = gradient_norms(self._parameters, self.clip_norm_type)
+        norm = torch.linalg.vector_norm(norms, self.clip_norm_type)
+        self._guard.end(norms, norm.isfinite())
+        if self.clip_norm is not None:
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            # torch's clip_grad_norm_ would compute the norms of all parameters a second time.
+            torch._foreach_mul_(gradients, (self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         extra = torch.stack((norm.to(values), self._is_non_finite(values, norm).to(values)))
         self.scalars.put(self.iter, (*names, GRAD_NORM, NON_FINITE), torch.cat((values, extra)))
         self._update(norm)
@@ -149,9 +155,11 @@ class TrainStep:
         names: tuple[str, ...] = ()
         totals: list[Tensor] = []
         for index, micro_batch in enumerate(micro_batches):
-            is_last = index == len(micro_batches) - 1
-            with self._without_gradient_exchange(unless=is_last):
-                with self._autocast():
+            exchange: Any = contextlib.nullcontext()
+            if isinstance(self.model, DistributedDataParallel) and index < len(micro_batches) - 1:
+                exchange = self.model.no_sync()  # the processes exchange the sum, at the last micro-batch
+            with exchange:
+                with torch.autocast(self._device.type, self.precision, enabled=self.precision is not None):
                     losses = self.model(micro_batch, normalizers)
                 names = tuple(losses)
                 values = torch.stack([loss.float() if loss.dtype.itemsize < 4 else loss for loss in losses.values()])
@@ -171,16 +179,6 @@ class TrainStep:
                 "layers out (feature maps: MODEL.BACKBONE.OUT_FEATURES), or add 0 times their sum to a loss."
             )
 
-    def _clip_gradients(self) -> Tensor:
-        """Clips, if that is wanted; gives the norm of the whole gradient before."""
-        norms = gradient_norms(self._parameters, self.clip_norm_type)
-        norm = torch.linalg.vector_norm(norms, self.clip_norm_type)
-        self._guard.end(norms, norm.isfinite())
-        if self.clip_norm is not None:
-            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-            torch._foreach_mul_(gradients, (self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        return norm
-
     def _is_non_finite(self, losses: Tensor, norm: Tensor) -> Tensor:
         """Whether the iteration went wrong in any process, on the device; an overflow of a scaled loss does not."""
         if not self.grad_scaler.is_enabled():
@@ -192,7 +190,7 @@ class TrainStep:
 
     def _update(self, norm: Tensor) -> None:
         """Updates the weights, unless the gradient is not finite; nothing waits for the device to say so."""
-        if self.grad_scaler.is_enabled():  # it looks at the gradient itself
+        if self.grad_scaler.is_enabled():  # it checks the gradient itself
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
@@ -236,11 +234,7 @@ class TrainStep:
             storage.put_scalar(name, value, smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the iteration, the optimizer and the gradient scaler.
-
-        Raises:
-            NonFiniteError: a recent scalar is not finite.
-        """
+        """Raises NonFiniteError if a recent scalar is not finite: such a state is never saved."""
         self.flush()
         return {
             "iteration": self.iter,
@@ -254,13 +248,3 @@ class TrainStep:
         self.optimizer.load_state_dict(state_dict["optimizer"])
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, dtype=self.precision)
-
-    def _without_gradient_exchange(self, unless: bool) -> contextlib.AbstractContextManager[Any]:
-        if unless or not isinstance(self.model, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.model.no_sync()

@@ -52,8 +52,8 @@ class PoseTrainer(DefaultTrainer):
     """Trains and evaluates what a config describes, on either engine.
 
     The loop, the hooks' protocol, the schedule and the checkpoints are those of the engine's DefaultTrainer. The
-    constructor is its own: detectron2's has no place for another training step, nor for what must happen to a model
-    before it is distributed.
+    constructor is not: detectron2's has no place for another training step, nor for what must happen to a model before
+    it is distributed.
 
     Attributes:
         ema: the averaged weights, or None.
@@ -95,13 +95,10 @@ class PoseTrainer(DefaultTrainer):
 
     @property
     def step(self) -> TrainStep:
-        """The training step."""
         return self._trainer
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Goes on from the last intact checkpoint of OUTPUT_DIR if `resume` and there is one, else loads MODEL.WEIGHTS.
-
-        Resuming restores the whole run (docs/reliability.md); MODEL.WEIGHTS gives weights alone.
+        """Restores the whole run from the last intact checkpoint of OUTPUT_DIR, or loads the weights of MODEL.WEIGHTS.
 
         Raises:
             ConfigError: MODEL.WEIGHTS is to be loaded and is not there.
@@ -119,16 +116,11 @@ class PoseTrainer(DefaultTrainer):
             self.ema.reset()
 
     def train(self) -> Any:  # type: ignore[override]  # as DefaultTrainer: the iterations are the config's
-        """Trains as DefaultTrainer does.
-
-        Raises:
-            LoaderError: a process of the data loader died.
-        """
+        """As DefaultTrainer's; raises LoaderError where a process of the data loader died."""
         with explain_loader_failures():
             return super().train()
 
     def before_train(self) -> None:
-        """Calls the hooks; then what a stopped run had left of its last iteration."""
         super().before_train()
         self._run_state.finish_iteration()
 
@@ -140,7 +132,6 @@ class PoseTrainer(DefaultTrainer):
             self._trainer.write_scalars()
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Timing, schedule, averaging, those of HOOKS, checkpoints, evaluation, writers."""
         cfg = self.cfg
         period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP
         result: list[HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler()]
@@ -158,7 +149,6 @@ class PoseTrainer(DefaultTrainer):
         return result
 
     def build_writers(self) -> list[EventWriter]:
-        """The progress line, metrics.json, and TensorBoard events."""
         cfg = self.cfg
         PathManager.mkdirs(cfg.OUTPUT_DIR)
         return [
@@ -170,7 +160,6 @@ class PoseTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model of `cfg`, computing as MODEL.CHANNELS_LAST, MODEL.COMPILE and MODEL.RECOMPUTE say."""
         return prepare_model(
             super().build_model(cfg),
             channels_last=cfg.MODEL.CHANNELS_LAST,
@@ -182,7 +171,6 @@ class PoseTrainer(DefaultTrainer):
     def build_train_step(
         cls, cfg: CfgNode, model: nn.Module, data_loader: Iterable[Any], optimizer: torch.optim.Optimizer
     ) -> TrainStep:
-        """The training step that SOLVER describes."""
         clip = cfg.SOLVER.CLIP_GRADIENTS
         return TrainStep(
             model,
@@ -202,7 +190,6 @@ class PoseTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW as SOLVER describes it."""
         solver = cfg.SOLVER
         return build_optimizer(
             model,
@@ -216,17 +203,14 @@ class PoseTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
-        """Endless batches of DATASETS.TRAIN."""
         return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """Every sample of a dataset once."""
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-        """The keypoint evaluator of a dataset; writes into OUTPUT_DIR/inference unless told where else."""
         return PoseEvaluator(cfg, dataset_name, output_folder)
 
     @classmethod
@@ -234,19 +218,16 @@ class PoseTrainer(DefaultTrainer):
         """--eval-only: evaluates MODEL.WEIGHTS on DATASETS.TEST and verifies TEST.EXPECTED_RESULTS.
 
         Args:
-            cfg: the config; with SOLVER.EMA.ENABLED the averaged weights are used.
+            cfg: with SOLVER.EMA.ENABLED the averaged weights are used.
             resume: evaluate the last checkpoint of OUTPUT_DIR, if there is one, in place of MODEL.WEIGHTS.
 
         Returns:
             metrics by task, by dataset first where there are several.
         """
         model = cls.build_model(cfg)
+        use_average = cfg.SOLVER.EMA.ENABLED
         load_evaluation_weights(
-            model,
-            cfg.MODEL.WEIGHTS,
-            use_average=cfg.SOLVER.EMA.ENABLED,
-            output_dir=cfg.OUTPUT_DIR,
-            resume=resume,
+            model, cfg.MODEL.WEIGHTS, use_average=use_average, output_dir=cfg.OUTPUT_DIR, resume=resume
         )
         results = cls.test(cfg, InferenceModel(cfg, model, in_place=True))
         if comm.is_main_process():
@@ -264,10 +245,7 @@ class PoseTrainer(DefaultTrainer):
 
         An `InferenceModel` is ready, and evaluated itself.
 
-        Args and result are those of the engine's DefaultTrainer.
-
-        Raises:
-            LoaderError: a process of the data loader died.
+        Args and result are those of the engine's DefaultTrainer. Raises LoaderError where a loader process died.
         """
         ready = model if isinstance(model, InferenceModel) else InferenceModel(cfg, model)
         with explain_loader_failures():
@@ -287,8 +265,8 @@ class PoseTrainer(DefaultTrainer):
 def distribute(model: nn.Module) -> nn.Module:
     """`model` in DistributedDataParallel where there are several processes.
 
-    Each process keeps its own BatchNorm statistics, of which the first one's are saved. Every trainable parameter must
-    take part in every loss, with a zero gradient if need be, as no search for unused ones slows the step down.
+    Each process keeps its own BatchNorm statistics; those of the first one are saved. Every trainable parameter must
+    take part in every loss, with a zero gradient if need be: a search for unused ones would slow every step down.
     """
     if comm.get_world_size() == 1:
         return model
@@ -341,6 +319,6 @@ def _check_batch_size(cfg: CfgNode) -> None:
         raise ConfigError(f"SOLVER.IMS_PER_BATCH is {images}; allowed: multiples of the {processes} processes.")
     if images // processes < steps:
         raise ConfigError(
-            f"SOLVER.ACCUMULATION_STEPS is {steps}; allowed: at most the {images // processes} images that each of "
-            f"{processes} processes has of SOLVER.IMS_PER_BATCH ({images})."
+            f"SOLVER.ACCUMULATION_STEPS is {steps}; allowed: at most the {images // processes} images that each "
+            f"of {processes} processes has of SOLVER.IMS_PER_BATCH ({images})."
         )

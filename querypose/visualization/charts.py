@@ -44,7 +44,7 @@ def read_metrics(metrics_json: str | Path) -> dict[str, Curve]:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise ValueError(f"{path}: line {number} is not json ({error}).") from error
+            raise ValueError(f"{path}: line {number} is not json ({error}). Remove it.") from error
         iteration = row.get("iteration")
         if iteration is None:
             continue
@@ -74,7 +74,7 @@ def plot_metrics(metrics_json: str | Path, out_png: str | Path) -> Figure:
     }
     num_panels = bool(losses) + bool(precisions)
     if not num_panels:
-        raise ValueError(f"{metrics_json} holds no loss and no keypoints/AP, so there is nothing to plot.")
+        raise ValueError(f"{metrics_json} has no loss and no keypoints/AP, so there is nothing to plot.")
     figure = Figure(figsize=(9.5 * num_panels, 5), layout="constrained")
     panels = list(figure.subplots(1, num_panels, squeeze=False)[0])
     if losses:

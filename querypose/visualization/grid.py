@@ -21,7 +21,7 @@ def image_grid(
     gap: int = 10,
     background: Color = (250, 250, 252),
 ) -> NDArray[np.uint8]:
-    """Puts pictures into rows of equal cells, each scaled to fit and centred.
+    """Puts pictures into rows of equal cells, each scaled to fit and centered.
 
     Args:
         images: (H, W, 3) uint8 RGB each, of any sizes; one at least.
@@ -29,7 +29,7 @@ def image_grid(
         titles: one per picture, written above it.
         cell_size: (width, height) of a cell; by default the mean of the pictures' sizes.
         gap: pixels between and around the cells.
-        background: colour between the pictures.
+        background: color between the pictures.
 
     Returns:
         (H, W, 3) uint8.

@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 CAMERA = "webcam"
 _PATTERN_CHARACTERS = frozenset("*?[")
-_OPENCV_HINT = "Reading video needs OpenCV. Install it with: pip install opencv-python-headless"
+_OPENCV_HINT = "Videos and cameras need OpenCV. Install it: pip install opencv-python-headless"
 _JPEG_QUALITY = 95
 _DEFAULT_FPS = 25.0
 
@@ -30,7 +30,6 @@ class MediaError(ValueError):
 
 
 def is_video(source: str) -> bool:
-    """Whether `source` is a video file's name, `webcam` or `webcam:N`."""
     return Path(source).suffix.lower() in VIDEO_SUFFIXES or source.partition(":")[0] == CAMERA
 
 
@@ -49,7 +48,9 @@ def list_images(sources: Sequence[str]) -> list[Path]:
         if path.is_dir():
             images = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
             if not images:
-                raise MediaError(f"Folder {source!r} has no image in it ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+                raise MediaError(
+                    f"The folder {source!r} has no image. Images end in {', '.join(sorted(IMAGE_SUFFIXES))}."
+                )
         elif path.is_file():
             images = [path]
         elif _PATTERN_CHARACTERS & set(source):
@@ -58,7 +59,7 @@ def list_images(sources: Sequence[str]) -> list[Path]:
             if not images:
                 raise MediaError(f"No image matches the pattern {source!r}.")
         else:
-            raise MediaError(f"There is no file or folder {source!r}.")
+            raise MediaError(f"There is no file or folder {source!r}. Correct the path.")
         found += images
     return list(dict.fromkeys(found))
 
@@ -75,7 +76,7 @@ def output_paths(images: Sequence[Path], output: Path) -> list[Path]:
     if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
         if len(images) != 1:
             raise MediaError(
-                f"--output {str(output)!r} is one file, but there are {len(images)} images; give a folder."
+                f"--output {str(output)!r} is one file, but there are {len(images)} images. Name a folder."
             )
         paths = [output]
     else:
@@ -89,7 +90,7 @@ def output_paths(images: Sequence[Path], output: Path) -> list[Path]:
     inputs = {os.path.realpath(image) for image in images}
     for path in paths:
         if os.path.realpath(path) in inputs:
-            raise MediaError(f"Output {str(path)!r} would overwrite an input; choose another --output.")
+            raise MediaError(f"The output {str(path)!r} would overwrite an input. Choose another --output.")
     return paths
 
 
@@ -129,14 +130,14 @@ class VideoReader:
         self._source = source
         if name == CAMERA:
             if number and not number.isdigit():
-                raise MediaError(f"{source!r} names no camera; allowed: {CAMERA}, {CAMERA}:0, {CAMERA}:1, …")
+                raise MediaError(f"{source!r} is not a camera; allowed: {CAMERA}, {CAMERA}:0, {CAMERA}:1, …")
             self._capture = self._cv2.VideoCapture(int(number or 0))
         else:
             if not Path(source).is_file():
-                raise MediaError(f"There is no video file {source!r}.")
+                raise MediaError(f"There is no video file {source!r}. Correct the path.")
             self._capture = self._cv2.VideoCapture(source)
         if not self._capture.isOpened():
-            raise MediaError(f"OpenCV cannot open {source!r}; is it a video, or a camera that is there and free?")
+            raise MediaError(f"OpenCV cannot open {source!r}. Is the file a video? Is the camera there, and free?")
         fps = float(self._capture.get(self._cv2.CAP_PROP_FPS))
         self.fps = fps if 0 < fps < 1000 else _DEFAULT_FPS
         count = int(self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT))
@@ -151,7 +152,7 @@ class VideoReader:
             count += 1
             yield np.ascontiguousarray(frame[:, :, ::-1])
         if not count:
-            raise MediaError(f"{self._source!r} gave no frame.")
+            raise MediaError(f"OpenCV read no frame from {self._source!r}. Is it damaged, or the camera in use?")
 
     def __enter__(self) -> VideoReader:
         return self

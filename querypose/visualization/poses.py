@@ -1,6 +1,6 @@
 """Draws poses into photos.
 
-Coordinates are those of the models: continuous, the centre of the first pixel at 0.5. Every person is drawn on a small
+Coordinates are those of the models: continuous, the center of the first pixel at 0.5. Every person is drawn on a small
 layer of its own at a multiple of the resolution, which makes edges smooth, and put onto the photo, the best score last.
 """
 
@@ -43,7 +43,7 @@ class _Pen(NamedTuple):
 
 
 def person_color(index: int) -> Color:
-    """The colour of the index-th person; neighbouring indices have hues far apart."""
+    """The color of the index-th person; neighboring indices have hues far apart."""
     rounds, position = divmod(index, len(_HUES))
     saturation = (0.85, 0.60)[rounds % 2]
     red, green, blue = colorsys.hsv_to_rgb((_HUES[position] + 0.035 * rounds) % 1.0, saturation, 1.0)
@@ -69,7 +69,7 @@ def draw_poses(
     colors: Sequence[Color] | None = None,
     line_scale: float = 1.0,
 ) -> NDArray[np.uint8]:
-    """Draws N poses, each in a colour of its own.
+    """Draws N poses, each in a color of its own.
 
     Args:
         image: (H, W, 3) RGB, 0..255; it is not changed.
@@ -141,7 +141,7 @@ def draw_poses(
     taken: list[tuple[int, int, int, int]] = []
     for person, anchor, color in reversed(labels):
         assert scores_N is not None
-        _draw_label(canvas, f"{scores_N[person]:.2f}", anchor, color, line_scale, taken, centred=boxes_N4 is None)
+        _draw_label(canvas, f"{scores_N[person]:.2f}", anchor, color, line_scale, taken, centered=boxes_N4 is None)
     return np.asarray(canvas.convert("RGB"))
 
 
@@ -224,9 +224,9 @@ def _draw_limb(
         _draw_disc(draw, place, width / 2, fill)
 
 
-def _draw_disc(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, fill: tuple[int, ...]) -> None:
+def _draw_disc(draw: ImageDraw.ImageDraw, center: tuple[float, float], radius: float, fill: tuple[int, ...]) -> None:
     diameter = max(1, round(2 * radius))
-    x, y = round(centre[0] - diameter / 2), round(centre[1] - diameter / 2)
+    x, y = round(center[0] - diameter / 2), round(center[1] - diameter / 2)
     draw.ellipse([x, y, x + diameter - 1, y + diameter - 1], fill=fill)
 
 
@@ -254,7 +254,7 @@ def _draw_label(
     line_scale: float,
     taken: list[tuple[int, int, int, int]],
     *,
-    centred: bool,
+    centered: bool,
 ) -> None:
     """A chip with the score on top of `anchor` (x, y), which is its middle or its left end, inside the image.
 
@@ -267,13 +267,16 @@ def _draw_label(
     width, height = round(right - left) + 2 * padding, round(bottom - top) + 2 * padding
     if width > canvas.width or height > canvas.height:
         return
-    x = int(np.clip(np.nan_to_num(anchor[0]) - (width / 2 if centred else 0), 0, canvas.width - width))
+    x = int(np.clip(np.nan_to_num(anchor[0]) - (width / 2 if centered else 0), 0, canvas.width - width))
     lowest = int(np.clip(np.nan_to_num(anchor[1]) - height, 0, canvas.height - height))
     candidates = (lowest + step * (height + 1) for step in (0, -1, 1, -2, 2, -3, 3))
-    y = next(
-        (y for y in candidates if 0 <= y <= canvas.height - height and not _overlaps(x, y, width, height, taken)),
-        lowest,
+    free = (
+        y
+        for y in candidates
+        if 0 <= y <= canvas.height - height
+        and not any(x < x2 and x + width > x1 and y < y2 and y + height > y1 for x1, y1, x2, y2 in taken)
     )
+    y = next(free, lowest)
     taken.append((x, y, x + width, y + height))
     factor = 2
     chip = Image.new("RGBA", (factor * width, factor * height))
@@ -285,10 +288,6 @@ def _draw_label(
     canvas.alpha_composite(chip, (x, y))
 
 
-def _overlaps(x: int, y: int, width: int, height: int, taken: Sequence[tuple[int, int, int, int]]) -> bool:
-    return any(x < right and x + width > left and y < bottom and y + height > top for left, top, right, bottom in taken)
-
-
 def _region(points: NDArray[np.float64], margin: float, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
     """The part of the image that a drawing around `points` can touch, in whole pixels; None if there is none."""
     (left, top), (right, bottom) = points.min(axis=0) - margin, points.max(axis=0) + margin
@@ -298,5 +297,4 @@ def _region(points: NDArray[np.float64], margin: float, size: tuple[int, int]) -
 
 @lru_cache(maxsize=32)
 def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, so that pictures look the same everywhere."""
     return ImageFont.load_default(size=size)

@@ -4,25 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from querypose.analysis.benchmark import Timing, run_benchmark
 from querypose.analysis.benchmark_report import format_benchmark, format_comparison
-from querypose.analysis.benchmark_subjects import (
-    EvaluationSubject,
-    InferenceSubject,
-    LoadingSubject,
-    TrainingSubject,
-    Workload,
-)
+from querypose.analysis.benchmark_subjects import InferenceSubject, LoadingSubject, TrainingSubject, Workload
 from querypose.analysis.part_meter import REST, PartMeter
-from querypose.analysis.random_data import random_batch, random_coco, random_detections
-from querypose.skeleton import COCO_SKELETON, SkeletonError
+from querypose.skeleton import SkeletonError
 from tests.engine.toy_pose import write_toy_config
-from tests.evaluation.generated import evaluate
 from tests.scripts import load_script
 from tests.tiny import SHARPOSE, TINY_MODEL
 
@@ -109,29 +100,6 @@ def test_loading(tmp_path: Path) -> None:
     loading = LoadingSubject(Workload(str(config), ("DATALOADER.NUM_WORKERS", "0"), batch_size=3))
     assert loading.step() > 0
     assert loading.images_per_step == 3
-
-
-def test_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("querypose.analysis.benchmark_subjects.EVALUATION_IMAGES", 6)
-    assert EvaluationSubject(TINY).step() > 0
-
-
-def test_random_data_is_well_formed() -> None:
-    random = np.random.default_rng(0)
-    (image, _) = random_batch(random, 2, (40, 60), 3, COCO_SKELETON)
-    boxes, keypoints = image["instances"].gt_boxes.tensor, image["instances"].gt_keypoints.tensor
-    assert image["image"].shape == (3, 40, 60)
-    assert keypoints.shape == (3, 17, 3)
-    assert (boxes >= 0).all()
-    assert (boxes <= torch.tensor([60.0, 40.0, 60.0, 40.0])).all()
-    assert (keypoints[..., :2] >= boxes[:, None, :2]).all()
-    assert (keypoints[..., :2] <= boxes[:, None, 2:]).all()
-
-    coco = random_coco(random, 4, (480, 640), 2, COCO_SKELETON)
-    detections = random_detections(random, coco, 5)
-    assert len(detections) == 20
-    metrics = evaluate(coco, detections, COCO_SKELETON)
-    assert 0 < metrics["AP"] < 100
 
 
 def results_of(seconds: float, memory: int) -> dict[str, Any]:

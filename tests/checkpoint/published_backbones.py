@@ -112,7 +112,7 @@ def _exchange(weights: Weights, name: str, branches: list[Tensor]) -> list[Tenso
 
 
 def swin(weights: Weights, image_BCHW: Tensor, window: int, num_heads: tuple[int, ...]) -> list[Tensor]:
-    """The normalised features of the four stages."""
+    """The normalized features of the four stages."""
     x = F.conv2d(image_BCHW, weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"], stride=4)
     x = _layer_norm(weights, "patch_embed.norm", x.permute(0, 2, 3, 1))
     features = []
@@ -174,7 +174,7 @@ def _position_bias(weights: Weights, name: str, window: int) -> Tensor:
 
 
 def _shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
-    """(rows, columns, tokens, tokens): -100 between tokens that are neighbours only because the map was rolled."""
+    """(rows, columns, tokens, tokens): -100 between tokens that are neighbors only because the map was rolled."""
 
     def region(size: int) -> Tensor:
         position = torch.arange(size)

@@ -28,7 +28,7 @@ from querypose.engine.hooks import PeriodicWriter
 from querypose.modeling.pose_model import Batch
 
 MAX_ITER = 20
-# In none of these figures of a row is what a run computes.
+# What a run computes is in none of these scalars of a row.
 TIMINGS = {"time", "data_time", "eta_seconds", "images_per_second"}
 # Everything that has a state, and a random choice wherever one can be made.
 SETTINGS: dict[str, Any] = {
@@ -263,7 +263,7 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
 
 
 def assert_same_run(folder: Path, reference: Path) -> None:
-    """Weights, optimiser, schedule, averages, scaler, random states, best checkpoint, and metrics, bit by bit."""
+    """Weights, optimizer, schedule, averages, scaler, random states, best checkpoint, and metrics, bit by bit."""
     for file in ("model_final.pth", "model_best.pth"):
         ours, theirs = (torch.load(run / "output" / file, weights_only=True) for run in (folder, reference))
         _assert_same(_without_timings(ours), _without_timings(theirs), file)
@@ -271,10 +271,10 @@ def assert_same_run(folder: Path, reference: Path) -> None:
 
 
 def _without_timings(state: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint without the pending figures that depend on the clock."""
+    """The checkpoint without the pending scalars that depend on the clock."""
     if "trainer" in state:
-        figures = state["trainer"]["hooks"]["PeriodicWriter"]
-        figures["pending"] = [figure for figure in figures["pending"] if figure[0] not in TIMINGS]
+        writer = state["trainer"]["hooks"]["PeriodicWriter"]
+        writer["pending"] = [scalar for scalar in writer["pending"] if scalar[0] not in TIMINGS]
     return state
 
 

@@ -85,7 +85,7 @@ CASES = (
 def train(
     model: nn.Module, batch: Sequence[dict[str, Any]], optimizer: torch.optim.Optimizer, num_micro_batches: int
 ) -> dict[str, float]:
-    """A few steps; gives the figures of the last one on the main process."""
+    """A few steps; gives the scalars of the last one on the main process."""
     step = TrainStep(
         distribute(model), itertools.repeat(batch), optimizer, clip_norm=0.5, num_micro_batches=num_micro_batches
     )
@@ -106,8 +106,8 @@ def train_share(folder: Path) -> None:
         batch = case.batch()
         share = batch[: case.images_of_first] if rank == 0 else batch[case.images_of_first :]
         model = case.model(seed=rank)  # the first process' weights count
-        figures = train(model, share, case.optimizer(model), case.num_micro_batches)
-        outcome[case.name] = {"weights": model.state_dict(), "figures": figures}
+        scalars = train(model, share, case.optimizer(model), case.num_micro_batches)
+        outcome[case.name] = {"weights": model.state_dict(), "scalars": scalars}
     norm = nn.BatchNorm2d(2)
     norm.running_mean = torch.full((2,), float(rank + 1))
     norm.num_batches_tracked = torch.tensor(10 * (rank + 1))
@@ -132,10 +132,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_two_processes_equal_one(outcomes: list[dict[str, Any]], case: Case) -> None:
     model = case.model(seed=0)
     start: dict[str, Tensor] = {name: value.clone() for name, value in model.state_dict().items()}
-    figures = train(model, case.batch(), case.optimizer(model), num_micro_batches=1)
+    scalars = train(model, case.batch(), case.optimizer(model), num_micro_batches=1)
     for outcome in outcomes:
         torch.testing.assert_close(outcome[case.name]["weights"], model.state_dict(), rtol=0, atol=1e-9)
-    assert outcomes[0][case.name]["figures"] == pytest.approx(figures, rel=1e-6)
+    assert outcomes[0][case.name]["scalars"] == pytest.approx(scalars, rel=1e-6)
     changed = any((model.state_dict()[name] != value).any() for name, value in start.items())
     assert changed == any(case.persons)
 

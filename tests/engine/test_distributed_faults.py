@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("precision", [None, torch.float16])
 @pytest.mark.parametrize("skip", [True, False])
-def test_a_bad_loss_in_one_process_is_judged_alike_in_all(
+def test_a_bad_loss_in_one_process_is_treated_alike_in_all(
     folder: Path, precision: torch.dtype | None, skip: bool
 ) -> None:
     first, second = (torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2))

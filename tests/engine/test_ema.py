@@ -152,7 +152,7 @@ def test_an_average_that_lacks_what_is_trained_cannot_be_resumed() -> None:
     average = ExponentialMovingAverage(Small(), decay=0.7)
     state = average.state_dict()
     del state["weights"]["weight"]
-    with pytest.raises(CheckpointError, match="lack weight, which the model has"):
+    with pytest.raises(CheckpointError, match="of another model: they have no weight"):
         average.load_state_dict(state)
 
 

@@ -166,7 +166,7 @@ def dumped(tmp_path: Path, cfg: Any, model: nn.Module, batches: Sequence[Batch],
 
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_a_dump_replays_to_the_same_figures(tmp_path: Path, lag: int, precision: torch.dtype | None) -> None:
+def test_a_dump_replays_to_the_same_numbers(tmp_path: Path, lag: int, precision: torch.dtype | None) -> None:
     settings = ["SOLVER.AMP.ENABLED", str(precision is not None), "SOLVER.ACCUMULATION_STEPS", "2"]
     cfg = tiny_config(*settings, "MODEL.BACKBONE.DROP_PATH_RATE", "0.3")
     torch.manual_seed(0)
@@ -221,11 +221,11 @@ def test_a_gradient_that_alone_is_not_finite_is_traced(tmp_path: Path) -> None:
     assert "decoder.box_stages.1.box_deltas.weight" not in bad
     assert all(map(math.isfinite, result.processes[0].recorded.values()))
     assert not result.is_reproduced
-    assert format_replay(result).endswith("NOT reproduced: now other losses or gradients are not finite.")
+    assert format_replay(result).endswith("NOT reproduced: other losses or gradients are not finite now.")
 
 
 def test_a_replay_finds_the_first_gradient() -> None:
-    from querypose.engine.replay import _Watch
+    from querypose.engine.replay import _first_non_finite
 
     class Root(nn.Module):
         def forward(self, value: torch.Tensor) -> torch.Tensor:
@@ -234,10 +234,9 @@ def test_a_replay_finds_the_first_gradient() -> None:
     model = nn.Sequential(nn.Linear(2, 2), Root(), nn.Linear(2, 1))
     for parameter in model[0].parameters():
         nn.init.zeros_(parameter)
-    with _Watch(model) as watch:
+    with _first_non_finite(model) as first:
         model(torch.ones(1, 2)).sum().backward()
-    assert watch.first_output is None
-    assert watch.first_gradient == "0 (Linear), at its output"
+    assert first == {"gradient": "0 (Linear), at its output"}
     assert not model[0]._forward_hooks
 
 
@@ -290,7 +289,7 @@ def test_dumps_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"rank_0\.pth is not a dump"):
         read_dumps(folder)
     torch.save({name: value for name, value in dump.items() if name != "model"}, folder / "rank_0.pth")
-    with pytest.raises(CheckpointError, match="lacks the weights"):
+    with pytest.raises(CheckpointError, match="has no weights"):
         replay(folder, "cpu")
 
 

@@ -53,8 +53,8 @@ def test_an_iteration_is_shown_once_and_none_after_the_last(lines: pytest.LogCap
 
 
 def test_losses_of_the_last_stage_have_no_number() -> None:
-    figures = {"loss_bbox_0": 1.0, "loss_bbox": 2.0, "loss_part_key_12": 3.0, "total_loss": 6.0, "lr": 1.0}
-    assert losses_for_display(figures) == ["loss 6", "bbox 2"]
+    scalars = {"loss_bbox_0": 1.0, "loss_bbox": 2.0, "loss_part_key_12": 3.0, "total_loss": 6.0, "lr": 1.0}
+    assert losses_for_display(scalars) == ["loss 6", "bbox 2"]
 
 
 def test_memory_is_that_of_a_python_process_with_torch() -> None:

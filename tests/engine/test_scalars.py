@@ -27,9 +27,9 @@ def checked() -> list[tuple[int, dict[str, float]]]:
 
 @pytest.fixture
 def queue(checked: list[tuple[int, dict[str, float]]]) -> ScalarQueue:
-    def check(iteration: int, figures: Mapping[str, float]) -> bool:
-        checked.append((iteration, dict(figures)))
-        return figures.get("a") != -1.0
+    def check(iteration: int, scalars: Mapping[str, float]) -> bool:
+        checked.append((iteration, dict(scalars)))
+        return scalars.get("a") != -1.0
 
     return ScalarQueue(check)
 
@@ -43,7 +43,7 @@ def test_means_are_over_the_iterations_since_the_last_call(queue: ScalarQueue) -
     assert queue.means() == {}
 
 
-def test_figures_that_are_not_finite_are_checked_but_not_averaged(queue: ScalarQueue, checked: list[Any]) -> None:
+def test_scalars_that_are_not_finite_are_checked_but_not_averaged(queue: ScalarQueue, checked: list[Any]) -> None:
     queue.put(0, ["a", "b"], torch.tensor([1.0, math.inf]))
     queue.put(1, ["a", "b"], torch.tensor([math.nan, math.inf]))
     assert [iteration for iteration, _ in checked] == [0, 1]

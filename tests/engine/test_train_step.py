@@ -74,7 +74,7 @@ def test_a_batch_is_cut_in_order(items: int, parts: int, lengths: list[int]) -> 
 
 
 def test_more_micro_batches_than_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 images cannot be cut into 3 micro-batches"):
+    with pytest.raises(ValueError, match="2 samples cannot be cut into 3 micro-batches"):
         cut_batch(toy_batch([1, 1]), 3)
 
 
@@ -152,8 +152,8 @@ def test_float16_scales_the_loss_and_reports_it_unscaled() -> None:
 def test_real_models_train_in_either_precision(architecture: str, precision: torch.dtype | None) -> None:
     model = build_model(tiny_config(*ARCHITECTURES[architecture]))
     before = copy.deepcopy(model.state_dict())
-    figures = run(make_step(model, random_batch([2, 0, 1], 17), precision=precision, clip_norm=1.0), 2).latest()
-    assert math.isfinite(figures["total_loss"][0])
+    scalars = run(make_step(model, random_batch([2, 0, 1], 17), precision=precision, clip_norm=1.0), 2).latest()
+    assert math.isfinite(scalars["total_loss"][0])
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -181,10 +181,10 @@ def test_float16_skips_an_overflow_and_lowers_the_scale() -> None:
     before = copy.deepcopy(model.state_dict())
     step = make_step(model, toy_batch([1, 1]), precision=torch.float16, clip_norm=1.0)
     scale = step.grad_scaler.get_scale()
-    figures = run(step).latest()
+    scalars = run(step).latest()
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert step.grad_scaler.get_scale() == scale / 2
-    assert "grad_norm" not in figures
+    assert "grad_norm" not in scalars
 
 
 def test_an_infinite_gradient_without_scaling_ends_the_run_before_it_spoils_the_weights() -> None:

@@ -14,7 +14,7 @@ from querypose.checkpoint import convert_sharpose_official, convert_state_dict
 from querypose.checkpoint.conversion import build_on_meta
 from querypose.config import load_config
 from querypose.d2 import CfgNode, CheckpointError
-from querypose.engine.optimizer import parameter_groups
+from querypose.engine import build_optimizer
 from querypose.modeling import SHaRPose
 from tests.parity.sharpose_golden import read_parameters
 
@@ -60,11 +60,15 @@ def test_learning_rates_and_weight_decays(listing: str, file: str, count: int, m
     cfg = config(file)
     # No small model of 384x288 was trained; its listing has the rate of decay of the small one, as ours has.
     model = build(cfg)
-    groups = parameter_groups(
-        model, base_lr=1.0, lr_factors=(), weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+    optimizer = build_optimizer(
+        model, base_lr=1.0, weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM, weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )  # fmt: skip
-    found = {id(parameter): (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
+    found = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     listed = read_parameters(listing)
     names = {theirs: next(iter(convert_sharpose_official({theirs: torch.empty(1, 1)}))) for theirs in listed}
     parameters = dict(model.named_parameters())

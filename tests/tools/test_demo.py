@@ -168,10 +168,10 @@ def test_weights_are_loaded(demo: ModuleType, folder: Path, capsys: pytest.Captu
     [
         (["--input", "{}/nowhere.jpg", "--output", "{}/out"], "There is no file or folder"),
         (["--input", "{}/no*.jpg", "--output", "{}/out"], "No image matches"),
-        (["--input", "{}", "--output", "{}/out"], "has no image in it"),
-        (["--input", "{}/photos", "--output", "{}/one.jpg"], "there are 3 images; give a folder"),
+        (["--input", "{}", "--output", "{}/out"], "has no image"),
+        (["--input", "{}/photos", "--output", "{}/one.jpg"], "there are 3 images. Name a folder"),
         (["--input", "{}/photos", "--output", "{}/photos"], "would overwrite an input"),
-        (["--input", "{}/a.mp4", "{}/photos", "--output", "{}/out"], "give one video alone"),
+        (["--input", "{}/a.mp4", "{}/photos", "--output", "{}/out"], "Give one video or camera alone"),
     ],
 )
 def test_unusable_inputs(demo: ModuleType, folder: Path, arguments: list[str], message: str) -> None:

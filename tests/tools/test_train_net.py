@@ -75,10 +75,10 @@ def test_train_then_evaluate(
     log = (output / "log.txt").read_text()
     assert "Engine: " in log.splitlines()[0]
     assert "iter 40/40  eta 0:00:00" in log
-    figures = rows(output)[-1]
-    assert "keypoints/AP" in figures
+    scalars = rows(output)[-1]
+    assert "keypoints/AP" in scalars
 
-    expected = f"[['keypoints', 'AP', {figures['keypoints/AP']}, 0.001]]"
+    expected = f"[['keypoints', 'AP', {scalars['keypoints/AP']}, 0.001]]"
     arguments = ("--eval-only", "--config-file", f"{output}/config.yaml", "MODEL.WEIGHTS", f"{output}/model_final.pth")
     capsys.readouterr()
     assert in_process(*arguments, "TEST.EXPECTED_RESULTS", expected) == 0

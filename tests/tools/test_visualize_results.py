@@ -18,7 +18,7 @@ IMAGES = 4
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """A dataset of generated poses on grey images, in a config, with results and metrics."""
+    """A dataset of generated poses on gray images, in a config, with results and metrics."""
     ground_truth, _ = generate(COCO_SKELETON, 0, num_images=IMAGES)
     for image in ground_truth["images"]:
         image |= {"file_name": f"{image['id']:06d}.jpg", "width": 640, "height": 480}

@@ -12,7 +12,7 @@ from querypose.visualization import draw_poses, drawn_visibilities, image_grid, 
 TWO = Skeleton("two", ("a", "b"), (), (0.1, 0.1), edges=((0, 1),))
 
 
-def grey(height: int = 120, width: int = 160) -> np.ndarray:
+def gray(height: int = 120, width: int = 160) -> np.ndarray:
     return np.full((height, width, 3), 100, dtype=np.uint8)
 
 
@@ -26,7 +26,7 @@ def random_poses(skeleton: Skeleton, count: int, size: tuple[int, int] = (120, 1
 
 @pytest.mark.parametrize("skeleton", [COCO_SKELETON, CROWDPOSE_SKELETON, TWO])
 def test_any_skeleton_and_the_input_stays(skeleton: Skeleton) -> None:
-    image = grey()
+    image = gray()
     drawn = draw_poses(image, random_poses(skeleton, 3), skeleton, scores=[0.2, 0.9, 0.5])
     assert drawn.shape == image.shape
     assert drawn.dtype == np.uint8
@@ -35,7 +35,7 @@ def test_any_skeleton_and_the_input_stays(skeleton: Skeleton) -> None:
 
 
 def test_nobody_changes_nothing() -> None:
-    image = grey()
+    image = gray()
     no_keypoints: list[Any] = [[], np.zeros((0, 17, 2)), np.zeros((0, 17, 3))]
     for nobody in no_keypoints:
         drawn = draw_poses(image, nobody, COCO_SKELETON, scores=[], boxes=[], keypoint_scores=[], visibilities=[])
@@ -44,8 +44,8 @@ def test_nobody_changes_nothing() -> None:
 
 @pytest.mark.parametrize("at", [(40.5, 60.5), (40.0, 60.0), (80.25, 30.75)])
 def test_a_joint_is_drawn_where_it_is(at: tuple[float, float]) -> None:
-    # The centre of what is drawn, with pixel centres at +0.5.
-    image = grey()
+    # The center of what is drawn, with pixel centers at +0.5.
+    image = gray()
     drawn = draw_poses(image, [[at, (np.nan, np.nan)]], TWO)
     weights = np.abs(drawn.astype(float) - image).sum(axis=2)
     rows, columns = np.mgrid[:120, :160] + 0.5
@@ -54,7 +54,7 @@ def test_a_joint_is_drawn_where_it_is(at: tuple[float, float]) -> None:
 
 
 def test_mirrored_poses_give_the_mirrored_picture() -> None:
-    image = grey()
+    image = gray()
     pose = random_poses(COCO_SKELETON, 1)
     mirrored = pose * [-1, 1] + [160, 0]
     difference = (
@@ -64,7 +64,7 @@ def test_mirrored_poses_give_the_mirrored_picture() -> None:
 
 
 def test_limbs_follow_the_edges() -> None:
-    image = grey()
+    image = gray()
     drawn = draw_poses(image, [[(20, 60), (140, 60)]], TWO)
     assert changed(drawn, image)[60, 20:140].all()
     without_edge = Skeleton("loose", ("a", "b"), (), (0.1, 0.1))
@@ -72,7 +72,7 @@ def test_limbs_follow_the_edges() -> None:
 
 
 def test_visibilities() -> None:
-    image = grey()
+    image = gray()
     pose = [[(20, 60), (140, 60)]]
     strengths = []
     for visibility in (0, 1, 2):
@@ -87,7 +87,7 @@ def test_predicted_visibilities_are_drawn_as_annotated_ones() -> None:
 
 
 def test_unsure_keypoints_are_pale_and_below_the_threshold_left_out() -> None:
-    image = grey()
+    image = gray()
     pose = [[(20, 60), (140, 60)]]
     strengths = [
         np.abs(draw_poses(image, pose, TWO, keypoint_scores=[[score, 1]]).astype(int) - image)[50:70, 10:30].sum()
@@ -99,16 +99,16 @@ def test_unsure_keypoints_are_pale_and_below_the_threshold_left_out() -> None:
 
 
 def test_the_best_score_is_in_front() -> None:
-    image = grey()
+    image = gray()
     pose = np.array([[(20.0, 60.0), (140.0, 60.0)]] * 2)
-    centre = [draw_poses(image, pose, TWO, scores=scores)[60, 80] for scores in ([0.9, 0.1], [0.1, 0.9])]
-    for pixel, person in zip(centre, (0, 1), strict=True):
+    center = [draw_poses(image, pose, TWO, scores=scores)[60, 80] for scores in ([0.9, 0.1], [0.1, 0.9])]
+    for pixel, person in zip(center, (0, 1), strict=True):
         distances = [np.abs(pixel.astype(int) - person_color(other)).sum() for other in (0, 1)]
         assert np.argmin(distances) == person
 
 
 def test_scores_and_boxes_are_drawn() -> None:
-    image = grey()
+    image = gray()
     pose = [[(60, 60), (90, 60)]]
     plain = draw_poses(image, pose, TWO)
     with_box = draw_poses(image, pose, TWO, boxes=[[30, 30, 120, 100]])
@@ -130,20 +130,20 @@ def test_scores_and_boxes_are_drawn() -> None:
     ],
 )
 def test_poses_outside_of_the_image_and_degenerate_ones(points: Any) -> None:
-    image = grey()
+    image = gray()
     drawn = draw_poses(image, [points], TWO, scores=[0.5], boxes=[[*points[0], *points[1]]])
     assert drawn.shape == image.shape
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (1500, 40)])
 def test_images_of_odd_sizes(size: tuple[int, int]) -> None:
-    drawn = draw_poses(grey(*size), [[(0, 0), (1, 1)]], TWO, scores=[0.5], boxes=[[0, 0, 1, 1]])
+    drawn = draw_poses(gray(*size), [[(0, 0), (1, 1)]], TWO, scores=[0.5], boxes=[[0, 0, 1, 1]])
     assert drawn.shape == (*size, 3)
 
 
 def test_lines_grow_with_person_and_image() -> None:
     def thickness(side: int, length: float) -> int:
-        image = grey(side, side)
+        image = gray(side, side)
         middle = side // 2
         drawn = draw_poses(image, [[(middle, middle - length / 2), (middle + 1, middle + length / 2)]], TWO)
         return int(changed(drawn, image)[middle].sum())
@@ -163,7 +163,7 @@ def test_lines_grow_with_person_and_image() -> None:
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str) -> None:
-    usual: dict[str, Any] = {"image": grey(), "keypoints_NKD": np.zeros((1, 17, 2)), "skeleton": COCO_SKELETON}
+    usual: dict[str, Any] = {"image": gray(), "keypoints_NKD": np.zeros((1, 17, 2)), "skeleton": COCO_SKELETON}
     with pytest.raises(ValueError, match=message):
         draw_poses(**(usual | arguments))
 

@@ -1,7 +1,7 @@
 """The part of detectron2 that this project uses, for where detectron2 is not installed.
 
 Names, arguments, files on disk and errors are detectron2's, so that the code above the seam cannot tell the two apart
-(where detectron2 asserts, this raises AssertionError with a message that helps). Written from the documented behaviour;
+(where detectron2 asserts, this raises AssertionError with a message that helps). Written from the documented behavior;
 a deviation is stated where it is, after "Deviates:". Nothing outside of `querypose.d2` imports this package.
 """
 

@@ -61,20 +61,16 @@ class Boxes:
         self.tensor: Tensor = tensor
 
     def clone(self) -> Boxes:
-        """A copy with its own storage."""
         return Boxes(self.tensor.clone())
 
     def to(self, device: torch.device | str) -> Boxes:
-        """The boxes on another device."""
         return Boxes(self.tensor.to(device=device))
 
     @property
     def device(self) -> torch.device:
-        """Where the tensor is."""
         return self.tensor.device
 
     def area(self) -> Tensor:
-        """Areas, N."""
         size = self.tensor[:, 2:] - self.tensor[:, :2]
         return size[:, 0] * size[:, 1]
 
@@ -107,18 +103,15 @@ class Boxes:
         return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
 
     def scale(self, scale_x: float, scale_y: float) -> None:
-        """Multiplies the coordinates in place."""
         self.tensor *= self.tensor.new_tensor([scale_x, scale_y, scale_x, scale_y])
 
     @classmethod
     def cat(cls, boxes_list: Sequence[Boxes]) -> Boxes:
-        """All boxes of a list, in order; of an empty list none."""
         if not boxes_list:
             return cls(torch.empty(0))
         return cls(torch.cat([boxes.tensor for boxes in boxes_list]))
 
     def __getitem__(self, item: Any) -> Boxes:
-        """By integer (one box), slice, mask or index tensor."""
         selected = self.tensor[item]
         if isinstance(item, int):
             return Boxes(selected[None])

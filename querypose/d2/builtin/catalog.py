@@ -26,24 +26,20 @@ class Metadata(SimpleNamespace):
         if key in self.__dict__ and self.__dict__[key] != value:
             raise AssertionError(
                 f"{key!r} in the metadata of dataset {self.name!r} is {self.__dict__[key]!r} and cannot "
-                f"become {value!r}; take another name, or MetadataCatalog.remove the old entry first."
+                f"become {value!r}; choose another name, or call MetadataCatalog.remove first."
             )
         super().__setattr__(key, value)
 
     def set(self, **kwargs: Any) -> Metadata:
-        """Sets several attributes; returns itself."""
         for key, value in kwargs.items():
             setattr(self, key, value)
         return self
 
     def get(self, key: str, default: Any = None) -> Any:
-        """An attribute, or the default."""
         return getattr(self, key, default)
 
 
 class _DatasetCatalog(UserDict[str, LoadFunction]):
-    """Names of datasets, and the function that loads each."""
-
     def register(self, name: str, func: LoadFunction) -> None:
         """Registers a dataset.
 
@@ -71,17 +67,13 @@ class _DatasetCatalog(UserDict[str, LoadFunction]):
         return self[name]()
 
     def list(self) -> builtins.list[str]:
-        """The registered names."""
         return [*self]
 
     def remove(self, name: str) -> None:
-        """Forgets a dataset."""
         del self[name]
 
 
 class _MetadataCatalog(UserDict[str, Metadata]):
-    """Names of datasets, and what is known about each."""
-
     def get(self, name: str) -> Metadata:  # type: ignore[override]  # as detectron2: it makes what is not there
         """The metadata of a dataset; made, with nothing but the name, at the first call."""
         if not name:
@@ -91,11 +83,9 @@ class _MetadataCatalog(UserDict[str, Metadata]):
         return self[name]
 
     def list(self) -> builtins.list[str]:
-        """The names that have metadata."""
         return [*self]
 
     def remove(self, name: str) -> None:
-        """Forgets the metadata of a dataset."""
         del self[name]
 
 

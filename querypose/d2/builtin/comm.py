@@ -19,12 +19,10 @@ def _is_distributed() -> bool:
 
 
 def get_world_size() -> int:
-    """Number of processes."""
     return dist.get_world_size() if _is_distributed() else 1
 
 
 def get_rank() -> int:
-    """Number of this process among all."""
     return dist.get_rank() if _is_distributed() else 0
 
 
@@ -35,7 +33,7 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
         AssertionError: the number of processes is not a multiple of it.
     """
     if get_world_size() % num_workers_per_machine:
-        raise AssertionError(f"{get_world_size()} processes do not split into {num_workers_per_machine} per machine.")
+        raise AssertionError(f"{get_world_size()} processes cannot be {num_workers_per_machine} on each machine.")
     # The variables that torchrun sets: whoever starts the processes, the local rank is read from one place.
     os.environ["LOCAL_RANK"] = str(get_rank() % num_workers_per_machine)
     os.environ["LOCAL_WORLD_SIZE"] = str(num_workers_per_machine)
@@ -47,7 +45,6 @@ def get_local_rank() -> int:
 
 
 def get_local_size() -> int:
-    """Number of processes on this machine."""
     return _from_environment("LOCAL_WORLD_SIZE") if _is_distributed() else 1
 
 
@@ -66,7 +63,6 @@ def is_main_process() -> bool:
 
 
 def synchronize() -> None:
-    """Waits until all processes have come here."""
     if get_world_size() == 1:
         return
     if dist.get_backend() == "nccl":

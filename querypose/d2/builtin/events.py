@@ -60,7 +60,6 @@ class EventStorage:
         self._latest[name] = (value, iteration)
 
     def put_scalars(self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: Any) -> None:
-        """Stores several values, by keyword."""
         for name, value in kwargs.items():
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
 
@@ -83,11 +82,9 @@ class EventStorage:
         return self._histories[name]
 
     def histories(self) -> dict[str, HistoryBuffer]:
-        """All values of all scalars."""
         return self._histories
 
     def latest(self) -> dict[str, tuple[float, int]]:
-        """The latest value of every scalar, and its iteration."""
         return self._latest
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
@@ -98,7 +95,6 @@ class EventStorage:
         }
 
     def smoothed(self, name: str, window_size: int = 20) -> float:
-        """Median of a scalar over the past `window_size` iterations."""
         return float(self._histories[name].median(self.count_samples(name, window_size)))
 
     def count_samples(self, name: str, window_size: int = 20) -> int:
@@ -111,7 +107,6 @@ class EventStorage:
         return count
 
     def smoothing_hints(self) -> dict[str, bool]:
-        """The hint of every scalar."""
         return self._smoothing_hints
 
     def step(self) -> None:
@@ -120,7 +115,6 @@ class EventStorage:
 
     @property
     def iter(self) -> int:
-        """The current iteration."""
         return self._iter
 
     @iter.setter

@@ -37,18 +37,15 @@ class IterationTimer(HookBase):
         self._start_time = time.perf_counter()
 
     def before_train(self) -> None:
-        """Starts the clocks."""
         self._start_time = time.perf_counter()
         self._total_timer.reset()
         self._total_timer.pause()
 
     def before_step(self) -> None:
-        """Starts timing the iteration."""
         self._step_timer.reset()
         self._total_timer.resume()
 
     def after_step(self) -> None:
-        """Stores the time of the iteration, once the warm-up is over."""
         done = self.trainer.iter - self.trainer.start_iter + 1
         if done >= self._warmup_iter:
             self.trainer.storage.put_scalars(time=self._step_timer.seconds())
@@ -58,7 +55,6 @@ class IterationTimer(HookBase):
         self._total_timer.pause()
 
     def after_train(self) -> None:
-        """Logs speed and total time."""
         logger = logging.getLogger(__name__)
         total = timedelta(seconds=int(time.perf_counter() - self._start_time))
         in_steps = self._total_timer.seconds()
@@ -84,17 +80,14 @@ class LRScheduler(HookBase):
         self._group = next(group for group in self.trainer.optimizer.param_groups if group["initial_lr"] == most_common)
 
     def after_step(self) -> None:
-        """Stores the rate of this iteration, and sets that of the next."""
         self.trainer.storage.put_scalar("lr", self._group["lr"], smoothing_hint=False)
         self.trainer.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule's state."""
         state: dict[str, Any] = self.trainer.scheduler.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the schedule's state."""
         logging.getLogger(__name__).info("Loading scheduler from state_dict ...")
         self.trainer.scheduler.load_state_dict(state_dict)
 
@@ -107,14 +100,12 @@ class PeriodicWriter(HookBase):
         self._period = period
 
     def after_step(self) -> None:
-        """Writes if it is time."""
         next_iter = self.trainer.iter + 1
         if next_iter % self._period == 0 or next_iter == self.trainer.max_iter:
             for writer in self._writers:
                 writer.write()
 
     def after_train(self) -> None:
-        """Writes what other hooks stored at the end, and closes the writers."""
         for writer in self._writers:
             writer.write()
             writer.close()
@@ -134,7 +125,6 @@ class EvalHook(HookBase):
         self._func: Callable[[], Any] | None = eval_function
 
     def after_step(self) -> None:
-        """Evaluates if it is time; the evaluation after the last iteration belongs to `after_train`."""
         next_iter = self.trainer.iter + 1
         if self._period > 0 and next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
             self._evaluate()

@@ -55,8 +55,8 @@ def launch(
         raise AssertionError(f"{world_size} processes need a dist_url, such as 'auto' or 'tcp://HOST:PORT'.")
     if torch.cuda.is_available() and num_gpus_per_machine > torch.cuda.device_count():
         raise ValueError(
-            f"{num_gpus_per_machine} processes on this machine, but it has {torch.cuda.device_count()} GPUs; "
-            "lower --num-gpus, or hide the GPUs (CUDA_VISIBLE_DEVICES='') to train on the CPU."
+            f"--num-gpus is {num_gpus_per_machine}, but this machine has {torch.cuda.device_count()} GPUs. "
+            "Lower --num-gpus, or hide the GPUs (CUDA_VISIBLE_DEVICES='') to train on the CPU."
         )
     mp.start_processes(
         _run_process,

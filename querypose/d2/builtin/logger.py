@@ -67,18 +67,16 @@ def setup_logger(
         console.setFormatter(_ConsoleFormatter(name, name if abbrev_name is None else abbrev_name, color))
         _add(logger, console, "stdout")
     if output is not None:
-        file = _log_file(os.fspath(output), distributed_rank)
+        file = os.fspath(output)
+        if not file.endswith((".txt", ".log")):
+            file = os.path.join(file, "log.txt")
+        file = os.path.abspath(file) + (f".rank{distributed_rank}" if distributed_rank > 0 else "")
         if not _handler(logger, file):
             PathManager.mkdirs(os.path.dirname(file) or ".")
             writer = logging.FileHandler(file, mode="a", encoding="utf-8", delay=True)
             writer.setFormatter(logging.Formatter(_PLAIN_FORMAT, datefmt=_DATE_FORMAT))
             _add(logger, writer, file)
     return logger
-
-
-def _log_file(output: str, rank: int) -> str:
-    file = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
-    return os.path.abspath(file) + (f".rank{rank}" if rank > 0 else "")
 
 
 def _handler(logger: logging.Logger, name: str) -> logging.Handler | None:

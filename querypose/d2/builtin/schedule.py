@@ -38,7 +38,6 @@ class WarmupParamScheduler(ParamScheduler):
         self._end = scheduler(warmup_length) if warmup_method == "linear" else self._start
 
     def __call__(self, where: float) -> float:
-        """The factor at progress `where`, in [0, 1]."""
         if where >= self._length:
             return float(self._scheduler(where))
         share = where / self._length
@@ -60,7 +59,6 @@ class LRMultiplier(LRScheduler):
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """The rate of every parameter group at the current iteration."""
         factor = self._multiplier(self.last_epoch / self._max_iter)
         return [base_lr * factor for base_lr in self.base_lrs]
 
@@ -70,7 +68,7 @@ def _multi_step(cfg: CfgNode) -> ParamScheduler:
     steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
     if len(steps) < len(solver.STEPS):
         logging.getLogger(__name__).warning(
-            "SOLVER.STEPS %s: those past SOLVER.MAX_ITER (%d) have no effect.", list(solver.STEPS), solver.MAX_ITER
+            "SOLVER.STEPS is %s; steps above SOLVER.MAX_ITER (%d) have no effect.", list(solver.STEPS), solver.MAX_ITER
         )
     return MultiStepParamScheduler(
         values=[solver.GAMMA**count for count in range(len(steps) + 1)], milestones=steps, num_updates=solver.MAX_ITER

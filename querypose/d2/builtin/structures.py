@@ -13,7 +13,7 @@ from torch.nn import functional as F
 class Keypoints:
     """Keypoints of N instances as an N x K x 3 float32 tensor of (x, y, visibility).
 
-    Visibility is COCO's: 0 not labelled (then x = y = 0), 1 labelled but hidden, 2 visible.
+    Visibility is COCO's: 0 not labeled (then x = y = 0), 1 labeled but hidden, 2 visible.
 
     Attributes:
         tensor: N x K x 3.
@@ -26,12 +26,10 @@ class Keypoints:
         self.tensor: Tensor = tensor
 
     def to(self, *args: Any, **kwargs: Any) -> Keypoints:
-        """As `Tensor.to`."""
         return type(self)(self.tensor.to(*args, **kwargs))
 
     @property
     def device(self) -> torch.device:
-        """Where the tensor is."""
         return self.tensor.device
 
     @staticmethod
@@ -42,7 +40,6 @@ class Keypoints:
         return type(keypoints_list[0])(torch.cat([keypoints.tensor for keypoints in keypoints_list]))
 
     def __getitem__(self, item: Any) -> Keypoints:
-        """By integer (one instance), slice, mask or index tensor."""
         selected = self.tensor[item]
         return Keypoints(selected[None] if isinstance(item, int) else selected)
 
@@ -103,11 +100,9 @@ class Instances:
         self._fields[name] = value
 
     def has(self, name: str) -> bool:
-        """Whether there is a field of that name."""
         return name in self._fields
 
     def remove(self, name: str) -> None:
-        """Removes a field."""
         del self._fields[name]
 
     def get(self, name: str) -> Any:
@@ -227,12 +222,10 @@ class ImageList:
         return self.tensor[index, ..., :height, :width]
 
     def to(self, *args: Any, **kwargs: Any) -> ImageList:
-        """As `Tensor.to`."""
         return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
 
     @property
     def device(self) -> torch.device:
-        """Where the tensor is."""
         return self.tensor.device
 
     @staticmethod

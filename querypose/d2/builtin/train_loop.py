@@ -67,7 +67,6 @@ class TrainerBase:
             self._hooks.append(hook)
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Runs the iterations from `start_iter` up to, and without, `max_iter`."""
         logger = logging.getLogger(__name__)
         logger.info("Starting training from iteration %d", start_iter)
         self.iter = self.start_iter = start_iter
@@ -87,29 +86,24 @@ class TrainerBase:
                 self.after_train()
 
     def before_train(self) -> None:
-        """Calls the hooks."""
         for hook in self._hooks:
             hook.before_train()
 
     def after_train(self) -> None:
-        """Calls the hooks."""
         self.storage.iter = self.iter
         for hook in self._hooks:
             hook.after_train()
 
     def before_step(self) -> None:
-        """Calls the hooks."""
         self.storage.iter = self.iter
         for hook in self._hooks:
             hook.before_step()
 
     def after_backward(self) -> None:
-        """Calls the hooks."""
         for hook in self._hooks:
             hook.after_backward()
 
     def after_step(self) -> None:
-        """Calls the hooks."""
         for hook in self._hooks:
             hook.after_step()
 

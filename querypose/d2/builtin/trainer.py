@@ -38,19 +38,16 @@ class DefaultTrainer(TrainerBase):
 
     @property
     def model(self) -> nn.Module:
-        """The model in training; wrapped, if there are several processes."""
         model: nn.Module = self._trainer.model
         return model
 
     @property
     def data_loader(self) -> Iterable[Any]:
-        """Gives the training batches."""
         data_loader: Iterable[Any] = self._trainer.data_loader
         return data_loader
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The model's optimizer."""
         optimizer: torch.optim.Optimizer = self._trainer.optimizer
         return optimizer
 
@@ -73,30 +70,25 @@ class DefaultTrainer(TrainerBase):
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Also the training step's state."""
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model of MODEL.META_ARCHITECTURE."""
         model = build_model(cfg)
         logging.getLogger(__name__).info("Model:\n%s", model)
         return model
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """The schedule that SOLVER states."""
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """Batches of one of DATASETS.TEST. A subclass must define it."""
         raise NotImplementedError(f"{cls.__name__} must define build_test_loader to evaluate {dataset_name!r}.")
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The evaluator of a dataset. A subclass must define it."""
         raise NotImplementedError(f"{cls.__name__} must define build_evaluator to evaluate {dataset_name!r}.")
 
     @classmethod
@@ -117,7 +109,9 @@ class DefaultTrainer(TrainerBase):
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         if evaluators is not None and len(evaluators) != len(names):
-            raise AssertionError(f"{len(evaluators)} evaluators for {len(names)} datasets.")
+            raise AssertionError(
+                f"There are {len(evaluators)} evaluators for {len(names)} datasets; give one for each."
+            )
         results: dict[str, Any] = {}
         for index, name in enumerate(names):
             data_loader: Any = cls.build_test_loader(cfg, name)

@@ -42,7 +42,6 @@ class JSONWriter(EventWriter):
         return open(self._json_file, "a", encoding="utf-8")
 
     def write(self) -> None:
-        """Appends the scalars that are newer than the last line."""
         rows: defaultdict[int, dict[str, float]] = defaultdict(dict)
         for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window_size).items():
             if iteration > self._last_write:
@@ -56,7 +55,6 @@ class JSONWriter(EventWriter):
         os.fsync(self._file_handle.fileno())
 
     def close(self) -> None:
-        """Closes the file, if there is one."""
         if "_file_handle" in self.__dict__:
             self._file_handle.close()
 
@@ -84,7 +82,6 @@ class TensorboardXWriter(EventWriter):
         return SummaryWriter(**self._writer_args)
 
     def write(self) -> None:
-        """Writes the scalars that are newer than the last ones, and all pictures."""
         storage = get_event_storage()
         newest = self._last_write
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
@@ -97,6 +94,5 @@ class TensorboardXWriter(EventWriter):
         storage.clear_images()
 
     def close(self) -> None:
-        """Ends the file, if there is one."""
         if "_writer" in self.__dict__:
             self._writer.close()

@@ -12,7 +12,7 @@ from querypose.engine import PoseTrainer, build_optimizer
 from querypose.engine.optimizer import is_bias
 from tests.engine.toy_pose import toy_cfg, toy_model, write_toy_config
 
-DECAYS = {"weight_decay": 0.1, "weight_decay_norm": 0.2, "weight_decay_bias": 0.3}
+DECAYS: dict[str, Any] = {"weight_decay": 0.1, "weight_decay_norm": 0.2, "weight_decay_bias": 0.3}
 
 
 class Mixed(nn.Module):

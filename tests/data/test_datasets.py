@@ -145,10 +145,10 @@ def test_limbs_are_the_edges_of_the_skeleton_each_in_a_color(datasets_root: Path
 
 
 def test_what_another_framework_says_of_limbs_stays(datasets_root: Path) -> None:
-    MetadataCatalog.get("toy").keypoint_connection_rules = [("nose", "left", (1, 2, 3))]
+    MetadataCatalog.get("foreign").keypoint_connection_rules = [("nose", "left", (1, 2, 3))]
     for _ in range(2):
-        register_pose_dataset("toy", "a.json", "a", TOY_SKELETON)
-        assert MetadataCatalog.get("toy").keypoint_connection_rules == [("nose", "left", (1, 2, 3))]
+        register_pose_dataset("foreign", "a.json", "a", TOY_SKELETON)
+        assert MetadataCatalog.get("foreign").keypoint_connection_rules == [("nose", "left", (1, 2, 3))]
 
 
 def test_a_stream_is_not_read_to_its_end(datasets_root: Path) -> None:

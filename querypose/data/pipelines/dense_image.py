@@ -12,7 +12,7 @@ from faster_coco_eval import mask as coco_mask
 from querypose.d2 import CfgNode
 from querypose.data.augmentations import CenteredCanvas
 from querypose.data.pipelines.pipeline import PIPELINE_REGISTRY, Pipeline, Record, Sample, box_xyxy
-from querypose.data.pipelines.whole_image import WholeImage
+from querypose.data.pipelines.whole_image import WholeImage, crop_and_resize
 from querypose.data.problems import DatasetError
 from querypose.data.transforms import GeometricTransform
 
@@ -90,8 +90,8 @@ def _has_keypoint(annotation: dict[str, Any]) -> bool:
 
 @PIPELINE_REGISTRY.register()
 def dense_image(cfg: CfgNode, is_train: bool) -> DenseImage:
-    """`DenseImage`: trained as INPUT.AUGMENTATIONS say, evaluated on a canvas of short side INPUT.MIN_SIZE_TEST."""
-    options = Pipeline.from_config(cfg, is_train)
+    """`DenseImage`: trained as `whole_image`, evaluated on a canvas of short side INPUT.MIN_SIZE_TEST."""
+    options = Pipeline.from_config(cfg, is_train, crop_and_resize(cfg))
     if not is_train:
         options["augmentations"] = [CenteredCanvas(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.CANVAS_MULTIPLE)]
     return DenseImage(require_persons=is_train and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, **options)

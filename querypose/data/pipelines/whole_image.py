@@ -46,12 +46,16 @@ class WholeImage(Pipeline):
 @PIPELINE_REGISTRY.register()
 def whole_image(cfg: CfgNode, is_train: bool) -> WholeImage:
     """`WholeImage` as INPUT describes it."""
-    cropping = cfg.INPUT.CROP
-    crop_and_resize: list[Augmentation] = [
-        RandomCrop(cropping.PROBABILITY, tuple(cropping.MIN_SIZE), tuple(cropping.SIZE)),
-        RandomResize(tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN),
-    ]
-    options = Pipeline.from_config(cfg, is_train, crop_and_resize)
+    options = Pipeline.from_config(cfg, is_train, crop_and_resize(cfg))
     if not is_train:
         options["augmentations"] = [RandomResize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)]
     return WholeImage(require_persons=is_train and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, **options)
+
+
+def crop_and_resize(cfg: CfgNode) -> list[Augmentation]:
+    """What INPUT.CROP, MIN_SIZE_TRAIN and MAX_SIZE_TRAIN describe."""
+    cropping = cfg.INPUT.CROP
+    return [
+        RandomCrop(cropping.PROBABILITY, tuple(cropping.MIN_SIZE), tuple(cropping.SIZE)),
+        RandomResize(tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN),
+    ]

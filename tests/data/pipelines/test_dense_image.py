@@ -154,6 +154,15 @@ def test_the_canvas_has_the_image_in_its_middle() -> None:
     assert "valid_mask" not in sample
 
 
+def test_without_a_list_of_augmentations_it_trains_as_whole_images_do() -> None:
+    overrides = ["DATASETS.TRAIN", "['keypoints_coco_2017_val']"]
+    dense, whole = (
+        build_pipeline(load_config(None, [*overrides, "INPUT.PIPELINE", name]), is_train=True)
+        for name in ("dense_image", "whole_image")
+    )
+    assert dense.augmentations == whole.augmentations
+
+
 @pytest.mark.parametrize(
     ("size", "canvas"),
     [((480, 640), (512, 704)), ((640, 480), (704, 512)), ((100, 100), (512, 512)), ((100, 125), (512, 640))],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,6 +111,12 @@ def test_every_process_of_a_run_imports_it(tmp_path: Path) -> None:
     arguments = ["--import", "homemade.py", "--num-gpus", "2", "--config-file", str(write_toy_config(tmp_path))]
     overrides = ["MODEL.META_ARCHITECTURE", "Homemade", "MODEL.HOMEMADE.SCALE", "3.0", "SOLVER.MAX_ITER", "1"]
     overrides += ["TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "[]"]
-    subprocess.run([sys.executable, str(ROOT / "tools" / "train_net.py"), *arguments, *overrides], check=True)
+    # The module takes its model from the tests, which only pytest finds by itself.
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "train_net.py"), *arguments, *overrides],
+        check=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
     assert (tmp_path / "output" / "model_final.pth").is_file()
     assert load_config(tmp_path / "output" / "config.yaml").IMPORTS == ["homemade.py"]

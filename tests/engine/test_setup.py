@@ -62,7 +62,7 @@ def test_deterministic_algorithms_are_switched_on_by_their_key(tmp_path: Path, m
     finally:
         torch.use_deterministic_algorithms(False)
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    with pytest.raises(ConfigError, match="DETERMINISTIC and CUDNN_BENCHMARK are True"):
+    with pytest.raises(ConfigError, match="DETERMINISTIC and CUDNN_BENCHMARK are both True"):
         setup(arguments(config_file, "DETERMINISTIC", "True", "CUDNN_BENCHMARK", "True"))
 
 
@@ -86,8 +86,8 @@ def test_a_missing_config_file_is_the_users_error() -> None:
     [
         (["SOLVER.BASE_LRR", "1"], ConfigError, "SOLVER.BASE_LR"),
         (["SOLVER.MAX_ITER", "0"], ConfigError, "SOLVER.MAX_ITER is 0"),
-        (["DATASETS.CUSTOM", "[{'name': 'x'}]"], DatasetError, "lacks"),
-        (["DATASETS.SKELETONS", "[{'name': 'x'}]"], SkeletonError, "lacks"),
+        (["DATASETS.CUSTOM", "[{'name': 'x'}]"], DatasetError, "fields .* are missing"),
+        (["DATASETS.SKELETONS", "[{'name': 'x'}]"], SkeletonError, "fields .* are missing"),
     ],
 )
 def test_errors_of_the_user_are_one_line_and_an_exit_code(

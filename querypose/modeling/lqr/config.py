@@ -50,7 +50,8 @@ add_keys((
     Key("MODEL.LQR.FLIP_TEST", True, "average the maps of an image with those of its mirror image"),
     Key("MODEL.LQR.TEST_SCALES", [1.0], "of the image in inference, 1 among them; the poses of all are joined",
         Allowed("a list of different numbers in [0.1, 10], 1 among them",
-                lambda value: isinstance(value, list | tuple) and len(set(value)) == len(value) and 1.0 in value
-                and all(is_finite(scale) and 0.1 <= scale <= 10 for scale in value))),
+                lambda value: isinstance(value, list | tuple)
+                and all(is_finite(scale) and 0.1 <= scale <= 10 for scale in value)
+                and len(set(value)) == len(value) and 1.0 in value)),
 ), check_lqr)
 # fmt: on

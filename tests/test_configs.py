@@ -88,7 +88,7 @@ def test_there_are_configs() -> None:
     assert len(EXPERIMENTS) >= 20
 
 
-# A row of a table says what it is, base or not; so do those that settle all in which a paper and its code differ.
+# A row of a table says what it is, base or not; so do those that set every key in which a paper and its code differ.
 @pytest.mark.parametrize("name", [name for name in FILES if not name.endswith(("_paper.yaml", "_official.yaml"))])
 def test_a_file_says_only_what_is_new_in_it(name: str) -> None:
     own = yaml.safe_load((CONFIGS / name).read_text())

@@ -57,7 +57,7 @@ class CoarseToFineTransformer(nn.Module):
         coarse_scale: of the images in the coarse stage (s_c).
         fine_scale: of the images in the fine stage (s_f), an integer multiple of `coarse_scale`; None: no fine stage.
         selection: chooses the patches that the fine stage sees finely.
-        quality_predictor: judges the coarse pose by a token of its own; None: no such token.
+        quality_predictor: scores the coarse pose by a token of its own; None: no such token.
         reuse: whether fine tokens start with what the coarse stage found at their place.
         kept_tokens: what the other patches enter the fine stage as. Deviates: the paper takes what the coarse stage
             made of them, `output`; the default `input` is what the authors' code trains, the tokens before its blocks.

@@ -176,11 +176,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parsed_arguments = parse_arguments()
     with report_user_errors("ablate.py"):
         try:
-            exit_code = main(parsed_arguments)
+            sys.exit(main(parse_arguments()))
         except KeyboardInterrupt:
             print("\nInterrupted. To go on, run the same command again.", file=sys.stderr)
-            exit_code = INTERRUPTED_EXIT_CODE
-    sys.exit(exit_code)
+            sys.exit(INTERRUPTED_EXIT_CODE)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from querypose.config import ConfigError, add_import_argument, load_config
+from querypose.config import add_import_argument, load_config
 from querypose.data import DatasetError, register_custom_datasets
 from querypose.data.image_checks import ImageDepth
 from querypose.data.problems import Problem, errors_of, summarize
@@ -47,19 +47,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    with report_user_errors("check_dataset.py"):
-        try:
-            cfg = load_config(options.config_file, options.opts, options.imports)
-        except FileNotFoundError as error:
-            raise ConfigError(f"--config-file: {error}") from error
-        register_custom_datasets(cfg)
-        train = options.dataset or list(cfg.DATASETS.TRAIN)
-        test = [] if options.dataset else list(cfg.DATASETS.TEST)
-        if not [*train, *test]:
-            raise DatasetError("No dataset is named: give --dataset NAME, or a --config-file with DATASETS.TRAIN.")
-        problems = validate_datasets(
-            train, test, options.images, cfg.TEST.METRICS, num_threads=options.threads, show_progress=True
-        )
+    cfg = load_config(options.config_file, options.opts, options.imports)
+    register_custom_datasets(cfg)
+    train = options.dataset or list(cfg.DATASETS.TRAIN)
+    test = [] if options.dataset else list(cfg.DATASETS.TEST)
+    if not [*train, *test]:
+        raise DatasetError("No dataset is named: give --dataset NAME, or a --config-file with DATASETS.TRAIN.")
+    problems = validate_datasets(
+        train, test, options.images, cfg.TEST.METRICS, num_threads=options.threads, show_progress=True
+    )
     errors = errors_of(problems)
     for line in summarize(problems, options.examples):
         print(line)
@@ -77,4 +73,5 @@ def write_problems(path: Path, problems: Sequence[Problem]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with report_user_errors("check_dataset.py"):
+        sys.exit(main())

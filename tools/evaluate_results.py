@@ -15,8 +15,16 @@ from collections.abc import Sequence
 
 from querypose.config import add_import_argument, load_config
 from querypose.data import read_annotations
+from querypose.data.results import read_results
 from querypose.engine import report_user_errors
-from querypose.evaluation import METRIC_REGISTRY, find_metric, format_metrics, read_detections, read_json
+from querypose.evaluation import (
+    METRIC_REGISTRY,
+    EvaluationError,
+    detections_of,
+    find_metric,
+    format_metrics,
+    require_usable,
+)
 from querypose.skeleton import BUILTIN_SKELETONS, Skeleton, SkeletonError
 
 
@@ -63,8 +71,13 @@ def main(arguments: argparse.Namespace) -> None:
     skeleton = find_skeleton(arguments.skeleton, arguments.config_file, arguments.imports)
     metric = find_metric(arguments.metric, "--metric")
     annotations = read_annotations(arguments.annotations, None, skeleton).require_sound()
-    results = read_json(arguments.results)
-    metrics = metric(annotations, read_detections(results, annotations, arguments.results))
+    if not annotations.has_annotations:
+        raise EvaluationError(
+            f"{arguments.annotations} has no 'annotations' to compare with", "name that of a split with them"
+        )
+    require_usable(annotations, [metric])
+    results = read_results(arguments.results, skeleton)
+    metrics = metric(annotations, detections_of(results, annotations))
     print(
         format_metrics(
             metrics,
@@ -75,6 +88,5 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("evaluate_results.py"):
-        main(parsed)
+        main(parse_arguments())

@@ -39,9 +39,9 @@ def run() -> None:
     add_row_argument(parser)
     add_timeout_argument(parser)
     args = parser.parse_args()
-    with report_user_errors(parser.prog):
-        launch(main, args, timeout=timedelta(minutes=args.timeout))
+    launch(main, args, timeout=timedelta(minutes=args.timeout))
 
 
 if __name__ == "__main__":
-    run()
+    with report_user_errors("train_net.py"):
+        run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import yaml
 from querypose.config.detectron2_keys import is_key_of_detectron2
 from querypose.config.keys import KEYS, ConfigError, kind_of, leaf_names
 from querypose.d2 import CfgNode
+from querypose.paths import check_name
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+# Of a config file, as many as a dataset in it may have keypoints, edges and so on, and far more.
+_MAX_VALUES = 100_000
 
 
 def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -30,8 +34,7 @@ def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict
     bases = content.pop("_BASE_", [])
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str) or "\0" in base:
-            raise ConfigError(f"{path}: its _BASE_ is {base!r}; allowed: the name of a file, or a list of names.")
+        check_name(base, f"{path}: _BASE_")
         base_path = path.parent / Path(base).expanduser()
         if not base_path.is_file():
             raise ConfigError(f"{path}: its _BASE_ {str(base_path)!r} does not exist.")
@@ -129,23 +132,49 @@ class _DuplicateKeyError(ValueError):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe YAML loader that refuses a key which is twice in a mapping."""
+    """A safe YAML loader that refuses what is twice in a mapping, and aliases that unfold to more than a config has."""
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and _unfolded_size(node, {}) > _MAX_VALUES:
+            raise ValueError(f"its aliases unfold to more than {_MAX_VALUES:,} values")
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Here merges ("<<") are not resolved yet: a key may replace one that a merge brings.
         node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE_TAG:
-                continue
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise _DuplicateKeyError(
-                    f"{key.value} is in line {lines[key.value]} and again in line {line}; write it once, with all of "
-                    "its values."
-                )
-            lines[key.value] = line
+        self._refuse_doubles(node.value)
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        # Whoever writes a section again means to add to it, but all that the merge brought in it would be lost.
+        self._refuse_doubles([(key, value) for key, value in node.value if isinstance(value, yaml.MappingNode)])
+
+    def _refuse_doubles(self, entries: list[tuple[yaml.Node, yaml.Node]]) -> None:
+        lines: dict[Any, int] = {}
+        for key, _ in entries:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            # 1 and 0x1 are the same key, and so are yes and true.
+            name = key.value if key.tag == _MERGE_TAG else self.construct_object(key)
+            line = key.start_mark.line + 1
+            if (type(name), name) in lines:
+                raise _DuplicateKeyError(
+                    f"{key.value} is in line {lines[type(name), name]} and again in line {line}; write it once, with "
+                    "all of its values."
+                )
+            lines[type(name), name] = line
+
+
+def _unfolded_size(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for once every alias in it is replaced; infinite if it has itself in it."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
+        known[id(node)] = 1 + sum(_unfolded_size(child, known) for child in children)
+    return known[id(node)]
 
 
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:

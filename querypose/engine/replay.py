@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from querypose.config import load_config
+from querypose.config.merging import read_yaml
 from querypose.d2 import CfgNode, CheckpointError, EventStorage
 from querypose.data import register_custom_datasets
 from querypose.engine.dumps import read_dumps, set_random_state
@@ -55,7 +56,7 @@ class Replay(NamedTuple):
         return all(_non_finite(recorded) == _non_finite(replayed) for recorded, replayed in pairs)
 
 
-def replay(folder: str | Path, device: str = "auto") -> Replay:
+def replay(folder: str | Path, device: str = "auto", imports: Sequence[str] = ()) -> Replay:
     """Runs the iteration of a dump again: same weights, batches, random numbers, precision and normalization.
 
     Synchronized BatchNorm is the exception: here every process has the statistics of its own batch.
@@ -63,15 +64,17 @@ def replay(folder: str | Path, device: str = "auto") -> Replay:
     Args:
         folder: of the dump, `OUTPUT_DIR/dumps/iteration_N`.
         device: as MODEL.DEVICE.
+        imports: the modules of IMPORTS of its config, as of --import. A dump alone imports nothing: it may come from
+            elsewhere, and a module runs its code.
 
     Raises:
-        CheckpointError: the dump is not whole.
+        CheckpointError: the dump is not whole, or needs modules that are not among `imports`.
         ConfigError: its config cannot be used here.
     """
     dumps = read_dumps(folder)
     if "model" not in dumps[0]:
         raise CheckpointError(f"{folder}/rank_0.pth has no weights. Copy the file again from the run's folder.")
-    cfg = _config(dumps[0]["config"], device)
+    cfg = _config(dumps[0]["config"], device, imports)
     model = PoseTrainer.build_model(cfg)
     model.load_state_dict(dumps[0]["model"])
     device_type = torch.device(cfg.MODEL.DEVICE).type
@@ -143,10 +146,14 @@ def _by_part(norms: Mapping[str, float], depth: int = 3) -> dict[str, float]:
     return {part: math.sqrt(square) if math.isfinite(square) else square for part, square in squares.items()}
 
 
-def _config(text: str, device: str) -> CfgNode:
+def _config(text: str, device: str, imports: Sequence[str]) -> CfgNode:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(text, encoding="utf-8")
+        own = read_yaml(path).get("IMPORTS", [])
+        if missing := [name for name in own if name not in imports]:
+            options = " ".join(f"--import {name}" for name in missing)
+            raise CheckpointError(f"The dump's config imports modules. If you trust them, name them: {options}")
         # The dump has the weights: no pretrained ones are looked for.
         cfg = load_config(path, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "MODEL.BACKBONE.PRETRAINED", "False"])
     register_custom_datasets(cfg)

@@ -6,9 +6,9 @@ from querypose.evaluation.detections import (
     EvaluationError,
     Poses,
     dataset_category_ids,
+    detections_of,
     instances_to_results,
     read_detections,
-    read_json,
     write_json,
 )
 from querypose.evaluation.evaluator import RESULTS_FILE, PoseEvaluator, inference_folder
@@ -36,13 +36,13 @@ __all__ = [
     "PoseEvaluator",
     "Poses",
     "dataset_category_ids",
+    "detections_of",
     "find_metric",
     "format_metrics",
     "inference_folder",
     "instances_to_results",
     "metrics_of_dataset",
     "read_detections",
-    "read_json",
     "require_usable",
     "write_json",
 ]

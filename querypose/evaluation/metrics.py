@@ -62,12 +62,19 @@ def require_usable(annotations: PoseAnnotations, metrics: Iterable[Metric]) -> N
     """Runs the metrics without any detection.
 
     Raises:
-        EvaluationError: one of them cannot use the annotations.
+        EvaluationError: nobody is there to be found, or a metric cannot use the annotations.
     """
+    if not annotations.has_annotations:  # a server evaluates
+        return
+    if not (annotations.is_usable & ~annotations.is_crowd & (annotations.num_keypoints > 0)).any():
+        raise EvaluationError(
+            f"{annotations.path}: none of its {len(annotations.ids)} annotations is a person with a box in its image "
+            "and a labeled keypoint, so that there is nothing to measure",
+            "use the json of another split, or correct this one",
+        )
     nothing = Detections(np.zeros(0, np.int64), Poses.joined((), annotations.skeleton.num_keypoints))
-    if annotations.has_annotations:  # without them a server evaluates
-        for metric in metrics:
-            metric(annotations, nothing)
+    for metric in metrics:
+        metric(annotations, nothing)
 
 
 def format_metrics(metrics: Mapping[str, float], title: str = "") -> str:

@@ -149,7 +149,7 @@ def test_pose_nms_bounds_the_number_of_poses_and_refuses_less_than_nothing() -> 
 
 def test_arguments_are_those_of_yaml() -> None:
     entry = {"name": "oks_nms", "threshold": 0.5, "max_poses": -1}
-    with pytest.raises(ConfigError, match="max_poses is -1; allowed: 0"):
+    with pytest.raises(ConfigError, match="'max_poses' with -1; allowed: max_poses: a number >= 0 = 0"):
         build_part(FINISHING_REGISTRY, entry, "TEST.FINISHING[0]", skeleton=TOY_SKELETON)
     step = build_part(
         FINISHING_REGISTRY, {"name": "rescore", "threshold": 0}, "TEST.FINISHING[0]", skeleton=TOY_SKELETON

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 from querypose.config import ConfigError, require_one_unit
@@ -27,7 +27,7 @@ def iterations_per_epoch(data_loader: Any, batch_size: int) -> float | None:
     None where the loader does not say how many records it has.
     """
     dataset = getattr(data_loader, "dataset", None)
-    return len(dataset) / batch_size if hasattr(dataset, "__len__") else None
+    return len(dataset) / batch_size if isinstance(dataset, Sized) else None
 
 
 def with_iterations(cfg: CfgNode, epoch: float | None) -> CfgNode:

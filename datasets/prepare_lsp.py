@@ -188,7 +188,9 @@ def _read_download(source: Path) -> tuple[np.ndarray, dict[int, bytes]]:
         if source.is_file() and zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
                 return _read_files(source, {name: partial(_read_member, archive, name) for name in archive.namelist()})
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError, OSError) as error:
+        if isinstance(error, LspError) or (isinstance(error, OSError) and error.filename is not None):
+            raise
         raise LspError(f"{source} is damaged ({error}); download it again.") from error
     raise LspError(f"{source} is neither a folder nor a zip; download lspet_dataset.zip and name it here.")
 

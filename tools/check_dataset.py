@@ -40,9 +40,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output", type=Path, metavar="PROBLEMS.json", help="write the full list to this file")
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="of each kind of problem (default: 3)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings too")
-    parser.add_argument("--threads", type=int, help="threads that read images (default: one a core)")
+    parser.add_argument("--threads", type=positive, help="threads that read images (default: one a core)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys of the config")
     return parser.parse_args(arguments)
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,10 +19,10 @@ from querypose.data.results import read_results
 from querypose.engine import report_user_errors
 from querypose.evaluation import (
     METRIC_REGISTRY,
-    EvaluationError,
     detections_of,
     find_metric,
     format_metrics,
+    require_persons,
     require_usable,
 )
 from querypose.skeleton import BUILTIN_SKELETONS, Skeleton, SkeletonError
@@ -71,10 +71,7 @@ def main(arguments: argparse.Namespace) -> None:
     skeleton = find_skeleton(arguments.skeleton, arguments.config_file, arguments.imports)
     metric = find_metric(arguments.metric, "--metric")
     annotations = read_annotations(arguments.annotations, None, skeleton).require_sound()
-    if not annotations.has_annotations:
-        raise EvaluationError(
-            f"{arguments.annotations} has no 'annotations' to compare with", "name that of a split with them"
-        )
+    require_persons(annotations)
     require_usable(annotations, [metric])
     results = read_results(arguments.results, skeleton)
     metrics = metric(annotations, detections_of(results, annotations))

@@ -76,7 +76,7 @@ def main(arguments: argparse.Namespace) -> None:
     annotations = dataset_annotations(arguments.dataset)
     detections = detections_of(read_results(arguments.results, skeleton), annotations)
     chosen = np.unique(np.linspace(0, len(records) - 1, min(max(1, arguments.num), len(records))).round().astype(int))
-    pictures, titles = [], []
+    pictures, titles, written = [], [], {"overview.jpg"}
     for index in chosen.tolist():
         record = records[index]
         image = read_image(record["file_name"])
@@ -86,7 +86,11 @@ def main(arguments: argparse.Namespace) -> None:
             sides.append(draw_annotations(image, record["annotations"], skeleton))
             names.append("ground truth")
         picture = image_grid(sides, columns=len(sides), titles=names)
-        save_image(arguments.output / f"{Path(record['file_name']).stem}.jpg", picture)
+        name = f"{Path(record['file_name']).stem}.jpg"
+        if name in written:  # of another folder, or another format
+            name = f"{Path(name).stem}-{record['image_id']}.jpg"
+        written.add(name)
+        save_image(arguments.output / name, picture)
         pictures += sides
         titles += names
     per_row = len(pictures) // len(chosen)

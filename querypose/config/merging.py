@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,9 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 _MAX_VALUES = 100_000
 
 
-def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_config_file(
+    path: str | Path, _children: tuple[Path, ...] = (), _known: dict[Path, dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """The content of a YAML file, merged over the file, or the files, that its `_BASE_` names.
 
     Raises:
@@ -31,6 +34,7 @@ def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict
     if path.resolve() in _children:
         raise ConfigError(f"{path}: its _BASE_ leads back to itself; name another file there.")
     content = read_yaml(path)
+    known = {} if _known is None else _known  # a base of many files is read once
     bases = content.pop("_BASE_", [])
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
@@ -38,7 +42,11 @@ def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict
         base_path = path.parent / Path(base).expanduser()
         if not base_path.is_file():
             raise ConfigError(f"{path}: its _BASE_ {str(base_path)!r} does not exist.")
-        _lay_over(merged, read_config_file(base_path, (*_children, path.resolve())))
+        base_content = known.get(base_path.resolve())
+        if base_content is None:
+            base_content = read_config_file(base_path, (*_children, path.resolve()), known)
+            known[base_path.resolve()] = base_content
+        _lay_over(merged, copy.deepcopy(base_content))
     _unset_replaced(merged, content)
     _lay_over(merged, content)
     return merged

@@ -27,7 +27,10 @@ def download(address: str) -> Path:
         FileNameError: the address does not end in a name.
         OSError: the cache cannot be written.
     """
-    parts = urllib.parse.urlsplit(address)
+    try:
+        parts = urllib.parse.urlsplit(address)
+    except ValueError:  # as of an address with half a pair of brackets
+        parts = urllib.parse.urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise CheckpointError(f"{address!r} is no address of a file; allowed: https://…, http://…, or a file's path.")
     name = parts.path.rpartition("/")[2]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from querypose.config import ConfigError
 from querypose.modeling import PoseModel
 
 NORM_LAYERS: tuple[type[nn.Module], ...] = (
@@ -75,7 +76,7 @@ def build_optimizer(
             "entry has no effect. Correct or remove it."
         )
     if not groups:
-        raise ValueError(f"{type(model).__name__} has no trainable parameter; there is nothing to optimize.")
+        raise ConfigError(f"{type(model).__name__} has no trainable parameter; there is nothing to optimize.")
     trained = [parameter for parameters in groups.values() for parameter in parameters]
     return torch.optim.AdamW(
         [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()],

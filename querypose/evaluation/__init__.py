@@ -19,6 +19,7 @@ from querypose.evaluation.metrics import (
     find_metric,
     format_metrics,
     metrics_of_dataset,
+    require_persons,
     require_usable,
 )
 from querypose.evaluation.oks import METRICS
@@ -43,6 +44,7 @@ __all__ = [
     "instances_to_results",
     "metrics_of_dataset",
     "read_detections",
+    "require_persons",
     "require_usable",
     "write_json",
 ]

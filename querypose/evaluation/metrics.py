@@ -58,6 +58,23 @@ def metrics_of_dataset(dataset_name: str, further: Iterable[str] = ()) -> dict[s
     return metrics | {name: find_metric(name, "TEST.METRICS") for name in further if name != own}
 
 
+def require_persons(annotations: PoseAnnotations) -> None:
+    """Refuses annotations with which nothing can be compared.
+
+    Raises:
+        EvaluationError: there are none, or none is a person to be found.
+    """
+    remedy = "use the json of another split, or correct this one"
+    if not annotations.has_annotations:
+        raise EvaluationError(f"{annotations.path} has no 'annotations' to compare with", remedy)
+    if not (annotations.is_usable & ~annotations.is_crowd & (annotations.num_keypoints > 0)).any():
+        raise EvaluationError(
+            f"{annotations.path}: none of its {len(annotations.ids)} annotations is a person with a box in its image "
+            "and a labeled keypoint, so that there is nothing to measure",
+            remedy,
+        )
+
+
 def require_usable(annotations: PoseAnnotations, metrics: Iterable[Metric]) -> None:
     """Runs the metrics without any detection.
 
@@ -66,12 +83,7 @@ def require_usable(annotations: PoseAnnotations, metrics: Iterable[Metric]) -> N
     """
     if not annotations.has_annotations:  # a server evaluates
         return
-    if not (annotations.is_usable & ~annotations.is_crowd & (annotations.num_keypoints > 0)).any():
-        raise EvaluationError(
-            f"{annotations.path}: none of its {len(annotations.ids)} annotations is a person with a box in its image "
-            "and a labeled keypoint, so that there is nothing to measure",
-            "use the json of another split, or correct this one",
-        )
+    require_persons(annotations)
     nothing = Detections(np.zeros(0, np.int64), Poses.joined((), annotations.skeleton.num_keypoints))
     for metric in metrics:
         metric(annotations, nothing)

@@ -40,7 +40,7 @@ from querypose.d2 import DatasetCatalog, MetadataCatalog
 from querypose.skeleton import COCO_SKELETON
 from tests.engine.toy_pose import NUM_KEYPOINTS, ToyPose, toy_model, write_toy_config
 from tests.loggers import restored_loggers
-from tests.scripts import run_script
+from tests.scripts import ROOT, run_script
 
 # Generous: the machine may be busy, and what hangs does so for ever.
 MAX_SECONDS = 180
@@ -95,9 +95,15 @@ def toy_weights(folder: Path) -> Path:
 
 
 def toy_results(folder: Path) -> Path:
-    points = [[float(5 * index % 60), 5.0, 1.0] for index in range(NUM_KEYPOINTS)]
+    keypoints = [number for index in range(NUM_KEYPOINTS) for number in (float(5 * index % 60), 5.0, 1.0)]
     results = [
-        {"image_id": index, "category_id": 1, "keypoints": sum(points, []), "score": 0.5, "bbox": [1.0, 2.0, 30.0, 20.0]}
+        {
+            "image_id": index,
+            "category_id": 1,
+            "keypoints": keypoints,
+            "score": 0.5,
+            "bbox": [1.0, 2.0, 30.0, 20.0],
+        }
         for index in (1, 2)
     ]
     (folder / "res.json").write_text(json.dumps(results))
@@ -129,10 +135,10 @@ def evaluate_results(folder: Path) -> tuple[list[str], list[Path]]:
 
 
 def analyze_results(folder: Path) -> tuple[list[str], list[Path]]:
-    toy_config(folder)
-    results, annotations = toy_results(folder), folder / "data" / "toy.json"
-    arguments = ["--annotations", str(annotations), "--results", str(results), "--skeleton", "coco"]
-    return arguments, [results, annotations]
+    config_file, results = toy_config(folder), toy_results(folder)
+    arguments = ["--dataset", "toy", "--results", str(results), "--config-file", str(config_file)]
+    arguments += ["--output", str(folder / "errors.json")]
+    return arguments, [config_file, results, folder / "data" / "toy.json"]
 
 
 def visualize_results(folder: Path) -> tuple[list[str], list[Path]]:
@@ -158,7 +164,8 @@ def check_dataset(folder: Path) -> tuple[list[str], list[Path]]:
 
 def convert(folder: Path) -> tuple[list[str], list[Path]]:
     config_file = folder / "swin.yaml"
-    config_file.write_text(json.dumps({"_BASE_": str(Path("configs/querypose/querypose_swin_t_fpn_2x.yaml").resolve())}))
+    base = ROOT / "configs/querypose/querypose_swin_t_fpn_2x.yaml"
+    config_file.write_text(json.dumps({"_BASE_": str(base)}))
     torch.save({"model": {"patch_embed.proj.bias": torch.zeros(96)}}, folder / "in.pth")
     arguments = ["--from", "swin", "--config-file", str(config_file), str(folder / "in.pth"), str(folder / "out.pth")]
     return [*arguments, "MODEL.DEVICE", "cpu"], [config_file, folder / "in.pth", folder / "in.pth"]
@@ -275,7 +282,9 @@ def _dump() -> Path:
 
 def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The way to every value in nested lists and dicts."""
-    entries = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    entries: Any = document.items() if isinstance(document, dict) else ()
+    if isinstance(document, list):
+        entries = enumerate(document)
     for key, value in entries:
         yield (*path, key)
         yield from places(value, (*path, key))
@@ -365,9 +374,19 @@ def damage(path: Path, draw: random.Random) -> None:
     how = draw.random()
     if how < 0.06:
         replace_by_something_else(path, draw)
-    elif how < 0.35 or path.suffix in (".png", ".jpg"):
+        return
+    if how > 0.35 and path.suffix not in (".png", ".jpg"):
+        try:
+            damage_content(path, content, draw)
+        except Exception:  # it was damaged before and says nothing any more
+            path.write_bytes(damaged_bytes(content, draw))
+    else:
         path.write_bytes(damaged_bytes(content, draw))
-    elif path.suffix in (".json", ".yaml") and path.name != "metrics.json":
+
+
+def damage_content(path: Path, content: bytes, draw: random.Random) -> None:
+    """Damages what a file says."""
+    if path.suffix in (".json", ".yaml") and path.name != "metrics.json":
         write_damaged_json(path, damaged_document(json.loads(content), draw), draw)
     elif path.name == "metrics.json":
         rows = [json.loads(line) for line in content.splitlines()]
@@ -443,8 +462,8 @@ def replace_by_something_else(path: Path, draw: random.Random) -> None:
 
 def damaged_arguments(arguments: list[str], draw: random.Random) -> list[str]:
     """One is replaced, left out, or doubled. What says where to write stays, so that nothing else is overwritten."""
-    kept = [0] + [index + 1 for index, word in enumerate(arguments) if word in ("--output", "--folder", "--results-json")]
-    free = [index for index in range(len(arguments)) if index not in kept and arguments[index] not in BOUNDED]
+    outputs = [index + 1 for index, word in enumerate(arguments) if word in ("--output", "--folder", "--results-json")]
+    free = [index for index in range(len(arguments)) if index not in outputs and arguments[index] not in BOUNDED]
     index = draw.choice(free)
     texts = ["", "x", "-1", "nan", "inf", "1e400", "../x", "é", "\udce9", "/dev/null", "9" * 5000, "[1", "None", "-h"]
     change = draw.randrange(3)

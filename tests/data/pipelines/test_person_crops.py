@@ -173,7 +173,7 @@ def test_a_box_outside_the_image_gives_a_black_crop(record: dict[str, Any]) -> N
 
 def test_missing_boxes_are_named(cfg: CfgNode, datasets_root: Path) -> None:
     cfg.DATASETS.PERSON_BOXES = ["gone.json"]
-    with pytest.raises(DatasetError, match=r"no file 'gone\.json' of person boxes"):
+    with pytest.raises(DatasetError, match=r"gone\.json: there is no such file"):
         build_pipeline(cfg, is_train=False).records(["toy"])
     test_split = toy_document()
     del test_split["annotations"]

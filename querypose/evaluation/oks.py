@@ -46,8 +46,7 @@ def coco(annotations: PoseAnnotations, detections: Detections) -> dict[str, floa
             "%d of %d persons of %s have no 'area'; %s times the area of the box is used instead.",
             np.count_nonzero(has_no_area), len(has_no_area), annotations.path, AREA_OF_BOX,
         )  # fmt: skip
-    areas_G = np.where(has_no_area, AREA_OF_BOX * annotations.boxes_xywh[:, 2:].prod(axis=1), annotations.areas)
-    evaluation = _OksEvaluation(annotations, detections, areas_G)
+    evaluation = _OksEvaluation(annotations, detections, person_areas(annotations))
     return evaluation.metrics(METRICS["coco"], range(len(annotations.image_ids)))
 
 
@@ -74,6 +73,12 @@ def crowdpose(annotations: PoseAnnotations, detections: Detections) -> dict[str,
     for split, name in enumerate(("APE", "APM", "APH")):
         metrics |= {name: evaluation.metrics(("AP",), np.flatnonzero(split_of_image == split).tolist())["AP"]}
     return {name: metrics[name] for name in METRICS["crowdpose"]}
+
+
+def person_areas(annotations: PoseAnnotations) -> NDArray[np.float64]:
+    """The area of every annotation (N): that of the file, or a share of its box where the file has none."""
+    of_boxes = AREA_OF_BOX * annotations.boxes_xywh[:, 2:].prod(axis=1)
+    return np.where(np.isnan(annotations.areas), of_boxes, annotations.areas)
 
 
 def similarity_of_poses(
@@ -110,20 +115,20 @@ class _OksEvaluation(COCOeval_faster):
         poses = detections.poses
         found = zip(detections.image_indices.tolist(), poses.areas.tolist(), poses.scores.tolist(), strict=True)
         super().__init__(
-            _coco(
+            build_coco(
                 num_images,
                 [
                     {"image_id": image + 1, "area": area, "iscrowd": int(is_crowd), "num_keypoints": count}
                     for image, area, is_crowd, count in persons
                 ],
             ),
-            _coco(
+            build_coco(
                 num_images,
                 [{"image_id": image + 1, "area": area, "score": score, "iscrowd": 0} for image, area, score in found],
             ),
             "keypoints",
             kpt_oks_sigmas=list(self._sigmas_K),
-            print_function=_silent,
+            print_function=discard,
         )
         self.params.catIds = [_CATEGORY]
         self.params.maxDets = [MAX_DETECTIONS]
@@ -185,9 +190,9 @@ class _OksEvaluation(COCOeval_faster):
         return (similarity_DGK * is_counted_GK).sum(axis=-1) / is_counted_GK.sum(axis=-1)
 
 
-def _coco(num_images: int, annotations: Sequence[dict[str, Any]]) -> COCO:
+def build_coco(num_images: int, annotations: Sequence[dict[str, Any]]) -> COCO:
     """The library's index over annotations or detections, numbered from 1."""
-    coco = COCO(print_function=_silent)
+    coco = COCO(print_function=discard)
     coco.dataset = {
         "images": [{"id": number} for number in range(1, num_images + 1)],
         "categories": [{"id": _CATEGORY}],
@@ -199,5 +204,5 @@ def _coco(num_images: int, annotations: Sequence[dict[str, Any]]) -> COCO:
     return coco
 
 
-def _silent(*_: object) -> None:
+def discard(*_: object) -> None:
     """Discards the lines that the library prints; `format_metrics` makes the table."""

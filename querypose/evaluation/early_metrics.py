@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from querypose.data.coco import PoseAnnotations
 from querypose.evaluation.detections import Detections
 from querypose.evaluation.metrics import METRIC_REGISTRY
-from querypose.evaluation.oks import MAX_DETECTIONS, build_coco, discard, person_areas, similarity_of_poses
+from querypose.evaluation.oks import MAX_DETECTIONS, build_coco, discard, object_keypoint_similarity, person_areas
 
 # A keypoint is correct within this share of the longer side of the person's box.
 PCK_SHARE = 0.1
@@ -76,12 +76,11 @@ def best_of_persons(
         truth_RK3, of_person_R4 = annotations.keypoints[person_R], annotations.boxes_xywh[person_R]
         is_labeled_RK = truth_RK3[..., 2] > 0
         squared_RK = ((xy_K2[pose_R] - truth_RK3[..., :2]) ** 2).sum(axis=-1)
-        similarity_RK = similarity_of_poses(squared_RK, areas_N[person_R], sigmas_K)
-        num_labeled_R = np.maximum(is_labeled_RK.sum(axis=1), 1)
-        oks_R = (similarity_RK * is_labeled_RK).sum(axis=1) / num_labeled_R
+        oks_R = object_keypoint_similarity(xy_K2[pose_R], truth_RK3, of_person_R4, areas_N[person_R], sigmas_K)
         is_correct_RK = squared_RK <= (PCK_SHARE * of_person_R4[:, 2:].max(axis=1, keepdims=True)) ** 2
         by_oks = np.argsort(oks_R, kind="stable")  # the best of a person is written last
         oks_N[person_R[by_oks]] = oks_R[by_oks]
+        num_labeled_R = np.maximum(is_labeled_RK.sum(axis=1), 1)
         pck_N[person_R[by_oks]] = ((is_correct_RK & is_labeled_RK).sum(axis=1) / num_labeled_R)[by_oks]
         np.maximum.at(iou_N, person_R, _iou(boxes_4[pose_R], of_person_R4))
     return oks_N, pck_N, iou_N

@@ -123,8 +123,6 @@ def test_filters_by_kind_of_error_keypoint_and_size(opened: Any) -> None:
     choose(opened, "size", "")
     choose(opened, "score", "0.9")  # one detection is as sure
     assert count(opened, ".thumb") == 1
-    choose(opened, "list", "best")
-    assert count(opened, ".thumb") == 0
 
 
 def test_sorts_by_the_loss_of_ap(opened: Any) -> None:

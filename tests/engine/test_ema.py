@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from querypose.config import ConfigError
 from querypose.d2 import CheckpointError, DetectionCheckpointer
 from querypose.engine import ExponentialMovingAverage, load_evaluation_weights
 from tests.engine.toy_pose import toy_model

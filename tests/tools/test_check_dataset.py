@@ -61,8 +61,6 @@ def test_test_split_must_be_fit_for_its_evaluation(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--dataset", "unknown"], ["--config-file", "gone.yaml"]])
-def test_user_errors_have_another_exit_code(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_user_errors_have_another_exit_code(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_script("tools/check_dataset.py", *arguments) == 2
     assert capsys.readouterr().err.startswith("check_dataset.py: error: ")

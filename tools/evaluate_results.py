@@ -15,7 +15,9 @@ from collections.abc import Sequence
 
 from querypose.config import add_import_argument, load_config
 from querypose.data import read_annotations
+from querypose.data.problems import errors_of
 from querypose.data.results import read_results
+from querypose.data.validation import check_flips
 from querypose.engine import report_user_errors
 from querypose.evaluation import (
     METRIC_REGISTRY,
@@ -55,7 +57,7 @@ def find_skeleton(name: str, config_file: str | None, imports: Sequence[str] = (
     """The skeleton of that name, of the config or built in.
 
     Raises:
-        SkeletonError: there is none.
+        SkeletonError: there is none, or its flips are wrong.
     """
     skeletons = dict(BUILTIN_SKELETONS)
     for entry in load_config(config_file, imports=imports).DATASETS.SKELETONS:
@@ -64,6 +66,8 @@ def find_skeleton(name: str, config_file: str | None, imports: Sequence[str] = (
     if name not in skeletons:
         hint = "" if config_file else " For one of your own, name its YAML file: --config-file F."
         raise SkeletonError(f"There is no skeleton {name!r}; known: {', '.join(skeletons)}.{hint}")
+    if errors := errors_of(check_flips(skeletons[name])):
+        raise SkeletonError(errors[0].message)
     return skeletons[name]
 
 

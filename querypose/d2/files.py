@@ -126,7 +126,7 @@ def check_weights(
                 f"{source}: {name!r} is a tensor of {value.layout} {value.dtype}, which would lose its meaning as "
                 f"{needed.dtype}. Save the weights as {needed.dtype}."
             )
-        if not allow_non_finite and not value.to(needed.dtype).isfinite().all():
+        if not allow_non_finite and not value.is_meta and not value.to(needed.dtype).isfinite().all():
             raise CheckpointError(
                 f"{source}: {name!r} has values that are infinite or NaN. The model that was saved had diverged; use "
                 "an earlier checkpoint."

@@ -141,6 +141,18 @@ def analyze_results(folder: Path) -> tuple[list[str], list[Path]]:
     return arguments, [config_file, results, folder / "data" / "toy.json"]
 
 
+def report(folder: Path) -> tuple[list[str], list[Path]]:
+    arguments, inputs = visualize_results(folder)
+    run_folder = folder / "run"
+    (run_folder / "inference").mkdir(parents=True)
+    for name, place in (("toy.yaml", "config.yaml"), ("metrics.json", "metrics.json")):
+        (folder / name).rename(run_folder / place)
+    results = run_folder / "inference" / "coco_instances_results.json"
+    (folder / "res.json").rename(results)
+    arguments = [str(run_folder), "--output", str(folder / "report"), "--num", "2"]
+    return arguments, [run_folder / "config.yaml", run_folder / "metrics.json", results, *inputs[3:]]
+
+
 def visualize_results(folder: Path) -> tuple[list[str], list[Path]]:
     config_file, results, metrics = toy_config(folder), toy_results(folder), folder / "metrics.json"
     rows = [{"iteration": 10 * index, "total_loss": 3.0 / (index + 1), "keypoints/AP": 5.0} for index in range(5)]
@@ -246,6 +258,7 @@ TOOLS: dict[str, Tool] = {
     "evaluate": Tool("tools/train_net.py", evaluate),
     "evaluate_results": Tool("tools/evaluate_results.py", evaluate_results),
     "analyze_results": Tool("tools/analyze_results.py", analyze_results),
+    "report": Tool("tools/report.py", report),
     "visualize_results": Tool("tools/visualize_results.py", visualize_results),
     "visualize_data": Tool("tools/visualize_data.py", visualize_data),
     "check_dataset": Tool("tools/check_dataset.py", check_dataset, (1,)),  # 1: the dataset has errors

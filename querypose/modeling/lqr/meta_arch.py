@@ -25,7 +25,7 @@ from querypose.modeling.lqr.sampling import cell_positions
 from querypose.modeling.pose_model import Batch, Component, PoseModel
 from querypose.modeling.poses import QueryPoses, output_frame
 from querypose.modeling.targets import PersonTargets
-from querypose.skeleton import Skeleton, skeleton_of_datasets
+from querypose.skeleton import Skeleton
 
 
 @META_ARCH_REGISTRY.register()
@@ -87,12 +87,14 @@ class LQR(PoseModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Builds the parts from MODEL.LQR; the skeleton is that of the config's datasets."""
+        """Builds the parts from MODEL.LQR."""
         lqr, loss = cfg.MODEL.LQR, cfg.MODEL.LQR.LOSS
         backbone = build_backbone(cfg)
-        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        base = super().from_config(cfg)
+        skeleton = base["skeleton"]
         sizes = {"in_channels": _general_channels(backbone), "num_keypoints": skeleton.num_keypoints}
         return {
+            **base,
             "backbone": backbone,
             "keypoint_queries": KeypointQueryEncoding(
                 **sizes,
@@ -114,9 +116,6 @@ class LQR(PoseModel):
                     "loss_quality": loss.QUALITY_WEIGHT,
                 },
             ),
-            "skeleton": skeleton,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "radius": lqr.RADIUS,
             "min_area": lqr.MIN_AREA,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,

@@ -20,7 +20,7 @@ from querypose.modeling.poet.pose_transformer import PoseTransformer
 from querypose.modeling.poet.pose_vector import PoseTargets
 from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
 from querypose.modeling.poses import QueryPoses
-from querypose.skeleton import Skeleton, skeleton_of_datasets
+from querypose.skeleton import Skeleton
 
 
 @META_ARCH_REGISTRY.register()
@@ -63,10 +63,11 @@ class POET(PoseModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Builds the parts from MODEL.POET; the skeleton is that of the config's datasets."""
+        """Builds the parts from MODEL.POET."""
         poet, loss = cfg.MODEL.POET, cfg.MODEL.POET.LOSS
         backbone = build_backbone(cfg)
-        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        base = super().from_config(cfg)
+        skeleton = base["skeleton"]
         transformer = Transformer(
             dim=poet.DIM,
             num_queries=poet.NUM_QUERIES,
@@ -77,6 +78,7 @@ class POET(PoseModel):
             dropout=poet.DROPOUT,
         )
         return {
+            **base,
             "backbone": backbone,
             "pose_transformer": PoseTransformer(
                 in_channels=_channels_of_one_map(backbone),
@@ -97,9 +99,6 @@ class POET(PoseModel):
                 no_object_weight=loss.NO_OBJECT_WEIGHT,
                 deep_supervision=loss.DEEP_SUPERVISION,
             ),
-            "skeleton": skeleton,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
             "extra_terms": {name: POET_LOSS_REGISTRY.build(name, cfg, skeleton=skeleton) for name in loss.EXTRA_TERMS},

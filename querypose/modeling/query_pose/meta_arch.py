@@ -42,7 +42,7 @@ from querypose.modeling.query_pose.part_embedding import INTERACTION_REGISTRY, I
 from querypose.modeling.query_pose.part_update import PART_UPDATE_REGISTRY
 from querypose.modeling.query_pose.pose_decoder import PoseDecoder
 from querypose.modeling.query_pose.query_selection import QuerySelection
-from querypose.skeleton import Skeleton, skeleton_of_datasets
+from querypose.skeleton import Skeleton
 
 
 @META_ARCH_REGISTRY.register()
@@ -91,12 +91,14 @@ class QueryPose(PoseModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Builds the parts from MODEL.QUERYPOSE; the skeleton is that of the config's datasets."""
+        """Builds the parts from MODEL.QUERYPOSE."""
         query_pose = cfg.MODEL.QUERYPOSE
         backbone = build_backbone(cfg)
-        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        base = super().from_config(cfg)
+        skeleton = base["skeleton"]
         focal = {"focal_alpha": query_pose.LOSS.FOCAL_ALPHA, "focal_gamma": query_pose.LOSS.FOCAL_GAMMA}
         return {
+            **base,
             "backbone": backbone,
             "decoder": build_pose_decoder(cfg, backbone, skeleton),
             "matcher": HungarianMatcher(
@@ -114,9 +116,6 @@ class QueryPose(PoseModel):
                 deep_supervision=query_pose.LOSS.DEEP_SUPERVISION,
                 **focal,
             ),
-            "skeleton": skeleton,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "selection": QuerySelection(
                 num_poses=cfg.TEST.DETECTIONS_PER_IMAGE,
                 score_threshold=cfg.TEST.SCORE_THRESHOLD,

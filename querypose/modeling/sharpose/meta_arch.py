@@ -28,7 +28,6 @@ from querypose.modeling.sharpose.quality import QualityPredictor
 from querypose.modeling.sharpose.selection import PatchSelection
 from querypose.modeling.sharpose.transformer import CoarseToFineTransformer
 from querypose.modeling.targets import PersonTargets
-from querypose.skeleton import skeleton_of_datasets
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,11 @@ class SHaRPose(PoseModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Builds the parts from MODEL.SHARPOSE; the skeleton is that of the config's datasets."""
+        """Builds the parts from MODEL.SHARPOSE."""
         sharpose, quality = cfg.MODEL.SHARPOSE, cfg.MODEL.SHARPOSE.QUALITY
         height, width = cfg.INPUT.PERSON_CROP.SIZE
-        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        base = super().from_config(cfg)
+        skeleton = base["skeleton"]
         transformer = CoarseToFineTransformer(
             image_size=(height, width),
             num_keypoints=skeleton.num_keypoints,
@@ -117,6 +117,7 @@ class SHaRPose(PoseModel):
             token_std=sharpose.TOKEN_INIT_STD,
         )
         return {
+            **base,
             "transformer": transformer,
             "head": HeatmapHead(sharpose.DIM, (height // sharpose.HEATMAP.STRIDE, width // sharpose.HEATMAP.STRIDE)),
             "criterion": HeatmapCriterion(
@@ -131,9 +132,6 @@ class SHaRPose(PoseModel):
             "layer_decay": sharpose.LAYER_DECAY,
             "kernel_size": sharpose.DECODING.KERNEL_SIZE,
             "flip_test": sharpose.DECODING.FLIP_TEST,
-            "skeleton": skeleton,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     @property

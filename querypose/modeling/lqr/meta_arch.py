@@ -16,12 +16,19 @@ from querypose.modeling.backbone import BackboneError
 from querypose.modeling.images import image_cells
 from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.lqr.criterion import LQRCriterion
-from querypose.modeling.lqr.decoding import joined_scales, mirrored_images, mirrored_maps, peaks
+from querypose.modeling.lqr.decoding import (
+    PosePoints,
+    joined_scales,
+    mirrored_images,
+    mirrored_maps,
+    peaks,
+    to_pixels,
+)
 from querypose.modeling.lqr.keypoint_queries import KeypointQueries, KeypointQueryEncoding
 from querypose.modeling.lqr.loss_terms import LQR_LOSS_REGISTRY
 from querypose.modeling.lqr.pose_queries import PoseQueryEncoding, PoseScores
 from querypose.modeling.lqr.regions import STRIDE, Regions, valid_cells
-from querypose.modeling.lqr.sampling import cell_positions
+from querypose.modeling.lqr.sampling import cell_positions, read_cells
 from querypose.modeling.pose_model import Batch, Component, PoseModel
 from querypose.modeling.poses import QueryPoses, output_frame
 from querypose.modeling.targets import PersonTargets
@@ -198,6 +205,35 @@ class LQR(PoseModel):
             results.update(zip(indices, instances, strict=True))
         return [results[index] for index in range(len(batch))]
 
+    def pose_points(self, batch: Batch, num_poses: int) -> list[PosePoints]:
+        """Where the best poses of each sample were read; of the image alone, without its mirror image or other scales.
+
+        Args:
+            batch: as for `predict`.
+            num_poses: of a sample, at most.
+        """
+        return [self._pose_points(sample, num_poses) for sample in batch]
+
+    def _pose_points(self, sample: dict[str, Any], num_poses: int) -> PosePoints:
+        images = self.normalized_images([sample], self.backbone.size_divisibility)
+        keypoints, scores = self._maps(images.tensor)
+        score_BHW = scores.chosen_by_BHW()
+        height, width = score_BHW.shape[1:]
+        score_BQ, cell_BQ = peaks(score_BHW, image_cells(images, (height, width)), self.peak_window, num_poses)
+        cell_BQ = cell_BQ[:, score_BQ[0].isfinite()]
+        cell_DHW = cell_positions(height, width, score_BHW)
+
+        def positions(displacement: Tensor | None) -> Tensor | None:
+            return None if displacement is None else to_pixels(read_cells(displacement + cell_DHW, cell_BQ)[0])
+
+        return PosePoints(
+            score_Q=score_BQ[0, : cell_BQ.shape[1]],
+            cell_QD=to_pixels(read_cells(cell_DHW[None], cell_BQ)[0]),
+            keypoint_QKD=to_pixels(read_cells(keypoints.keypoint_BKDHW + cell_DHW, cell_BQ)[0]),
+            query_QKD=positions(keypoints.query_BKDHW),
+            point_QKND=positions(keypoints.point_BKNDHW),
+        )
+
     def _poses(self, samples: Batch) -> QueryPoses:
         """The peaks of images of one size at every scale."""
         scores, keypoints = [], []
@@ -212,9 +248,8 @@ class LQR(PoseModel):
                 other_BHW, other_BKDHW = mirrored_maps(*mirrored, self.skeleton.flip_indices)
                 score_BHW, pose_BKDHW = (score_BHW + other_BHW) / 2, (pose_BKDHW + other_BKDHW) / 2
             is_image_BHW = image_cells(images, score_BHW.shape[1:])
-            score_BQ, keypoints_BQKD = peaks(
-                score_BHW, pose_BKDHW, is_image_BHW, self.peak_window, self.detections_per_image
-            )
+            score_BQ, cell_BQ = peaks(score_BHW, is_image_BHW, self.peak_window, self.detections_per_image)
+            keypoints_BQKD = to_pixels(read_cells(pose_BKDHW, cell_BQ))
             scores.append(score_BQ)
             keypoints.append(keypoints_BQKD * keypoints_BQKD.new_tensor([width / size[1], height / size[0]]))
         score_BQ, keypoints_BQKD = joined_scales(scores, keypoints, self.test_scales)
@@ -222,11 +257,9 @@ class LQR(PoseModel):
 
     def _score_and_pose(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """What poses are chosen by, (B, H, W), and absolute poses in cells, (B, K, D, H, W)."""
-        keypoints, (score_BHW, quality_BHW) = self._maps(image_BCHW)
-        if quality_BHW is not None:
-            score_BHW = score_BHW.clamp(0, 1) * quality_BHW.clamp(0, 1)
-        height, width = score_BHW.shape[1:]
-        return score_BHW, keypoints.keypoint_BKDHW + cell_positions(height, width, score_BHW)
+        keypoints, scores = self._maps(image_BCHW)
+        height, width = scores.score_BHW.shape[1:]
+        return scores.chosen_by_BHW(), keypoints.keypoint_BKDHW + cell_positions(height, width, scores.score_BHW)
 
     def _maps(self, image_BCHW: Tensor) -> tuple[KeypointQueries, PoseScores]:
         finest_BCHW, *others = self.backbone(image_BCHW).values()

@@ -63,7 +63,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="images of a step (default: 2 in training, 1 in inference, SOLVER.IMS_PER_BATCH in loading)",
     )  # fmt: skip
     parser.add_argument(
-        "--image-size", type=parse_image_size, default=(800, 1066), metavar="HxW", help="of random images (default: 800x1066)"
+        "--image-size",
+        type=parse_image_size,
+        default=(800, 1066),
+        metavar="HxW",
+        help="of random images (default: 800x1066)",
     )
     parser.add_argument(
         "--persons", type=positive, default=4, metavar="N", help="in every random image (default: %(default)s)"

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from querypose.modeling.lqr.regions import STRIDE
+from querypose.modeling.lqr.sampling import read_cells
 
 MIRROR_SHIFT = 3
 OTHER_SCALES_FACTOR = 0.9
-
-
-class PosePoints(NamedTuple):
-    """How Q poses of an image came about, best first; positions in pixels of the input, continuous.
-
-    Attributes:
-        score_Q: of each.
-        cell_QD: c, the cell that regresses the pose.
-        keypoint_QKD: k, its keypoints.
-        query_QKD: q, the keypoint queries by way of which it finds them; None without queries.
-        point_QKND: q', the semantic points of each query; None without such.
-    """
-
-    score_Q: Tensor
-    cell_QD: Tensor
-    keypoint_QKD: Tensor
-    query_QKD: Tensor | None = None
-    point_QKND: Tensor | None = None
 
 
 def mirrored_images(image_BCHW: Tensor) -> Tensor:
@@ -50,28 +32,27 @@ def mirrored_maps(score_BHW: Tensor, pose_BKDHW: Tensor, flip_indices: Sequence[
     return score_BHW.flip(-1), torch.stack([score_BHW.shape[-1] - 1 - x_BKHW, y_BKHW], dim=2)
 
 
-def peaks(score_BHW: Tensor, is_image_BHW: Tensor, window: int, num_poses: int) -> tuple[Tensor, Tensor]:
+def peaks(
+    score_BHW: Tensor, pose_BKDHW: Tensor, is_image_BHW: Tensor, window: int, num_poses: int
+) -> tuple[Tensor, Tensor]:
     """The cells with the best scores among those that no other cell of a window about them surpasses.
 
     Args:
         score_BHW: of the cells.
+        pose_BKDHW: absolute positions, in cells.
         is_image_BHW: cells that show the image; padding has no pose.
         window: its side, in cells, odd.
         num_poses: how many Q of an image, if it has as many cells.
 
     Returns:
-        scores (B, Q), best first, -inf where there are no more; their places in the flattened map, (B, Q).
+        scores (B, Q), best first, -inf where there are no more; keypoints (B, Q, K, D) in input pixels, continuous.
     """
     score_BHW = score_BHW.masked_fill(~is_image_BHW, -torch.inf)
     highest_BHW = F.max_pool2d(score_BHW[:, None], window, stride=1, padding=window // 2)[:, 0]
     peak_BM = score_BHW.masked_fill(score_BHW < highest_BHW, -torch.inf).flatten(1)
     score_BQ, cell_BQ = peak_BM.topk(min(num_poses, peak_BM.shape[1]), dim=1)
-    return score_BQ, cell_BQ
-
-
-def to_pixels(position: Tensor) -> Tensor:
-    """From cells to continuous pixels of the input: the pixel of index 4x has its center at 4x + 0.5."""
-    return position * STRIDE + 0.5
+    # The pixel of index 4x has its center at 4x + 0.5.
+    return score_BQ, read_cells(pose_BKDHW, cell_BQ) * STRIDE + 0.5
 
 
 def joined_scales(

@@ -13,22 +13,17 @@ from torch.nn import functional as F
 from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, Instances, build_backbone, configurable
 from querypose.data.coco import AREA_OF_BOX
 from querypose.modeling.backbone import BackboneError
+from querypose.modeling.explanation import Layer
 from querypose.modeling.images import image_cells
 from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.lqr.criterion import LQRCriterion
-from querypose.modeling.lqr.decoding import (
-    PosePoints,
-    joined_scales,
-    mirrored_images,
-    mirrored_maps,
-    peaks,
-    to_pixels,
-)
+from querypose.modeling.lqr.decoding import joined_scales, mirrored_images, mirrored_maps, peaks
+from querypose.modeling.lqr.explanation import explain_points
 from querypose.modeling.lqr.keypoint_queries import KeypointQueries, KeypointQueryEncoding
 from querypose.modeling.lqr.loss_terms import LQR_LOSS_REGISTRY
 from querypose.modeling.lqr.pose_queries import PoseQueryEncoding, PoseScores
 from querypose.modeling.lqr.regions import STRIDE, Regions, valid_cells
-from querypose.modeling.lqr.sampling import cell_positions, read_cells
+from querypose.modeling.lqr.sampling import cell_positions
 from querypose.modeling.pose_model import Batch, Component, PoseModel
 from querypose.modeling.poses import QueryPoses, output_frame
 from querypose.modeling.targets import PersonTargets
@@ -144,7 +139,7 @@ class LQR(PoseModel):
         return {name: Component([module], varying_dims=(-2, -1)) for name, module in modules.items()}
 
     def loss_normalizers(self, batch: Batch) -> dict[str, Tensor]:
-        """`cells` that have an owner and a supervised score, `coordinates` labeled at owned cells; those of the terms."""
+        """`cells` with an owner and a supervised score, `coordinates` labeled at owned cells; those of the terms."""
         sizes = [tuple(sample["image"].shape[-2:]) for sample in batch]
         height, width = (-(-max(sides) // STRIDE) for sides in zip(*sizes, strict=True))
         regions = self.regions(batch, (height, width), torch.device("cpu"))
@@ -205,34 +200,19 @@ class LQR(PoseModel):
             results.update(zip(indices, instances, strict=True))
         return [results[index] for index in range(len(batch))]
 
-    def pose_points(self, batch: Batch, num_poses: int) -> list[PosePoints]:
-        """Where the best poses of each sample were read; of the image alone, without its mirror image or other scales.
+    def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
+        """As `PoseModel.explain`: scores, and how the best cells reach their keypoints; see `explain_points`.
 
-        Args:
-            batch: as for `predict`.
-            num_poses: of a sample, at most.
+        Each image runs by itself, at scale 1 and not mirrored.
         """
-        return [self._pose_points(sample, num_poses) for sample in batch]
-
-    def _pose_points(self, sample: dict[str, Any], num_poses: int) -> PosePoints:
-        images = self.normalized_images([sample], self.backbone.size_divisibility)
-        keypoints, scores = self._maps(images.tensor)
-        score_BHW = scores.chosen_by_BHW()
-        height, width = score_BHW.shape[1:]
-        score_BQ, cell_BQ = peaks(score_BHW, image_cells(images, (height, width)), self.peak_window, num_poses)
-        cell_BQ = cell_BQ[:, score_BQ[0].isfinite()]
-        cell_DHW = cell_positions(height, width, score_BHW)
-
-        def positions(displacement: Tensor | None) -> Tensor | None:
-            return None if displacement is None else to_pixels(read_cells(displacement + cell_DHW, cell_BQ)[0])
-
-        return PosePoints(
-            score_Q=score_BQ[0, : cell_BQ.shape[1]],
-            cell_QD=to_pixels(read_cells(cell_DHW[None], cell_BQ)[0]),
-            keypoint_QKD=to_pixels(read_cells(keypoints.keypoint_BKDHW + cell_DHW, cell_BQ)[0]),
-            query_QKD=positions(keypoints.query_BKDHW),
-            point_QKND=positions(keypoints.point_BKNDHW),
-        )
+        layers = []
+        for sample in batch:
+            images = self.normalized_images([sample], self.backbone.size_divisibility)
+            keypoints, scores = self._maps(images.tensor)
+            ranking_BHW = scores.ranking_BHW
+            is_image_BHW = image_cells(images, ranking_BHW.shape[1:])
+            layers.append(explain_points(keypoints, ranking_BHW, is_image_BHW, self.peak_window, num_poses))
+        return layers
 
     def _poses(self, samples: Batch) -> QueryPoses:
         """The peaks of images of one size at every scale."""
@@ -248,8 +228,9 @@ class LQR(PoseModel):
                 other_BHW, other_BKDHW = mirrored_maps(*mirrored, self.skeleton.flip_indices)
                 score_BHW, pose_BKDHW = (score_BHW + other_BHW) / 2, (pose_BKDHW + other_BKDHW) / 2
             is_image_BHW = image_cells(images, score_BHW.shape[1:])
-            score_BQ, cell_BQ = peaks(score_BHW, is_image_BHW, self.peak_window, self.detections_per_image)
-            keypoints_BQKD = to_pixels(read_cells(pose_BKDHW, cell_BQ))
+            score_BQ, keypoints_BQKD = peaks(
+                score_BHW, pose_BKDHW, is_image_BHW, self.peak_window, self.detections_per_image
+            )
             scores.append(score_BQ)
             keypoints.append(keypoints_BQKD * keypoints_BQKD.new_tensor([width / size[1], height / size[0]]))
         score_BQ, keypoints_BQKD = joined_scales(scores, keypoints, self.test_scales)
@@ -258,8 +239,9 @@ class LQR(PoseModel):
     def _score_and_pose(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """What poses are chosen by, (B, H, W), and absolute poses in cells, (B, K, D, H, W)."""
         keypoints, scores = self._maps(image_BCHW)
-        height, width = scores.score_BHW.shape[1:]
-        return scores.chosen_by_BHW(), keypoints.keypoint_BKDHW + cell_positions(height, width, scores.score_BHW)
+        score_BHW = scores.ranking_BHW
+        height, width = score_BHW.shape[1:]
+        return score_BHW, keypoints.keypoint_BKDHW + cell_positions(height, width, score_BHW)
 
     def _maps(self, image_BCHW: Tensor) -> tuple[KeypointQueries, PoseScores]:
         finest_BCHW, *others = self.backbone(image_BCHW).values()

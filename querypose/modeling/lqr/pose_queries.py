@@ -26,8 +26,9 @@ class PoseScores(NamedTuple):
     score_BHW: Tensor
     quality_BHW: Tensor | None = None
 
-    def chosen_by_BHW(self) -> Tensor:
-        """What poses are chosen by: the score, and where there are qualities its product with them, both in [0, 1]."""
+    @property
+    def ranking_BHW(self) -> Tensor:
+        """What poses are chosen by: the score, with a quality branch times the quality, both in [0, 1]."""
         if self.quality_BHW is None:
             return self.score_BHW
         return self.score_BHW.clamp(0, 1) * self.quality_BHW.clamp(0, 1)

@@ -16,10 +16,10 @@ from querypose.data.transforms import horizontal_flip
 from querypose.modeling import LQR
 from querypose.modeling.backbone import BackboneError
 from querypose.modeling.lqr.criterion import displacement_targets, object_keypoint_similarity
-from querypose.modeling.lqr.decoding import joined_scales, mirrored_images, peaks, to_pixels
+from querypose.modeling.lqr.decoding import joined_scales, mirrored_images, peaks
 from querypose.modeling.lqr.keypoint_queries import KeypointQueries
 from querypose.modeling.lqr.pose_queries import PoseScores
-from querypose.modeling.lqr.sampling import cell_positions, read_cells
+from querypose.modeling.lqr.sampling import cell_positions
 from querypose.skeleton import COCO_SKELETON
 from tests.test_configs import CONFIGS
 from tests.tiny import LQR as TINY_LQR
@@ -89,11 +89,10 @@ def test_peaks_are_the_greatest_of_their_window_best_first() -> None:
     is_image_BHW = torch.ones(1, 8, 10, dtype=torch.bool)
     is_image_BHW[:, :, 9] = False
     pose_BKDHW = cell_positions(8, 10, like=score_BHW)[None, None]
-    score_BQ, cell_BQ = peaks(score_BHW, is_image_BHW, window=5, num_poses=2)
+    score_BQ, keypoints_BQKD = peaks(score_BHW, pose_BKDHW, is_image_BHW, window=5, num_poses=2)
     torch.testing.assert_close(score_BQ, torch.tensor([[0.9, 0.5]]))
-    keypoints_BQKD = to_pixels(read_cells(pose_BKDHW, cell_BQ))
     torch.testing.assert_close(keypoints_BQKD[0, :, 0], torch.tensor([[32.5, 24.5], [12.5, 8.5]]))
-    (narrow_BQ, _) = peaks(score_BHW, is_image_BHW, window=3, num_poses=3)
+    (narrow_BQ, _) = peaks(score_BHW, pose_BKDHW, is_image_BHW, window=3, num_poses=3)
     torch.testing.assert_close(narrow_BQ, torch.tensor([[0.9, 0.5, 0.4]]))
 
 
@@ -160,41 +159,6 @@ def test_a_known_pose_comes_back_at_every_scale(
         (found,) = model.predict([spot])
     nose_ND = found.pred_keypoints[found.scores > 0.5][:, 0, :2]
     np.testing.assert_allclose(nose_ND, np.broadcast_to([41.5, 30.5], nose_ND.shape), atol=0.6)
-
-
-def test_the_way_of_a_pose_leads_from_its_cell_to_the_predicted_keypoints() -> None:
-    model = tiny_model("MODEL.LQR.FLIP_TEST", "False", "MODEL.LQR.NUM_POINTS", "2").double().eval()
-    for parameter in model.keypoint_queries.parameters():
-        parameter.data.add_(0.3 * torch.randn_like(parameter))
-    # The smaller image is seen alone, whatever the size of its mate.
-    batch = random_batch([0], K, (61, 93)) + random_batch([0], K, (40, 50))
-    with torch.no_grad():
-        found, ways = model.predict(batch), model.pose_points(batch, num_poses=3)
-        images = model.normalized_images(batch[1:], model.backbone.size_divisibility)
-        keypoints, _ = model._maps(images.tensor)
-    for poses, way in zip(found, ways, strict=True):
-        torch.testing.assert_close(way.keypoint_QKD, poses.pred_keypoints[:3, :, :2])
-        torch.testing.assert_close(way.score_Q, poses.scores[:3])
-    x, y = ((ways[1].cell_QD[0] - 0.5) / 4).long().tolist()
-    (query_BKDHW, point_BKNDHW) = keypoints.query_BKDHW, keypoints.point_BKNDHW
-    assert query_BKDHW is not None
-    assert point_BKNDHW is not None
-    cell = torch.tensor([x, y])
-    torch.testing.assert_close(ways[1].query_QKD[0], 4 * (query_BKDHW[0, ..., y, x] + cell) + 0.5)
-    torch.testing.assert_close(ways[1].point_QKND[0], 4 * (point_BKNDHW[0, ..., y, x] + cell) + 0.5)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "has_queries"),
-    [
-        (["MODEL.LQR.NUM_POINTS", "0"], True),
-        (["MODEL.LQR.KEYPOINT_QUERIES", "False", "MODEL.LQR.POSE_QUERY", "cell"], False),
-    ],
-)
-def test_a_pose_without_points_or_queries_says_so(overrides: list[str], has_queries: bool) -> None:
-    (way,) = tiny_model(*overrides).eval().pose_points(random_batch([0], K), num_poses=2)
-    assert way.point_QKND is None
-    assert (way.query_QKD is not None) == has_queries
 
 
 def test_nothing_but_crowds_teaches_no_score() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from querypose.d2 import Boxes, CfgNode, ImageList, Instances, Keypoints, comm
+from querypose.modeling.explanation import Layer
 from querypose.modeling.images import ImageSize, normalize_and_pad
 from querypose.modeling.targets import PersonTargets
 from querypose.skeleton import Skeleton, skeleton_of_datasets
@@ -91,6 +92,17 @@ class PoseModel(nn.Module, ABC):
         Returns:
             with `pred_boxes`, `scores`, `pred_classes` and `pred_keypoints`, (N, K, 3) as x, y and a score.
         """
+
+    def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
+        """What led to the best poses of every sample: a list of named layers each, stage by stage.
+
+        A model that has nothing to show gives empty lists.
+
+        Args:
+            batch: as for `predict`.
+            num_poses: of a sample, at most.
+        """
+        return [[] for _ in batch]
 
     @property
     @abstractmethod

@@ -22,11 +22,13 @@ from querypose.d2 import (
     configurable,
 )
 from querypose.layers import RealNVP, RegionPooler, pooling_layout
+from querypose.modeling.explanation import Layer
 from querypose.modeling.images import zero_padding
 from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
 from querypose.modeling.query_pose.box_decoder import BoxStage
 from querypose.modeling.query_pose.criterion import SetCriterion
+from querypose.modeling.query_pose.explanation import explain_stages
 from querypose.modeling.query_pose.heatmap import AuxiliaryHeatmap
 from querypose.modeling.query_pose.initialization import PROPOSAL_LAYOUTS
 from querypose.modeling.query_pose.keypoint_decoder import (
@@ -160,6 +162,12 @@ class QueryPose(PoseModel):
         prediction = self.decoder.decode(features, sizes.to(self.pixel_mean, non_blocking=True), self.selection)
         poses = prediction.to_poses()
         return poses.to_instances(batch, images.image_sizes, self.selection.num_poses, self.selection.score_threshold)
+
+    def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
+        """As `PoseModel.explain`: boxes, poses, part attention and gates of every stage; see `explain_stages`."""
+        features, images = self._features(batch)
+        sizes = torch.tensor([(width, height) * 2 for height, width in images.image_sizes]).to(self.pixel_mean)
+        return explain_stages(self.decoder, features, sizes, self.skeleton.keypoints, num_poses)
 
     def _features(self, batch: Batch) -> tuple[dict[str, Tensor], ImageList]:
         images = self.normalized_images(batch, self.backbone.size_divisibility)

@@ -47,6 +47,8 @@ class Key(NamedTuple):
         resolve: turns a value such as "auto" into what it means on this machine.
         fixed: whether a run that goes on with --resume must have the value that it began with; None decides by the
             name: what a model is stays, what it is trained for may change. Other values are obeyed from then on.
+        instead_of: another key that says the same in another unit. Of the two one is set, the other 0 or []: a file, or
+            a command line, that sets one of them unsets the other of what it is laid over.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Key(NamedTuple):
     allowed: Allowed | None = None
     resolve: Callable[[Any], Any] | None = None
     fixed: bool | None = None
+    instead_of: str = ""
 
     @property
     def is_fixed(self) -> bool:
@@ -121,6 +124,7 @@ def check_config(cfg: CfgNode) -> None:
             raise ConfigError(f"{key.name} is None; allowed: {kind_of(key.default)}. ({key.meaning})")
         if key.allowed is not None and (problem := key.allowed.problem(key.name, value)):
             raise ConfigError(f"{problem} ({key.meaning})")
+    require_one_unit(cfg)
     for check in _CHECKS:
         check(cfg)
 
@@ -128,6 +132,27 @@ def check_config(cfg: CfgNode) -> None:
 _KINDS: Mapping[type, str] = {
     bool: "True or False", int: "an integer", float: "a number", str: "text", list: "a list", tuple: "a list",
 }  # fmt: skip
+
+
+def require_one_unit(cfg: CfgNode) -> None:
+    """Refuses a key that is set beside the one that it replaces.
+
+    Raises:
+        ConfigError: names both, and their values.
+    """
+    for key in KEYS.values():
+        if key.instead_of:
+            value, other = lookup(cfg, key.name), lookup(cfg, key.instead_of)
+            if value and other:
+                raise ConfigError(
+                    f"{key.name} is {value}, and {key.instead_of} is {other}; allowed: one of the two, with the other "
+                    f"one {unset(other)!r}."
+                )
+
+
+def unset(value: Any) -> Any:
+    """What stands for "not set" where the value, of a key that another one replaces, is of this kind: 0 or []."""
+    return type(value)()
 
 
 def kind_of(default: Any) -> str:

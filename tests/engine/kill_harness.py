@@ -75,7 +75,7 @@ class Operations:
     def install(self) -> None:
         """Watches the functions through which Python changes files, for the rest of this process."""
         self._open = builtins.open
-        builtins.open = io.open = self._watched_open  # type: ignore[assignment]
+        builtins.open = io.open = self._watched_open
         for name in ("replace", "rename", "unlink", "remove", "mkdir", "rmdir", "truncate"):
             self._watch(name, lambda path, *_, **__: path)
         self._watch("open", lambda path, flags=0, *_, **__: path if flags & os.O_CREAT else "")
@@ -255,8 +255,8 @@ class Harness:
             try:
                 operations = Operations(self.output, last)
                 operations.install()
-                checkpointer_module.ThreadPoolExecutor = (  # type: ignore[misc, assignment]
-                    lambda *_, **__: _PunctualWriter(self._writer == "late")
+                vars(checkpointer_module)["ThreadPoolExecutor"] = lambda *_, **__: _PunctualWriter(
+                    self._writer == "late"
                 )
                 command = ["--config-file", self._config_file, *arguments, *self._overrides]
                 command += ["OUTPUT_DIR", str(self.output)]

@@ -144,7 +144,7 @@ def test_the_final_checkpoint_is_written_where_only_it_is_missing(run: Path) -> 
 
 
 def test_a_run_beyond_its_end_is_refused(run: Path) -> None:
-    with pytest.raises(ConfigError, match=r"SOLVER\.MAX_ITER is 3, but .* has 4 iterations"):
+    with pytest.raises(ConfigError, match=r"ends after 3 iterations \(SOLVER\.MAX_ITER .* has 4 behind it"):
         _resumed(run, "SOLVER.MAX_ITER", 3)
 
 
@@ -191,7 +191,7 @@ def _put(value: Any, *path: Any) -> Callable[[Any], None]:
 
 
 STEP = ("trainer", "_trainer")
-DAMAGES: dict[str, Callable[[Any], None]] = {
+DAMAGES: dict[str, Callable[[Any], Any]] = {
     "no optimizer": _drop(*STEP, "optimizer"),
     "no step": _drop(*STEP),
     "trainer is a list": _put([1], "trainer"),

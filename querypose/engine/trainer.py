@@ -141,9 +141,9 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
             self.start_iter = self.iter + 1  # the checkpoint names the iteration that had just ended
             if self.start_iter > self.max_iter:
                 raise ConfigError(
-                    f"The training ends after {self.max_iter} iterations (SOLVER.MAX_ITER or MAX_EPOCHS), but {path} has "
-                    f"{self.start_iter} behind it. Choose a greater number, or write the name of an earlier checkpoint "
-                    "into last_checkpoint."
+                    f"The training ends after {self.max_iter} iterations (SOLVER.MAX_ITER or MAX_EPOCHS), but {path} "
+                    f"has {self.start_iter} behind it. Choose a greater number, or write the name of an earlier "
+                    "checkpoint into last_checkpoint."
                 )
             rates = self.scheduler.get_last_lr()
             if isinstance(self.scheduler, LRMultiplier):

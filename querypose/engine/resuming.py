@@ -121,8 +121,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, names: Sequence[str],
         step: state of the training step: "optimizer", and "parameters" with the names in the order of then.
     """
     saved = _state_by_name(step, names)
-    numbered = {number: saved[name] for number, name in enumerate(names) if name in saved}
-    optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
+    state = {number: saved[name] for number, name in enumerate(names) if name in saved}
+    numbers = iter(range(len(names)))
+    groups = [{**group, "params": [next(numbers) for _ in group["params"]]} for group in optimizer.param_groups]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _state_by_name(step: Mapping[str, Any], names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
@@ -153,7 +155,8 @@ def _optimizer_problems(step: Mapping[str, Any], names: Sequence[str], optimizer
     saved_names = step.get("parameters", names)
     problems = [f"{name} was trained, and is not now" for name in saved_names if name not in names]
     problems += [f"{name} was not trained, and is now" for name in names if name not in saved_names]
-    if problems or not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+    # A sharded optimizer has one of its own for the parameters of this process.
+    if problems or not isinstance(getattr(optimizer, "optim", optimizer), torch.optim.Adam | torch.optim.AdamW):
         return problems
     parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
     for name, state in _state_by_name(step, names).items():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from querypose.d2 import Boxes, ImageList, Instances, Keypoints, comm
 from querypose.modeling.images import ImageSize, normalize_and_pad
+from querypose.modeling.poses import QueryPoses
 from querypose.modeling.targets import PersonTargets
 from querypose.skeleton import Skeleton
 
@@ -82,6 +83,14 @@ class PoseModel(nn.Module, ABC):
         Returns:
             with `pred_boxes`, `scores`, `pred_classes` and `pred_keypoints`, (N, K, 3) as x, y and a score.
         """
+
+    def poses(self, images: ImageList) -> QueryPoses:
+        """The poses of normalized and padded images, in their pixels: what `predict` keeps the best of.
+
+        An exported file computes these, so that a model without them can be trained and evaluated, but not exported. In
+        an export `image_sizes` is a tensor, and nothing may depend on values that the host would have to know.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no `poses`.")
 
     @property
     @abstractmethod

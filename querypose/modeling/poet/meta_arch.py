@@ -127,7 +127,7 @@ class POET(PoseModel):
 
     def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `PoseModel.losses`; reads `gt_keypoints` of `instances`."""
-        outputs, _ = self._query_outputs(batch)
+        outputs = self._query_outputs(self.normalized_images(batch, self.backbone.size_divisibility))
         targets = PoseTargets.from_persons(self.person_targets(batch))
         matches_S = self.criterion.match(outputs, targets)
         extra_losses = self.extra_terms.losses(
@@ -141,18 +141,22 @@ class POET(PoseModel):
         POET predicts no scores of keypoints: they are 1. It predicts no boxes: `pred_boxes` are those around all
         keypoints of a pose, clipped to the image.
         """
-        outputs, images = self._query_outputs(batch)
-        poses = poses_in_images(outputs, images.image_sizes)
-        return poses.to_instances(batch, images.image_sizes, self.detections_per_image, self.score_threshold)
-
-    def _query_outputs(self, batch: Batch) -> tuple[QueryOutputs, ImageList]:
         images = self.normalized_images(batch, self.backbone.size_divisibility)
+        return self.poses(images).to_instances(
+            batch, images.image_sizes, self.detections_per_image, self.score_threshold
+        )
+
+    def poses(self, images: ImageList) -> QueryPoses:
+        """As `PoseModel.poses`."""
+        return poses_in_images(self._query_outputs(images), images.image_sizes)
+
+    def _query_outputs(self, images: ImageList) -> QueryOutputs:
         (feature_BCHW,) = self.backbone(images.tensor).values()
         is_image_BHW = image_cells(images, feature_BCHW.shape[-2:])
-        return self.pose_transformer(feature_BCHW, is_image_BHW, has_padding(images)), images
+        return self.pose_transformer(feature_BCHW, is_image_BHW, has_padding(images))
 
 
-def poses_in_images(outputs: QueryOutputs, image_sizes: Sequence[tuple[int, int]]) -> QueryPoses:
+def poses_in_images(outputs: QueryOutputs, image_sizes: Sequence[tuple[int, int]] | Tensor) -> QueryPoses:
     """The poses of the last layer in pixels of the input images; the score is the probability of a person.
 
     Args:
@@ -160,8 +164,7 @@ def poses_in_images(outputs: QueryOutputs, image_sizes: Sequence[tuple[int, int]
         image_sizes: height and width of each unpadded image, in pixels.
     """
     poses_BQ = outputs.poses_SBQ[-1]
-    sizes = torch.tensor([(width, height) for height, width in image_sizes])
-    size_B11D = sizes.to(poses_BQ.center_D, non_blocking=True)[:, None, None]
+    size_B11D = torch.as_tensor(image_sizes).flip(-1).to(poses_BQ.center_D, non_blocking=True)[:, None, None]
     keypoints_BQKD = poses_BQ.keypoints_KD * size_B11D
     return QueryPoses(
         scores_BQ=outputs.person_scores_SBQ()[-1],

@@ -25,6 +25,7 @@ from querypose.layers import RealNVP, RegionPooler, pooling_layout
 from querypose.modeling.images import zero_padding
 from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
+from querypose.modeling.poses import QueryPoses
 from querypose.modeling.query_pose.box_decoder import BoxStage
 from querypose.modeling.query_pose.criterion import SetCriterion
 from querypose.modeling.query_pose.heatmap import AuxiliaryHeatmap
@@ -145,7 +146,7 @@ class QueryPose(PoseModel):
 
     def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `PoseModel.losses`; reads `gt_boxes` and `gt_keypoints` of `instances`."""
-        features, _ = self._features(batch)
+        features = self._features(self.normalized_images(batch, self.backbone.size_divisibility))
         targets = self.person_targets(batch)
         stages = self.decoder.decode_training(features, targets, self.matcher)
         losses = self.criterion(stages, targets, normalizers)
@@ -156,16 +157,20 @@ class QueryPose(PoseModel):
 
     def predict(self, batch: Batch) -> list[Instances]:
         """As `PoseModel.predict`; `scores` are the pose scores of Sec. 3.4."""
-        features, images = self._features(batch)
-        sizes = torch.tensor([(width, height) * 2 for height, width in images.image_sizes])
-        prediction = self.decoder.decode(features, sizes.to(self.pixel_mean, non_blocking=True), self.selection)
-        poses = prediction.to_poses()
-        return poses.to_instances(batch, images.image_sizes, self.selection.num_poses, self.selection.score_threshold)
-
-    def _features(self, batch: Batch) -> tuple[dict[str, Tensor], ImageList]:
         images = self.normalized_images(batch, self.backbone.size_divisibility)
+        return self.poses(images).to_instances(
+            batch, images.image_sizes, self.selection.num_poses, self.selection.score_threshold
+        )
+
+    def poses(self, images: ImageList) -> QueryPoses:
+        """As `PoseModel.poses`."""
+        size_B4 = torch.as_tensor(images.image_sizes).flip(-1).repeat(1, 2)
+        size_B4 = size_B4.to(self.pixel_mean, non_blocking=True)
+        return self.decoder.decode(self._features(images), size_B4, self.selection).to_poses()
+
+    def _features(self, images: ImageList) -> dict[str, Tensor]:
         features = {name: pooling_layout(feature) for name, feature in self.backbone(images.tensor).items()}
-        return (zero_padding(features, images) if self.mask_padding else features), images
+        return zero_padding(features, images) if self.mask_padding else features
 
 
 def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> PoseDecoder:

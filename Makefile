@@ -10,11 +10,12 @@ export DETECTRON2_DATASETS ?= datasets
 
 RUN = $(VENV)/bin/python
 
-.PHONY: help install quickstart test lint clean
+.PHONY: help install quickstart test gpu lint clean
 
 help:
-	@echo "make quickstart   install, train on drawn people, evaluate, draw: about twelve minutes on four CPU cores"
+	@echo "make quickstart   install, train on drawn people, evaluate, draw, report: about twelve minutes on four CPU cores"
 	@echo "make test         install, lint, check types, run the tests: about ten minutes on two CPU cores"
+	@echo "make gpu          on a machine with a GPU: tests, measures, docs/gpu.md; nothing is installed, nine minutes"
 	@echo "make lint         install, ruff and mypy alone"
 	@echo "make install      the virtual environment .venv with this package and its tests' tools"
 	@echo "make clean        remove the virtual environment and output/"
@@ -24,15 +25,18 @@ install: $(VENV)/installed
 $(VENV)/installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --editable ".[test]"
+	$(RUN) -m pip install --editable ".[report,test]"
 	touch $@
 
 quickstart: install
 	$(RUN) tools/train_net.py --config-file configs/quickstart.yaml OUTPUT_DIR $(QUICKSTART)
-	$(RUN) tools/visualize_results.py --dataset synthetic_val \
-		--results $(QUICKSTART)/inference/coco_instances_results.json --output $(QUICKSTART)/predictions \
+	$(RUN) tools/train_net.py --config-file configs/quickstart.yaml --eval-only DATASETS.TEST "['synthetic_test']" \
+		MODEL.WEIGHTS $(QUICKSTART)/model_final.pth OUTPUT_DIR $(QUICKSTART)/test
+	$(RUN) tools/visualize_results.py --dataset synthetic_test \
+		--results $(QUICKSTART)/test/inference/coco_instances_results.json --output $(QUICKSTART)/predictions \
 		--metrics $(QUICKSTART)/metrics.json --num 8
 	@echo "Predictions and the loss curve are in $(QUICKSTART)/predictions."
+	$(RUN) tools/report.py $(QUICKSTART) --output $(QUICKSTART)/report
 
 lint: install
 	$(RUN) -m ruff check .
@@ -41,6 +45,10 @@ lint: install
 
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_WORKERS)
+
+# With the packages that are there: nothing comes from a network.
+gpu:
+	PYTHONPATH=. $(or $(wildcard $(RUN)),$(PYTHON)) tools/gpu_report.py
 
 clean:
 	rm -rf $(VENV) output

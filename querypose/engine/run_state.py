@@ -32,7 +32,7 @@ class RunState:
     def entries(self) -> dict[str, Any]:
         """The entry "run" of a checkpoint; of the main process alone it is complete."""
         trainer = self._trainer
-        trainer.step.flush()
+        trainer.step.gather_state()
         of_process = {"random": random_states(), "scalars": trainer.step.scalars.state_dict()}
         state: dict[str, Any] = {"processes": comm.gather(of_process)}
         if (order := self._training_order()) is not None:
@@ -77,7 +77,11 @@ class RunState:
             for hook in self._hooks(BestCheckpointer)
             if hook.best
         ]
-        _logger.info(f"Resumed at iteration {trainer.start_iter} of {trainer.max_iter}: {', '.join(restored)}")
+        if (limit := trainer.time_limit) is None:
+            end = f"of {trainer.max_iter}"
+        else:
+            end = f"after {limit.seconds / 60:.1f} of {limit.limit / 60:g} minutes"
+        _logger.info(f"Resumed at iteration {trainer.start_iter} {end}: {', '.join(restored)}")
         if problems:
             _logger.warning(f"This run is not bit-identical to one that never stopped: {'; '.join(problems)}.")
 

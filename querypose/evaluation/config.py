@@ -39,6 +39,8 @@ def check_evaluation(cfg: CfgNode) -> None:
 # fmt: off
 add_keys((
     Key("TEST.EVAL_PERIOD", 0, "iterations between two evaluations while training; 0: at the end alone", at_least(0)),
+    Key("TEST.EVAL_EPOCHS", 0.0, "epochs between two evaluations, in place of EVAL_PERIOD", at_least(0),
+        instead_of="TEST.EVAL_PERIOD"),
     Key("TEST.IMS_PER_BATCH", 1, "images per evaluation batch and process; 1 pads to the stride only", at_least(1)),
     Key("TEST.DETECTIONS_PER_IMAGE", 20, "poses kept per image; the COCO protocol counts 20", at_least(1)),
     Key("TEST.SCORE_THRESHOLD", 0.0, "poses with a score not above it are left out, and not computed; above 0 costs AP",
@@ -48,7 +50,8 @@ add_keys((
     Key("TEST.COMPILE", False, "compile backbone and decoder stages for inference; pays where there are many images"),
     Key("TEST.BEST_METRIC", "keypoints/AP",
         "its best weights stay as model_best.pth; of several datasets the first one's; '' keeps none"),
-    Key("TEST.METRICS", [], "names of registered metrics besides the dataset's own; each is a task of the results",
+    Key("TEST.METRICS", ["progress"], "registered metrics besides the dataset's own; each is a task of the results. "
+        "progress moves while AP is still 0: mean OKS, PCK, AP50 of boxes, share of persons found",
         list_of_names(METRIC_REGISTRY)),
     Key("TEST.FINISHING", [], "steps for the poses of an image before its metrics, such as {name: oks_nms}",
         part_list(FINISHING_REGISTRY, given=("skeleton",))),

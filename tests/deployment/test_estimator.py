@@ -196,15 +196,7 @@ def test_the_tool_exports_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     package = tiny_package("POET")
     run = tmp_path / "run"
     package.save(run)
-    command = [
-        sys.executable,
-        "tools/export.py",
-        str(run),
-        "--format",
-        "safetensors",
-        "--output",
-        str(tmp_path / "out"),
-    ]
+    options = ("--format", "safetensors", "--output", str(tmp_path / "out"))
     assert run_script("tools/export.py", str(run), *options) == 0
     assert querypose.load(tmp_path / "out", device="cpu").skeleton == package.skeleton
     capsys.readouterr()

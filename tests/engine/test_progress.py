@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from querypose.d2 import EventStorage
 from querypose.engine.progress import ProgressLine, losses_for_display, peak_memory
+from querypose.engine.schedule import TimeLimit
 
 
 @pytest.fixture
@@ -26,6 +28,7 @@ def test_line_has_what_a_user_looks_for(lines: pytest.LogCaptureFixture) -> None
         storage.put_scalars(lr=2.5e-5, data_time=0.0125, smoothing_hint=False)
         storage.put_scalar("keypoints/AP", 43.21, smoothing_hint=False)
         storage.put_scalar("keypoints/AP50", 70.0, smoothing_hint=False)
+        storage.put_scalar("progress/OKS", 61.5, smoothing_hint=False)
         writer.write()
         assert storage.latest()["images_per_second"][0] == pytest.approx(8.0)
         assert storage.latest()["eta_seconds"][0] == pytest.approx(8.0 * 90)
@@ -34,8 +37,21 @@ def test_line_has_what_a_user_looks_for(lines: pytest.LogCaptureFixture) -> None
     assert line.startswith("iter 10/100  eta 0:12:00  8.0 img/s  loss 12.35  cls 1.5  keypoint 7.25  lr 2.5e-05")
     assert "data 0.013s" in line or "data 0.012s" in line
     assert re.search(r"mem \d+\.\d+G", line)
-    assert line.endswith("keypoints/AP 43.21")
+    assert line.endswith("keypoints/AP 43.21  OKS 61.50")
     assert "9.0" not in line.replace("8.0", "")
+
+
+def test_line_of_a_run_that_minutes_end(lines: pytest.LogCaptureFixture) -> None:
+    limit = TimeLimit(minutes=5.0, max_iter=100)
+    limit.seconds, limit.trainer = 90.0, SimpleNamespace(max_iter=10)
+    writer = ProgressLine(100, images_per_iteration=16, epoch=4.0, time_limit=limit)
+    with EventStorage(0) as storage:
+        for storage.iter in (8, 9, 10):
+            storage.put_scalar("time", 2.0)
+            writer.write()
+    assert [line[:46] for line in lines.messages] == [
+        "iter 9  minute 1.5/5  epoch 2.25  eta 0:03:30 ", "iter 10  minute 1.5/5  epoch 2.50  eta 0:03:30"
+    ]  # fmt: skip
 
 
 def test_first_line_needs_nothing(lines: pytest.LogCaptureFixture) -> None:

@@ -22,12 +22,14 @@ from querypose.d2 import (
     configurable,
 )
 from querypose.layers import RealNVP, RegionPooler, pooling_layout
+from querypose.modeling.explanation import Layer
 from querypose.modeling.images import zero_padding
 from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
 from querypose.modeling.poses import QueryPoses
 from querypose.modeling.query_pose.box_decoder import BoxStage
 from querypose.modeling.query_pose.criterion import SetCriterion
+from querypose.modeling.query_pose.explanation import explain_stages
 from querypose.modeling.query_pose.heatmap import AuxiliaryHeatmap
 from querypose.modeling.query_pose.initialization import PROPOSAL_LAYOUTS
 from querypose.modeling.query_pose.keypoint_decoder import (
@@ -43,7 +45,7 @@ from querypose.modeling.query_pose.part_embedding import INTERACTION_REGISTRY, I
 from querypose.modeling.query_pose.part_update import PART_UPDATE_REGISTRY
 from querypose.modeling.query_pose.pose_decoder import PoseDecoder
 from querypose.modeling.query_pose.query_selection import QuerySelection
-from querypose.skeleton import Skeleton, skeleton_of_datasets
+from querypose.skeleton import Skeleton
 
 
 @META_ARCH_REGISTRY.register()
@@ -92,12 +94,14 @@ class QueryPose(PoseModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Builds the parts from MODEL.QUERYPOSE; the skeleton is that of the config's datasets."""
+        """Builds the parts from MODEL.QUERYPOSE."""
         query_pose = cfg.MODEL.QUERYPOSE
         backbone = build_backbone(cfg)
-        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        base = super().from_config(cfg)
+        skeleton = base["skeleton"]
         focal = {"focal_alpha": query_pose.LOSS.FOCAL_ALPHA, "focal_gamma": query_pose.LOSS.FOCAL_GAMMA}
         return {
+            **base,
             "backbone": backbone,
             "decoder": build_pose_decoder(cfg, backbone, skeleton),
             "matcher": HungarianMatcher(
@@ -115,9 +119,6 @@ class QueryPose(PoseModel):
                 deep_supervision=query_pose.LOSS.DEEP_SUPERVISION,
                 **focal,
             ),
-            "skeleton": skeleton,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "selection": QuerySelection(
                 num_poses=cfg.TEST.DETECTIONS_PER_IMAGE,
                 score_threshold=cfg.TEST.SCORE_THRESHOLD,
@@ -164,9 +165,19 @@ class QueryPose(PoseModel):
 
     def poses(self, images: ImageList) -> QueryPoses:
         """As `PoseModel.poses`."""
-        size_B4 = torch.as_tensor(images.image_sizes).flip(-1).repeat(1, 2)
-        size_B4 = size_B4.to(self.pixel_mean, non_blocking=True)
-        return self.decoder.decode(self._features(images), size_B4, self.selection).to_poses()
+        return self.decoder.decode(self._features(images), self._sizes(images), self.selection).to_poses()
+
+    def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
+        """As `PoseModel.explain`: boxes, poses, part attention and gates of every stage; see `explain_stages`."""
+        images = self.normalized_images(batch, self.backbone.size_divisibility)
+        return explain_stages(
+            self.decoder, self._features(images), self._sizes(images), self.skeleton.keypoints, num_poses
+        )
+
+    def _sizes(self, images: ImageList) -> Tensor:
+        """Width, height, width, height (B, 4) of the unpadded images."""
+        sizes_B4 = torch.as_tensor(images.image_sizes).flip(-1).repeat(1, 2)
+        return sizes_B4.to(self.pixel_mean, non_blocking=True)
 
     def _features(self, images: ImageList) -> dict[str, Tensor]:
         features = {name: pooling_layout(feature) for name, feature in self.backbone(images.tensor).items()}

@@ -10,16 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from querypose.d2 import (
-    META_ARCH_REGISTRY,
-    CfgNode,
-    CheckpointError,
-    ImageList,
-    Instances,
-    configurable,
-    get_event_storage,
-)
+from querypose.d2 import META_ARCH_REGISTRY, CfgNode, CheckpointError, ImageList, Instances, configurable
 from querypose.layers import at_least_float32
+from querypose.modeling.explanation import Layer, PatchLayer, PoseLayer, to_array
 from querypose.modeling.images import ImageSize
 from querypose.modeling.pose_model import Batch, Component, PoseModel
 from querypose.modeling.poses import QueryPoses, output_frame
@@ -36,7 +29,6 @@ from querypose.modeling.sharpose.quality import QualityPredictor
 from querypose.modeling.sharpose.selection import PatchSelection
 from querypose.modeling.sharpose.transformer import CoarseToFineTransformer
 from querypose.modeling.targets import PersonTargets
-from querypose.skeleton import skeleton_of_datasets
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class SHaRPose(PoseModel):
         criterion: weighs those in training.
         sigma: of the Gaussians that heat maps learn, in cells.
         quality_threshold: in inference, poses of at least this quality are not refined.
-        quality_start: iteration from which the quality loss counts.
+        quality_start: share of the training after which the quality loss counts.
         layer_decay: factor of the learning rate from each block to the one before it.
         kernel_size: of the blur before positions are read.
         flip_test: averages with the heat maps of the mirrored crop in inference.
@@ -83,7 +75,7 @@ class SHaRPose(PoseModel):
         criterion: HeatmapCriterion,
         sigma: float = 2.0,
         quality_threshold: float = 0.95,
-        quality_start: int = 0,
+        quality_start: float = 0.0,
         layer_decay: float = 1.0,
         kernel_size: int = 11,
         flip_test: bool = True,
@@ -102,10 +94,11 @@ class SHaRPose(PoseModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Builds the parts from MODEL.SHARPOSE; the skeleton is that of the config's datasets."""
+        """Builds the parts from MODEL.SHARPOSE."""
         sharpose, quality = cfg.MODEL.SHARPOSE, cfg.MODEL.SHARPOSE.QUALITY
         height, width = cfg.INPUT.PERSON_CROP.SIZE
-        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        base = super().from_config(cfg)
+        skeleton = base["skeleton"]
         transformer = CoarseToFineTransformer(
             image_size=(height, width),
             num_keypoints=skeleton.num_keypoints,
@@ -125,6 +118,7 @@ class SHaRPose(PoseModel):
             token_std=sharpose.TOKEN_INIT_STD,
         )
         return {
+            **base,
             "transformer": transformer,
             "head": HeatmapHead(sharpose.DIM, (height // sharpose.HEATMAP.STRIDE, width // sharpose.HEATMAP.STRIDE)),
             "criterion": HeatmapCriterion(
@@ -135,13 +129,10 @@ class SHaRPose(PoseModel):
             ),
             "sigma": sharpose.HEATMAP.SIGMA,
             "quality_threshold": quality.THRESHOLD,
-            "quality_start": round(quality.START * cfg.SOLVER.MAX_ITER),
+            "quality_start": quality.START,
             "layer_decay": sharpose.LAYER_DECAY,
             "kernel_size": sharpose.DECODING.KERNEL_SIZE,
             "flip_test": sharpose.DECODING.FLIP_TEST,
-            "skeleton": skeleton,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     @property
@@ -185,7 +176,7 @@ class SHaRPose(PoseModel):
         )
         height, width = self.transformer.image_size
         outputs = self.stage_outputs(self._crops(batch))
-        trains_quality = self._trains_quality()
+        trains_quality = self.progress >= self.quality_start
         if trains_quality and self.transformer.quality_predictor is not None:
             self.transformer.quality_predictor.is_trained.fill_(True)
         return self.criterion(
@@ -232,6 +223,32 @@ class SHaRPose(PoseModel):
         xy_BKD = cell_BKD / self._cells_per_pixel(cell_BKD) + 0.5  # pixel i covers [i, i + 1)
         keypoints_BQK3 = torch.cat([xy_BKD, value_BK[..., None]], dim=-1)[:, None]
         return QueryPoses(torch.ones_like(keypoints_BQK3[:, :, 0, 0]), keypoints_BQK3), outputs
+
+    def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
+        """As `PoseModel.explain`: the pose after each stage, and which patches the second one saw finely.
+
+        A crop has one pose, whatever `num_poses` says; it is not mirrored.
+        """
+        outputs = self.stage_outputs(self._crops(batch))
+        grid, refined_BT = self.transformer.coarse_grid, self._refined_patches(outputs)
+        layers: list[list[Layer]] = [
+            [
+                PatchLayer(
+                    name="patches",
+                    relevance_HW=to_array(relevance_T.view(grid)),
+                    is_refined_HW=np.asarray(refined_T.view(grid).cpu().numpy()),
+                    ratio=max(self.transformer.ratio, 1),
+                )
+            ]
+            for relevance_T, refined_T in zip(outputs.relevance_BT, refined_BT, strict=True)
+        ]
+        for stage, heatmap_BKHW in enumerate(outputs.heatmaps, start=1):
+            cell_BKD, value_BK = decode_heatmaps(heatmap_BKHW, self.kernel_size)
+            xy_BKD = cell_BKD / self._cells_per_pixel(cell_BKD) + 0.5
+            for of_crop, xy_KD, value_K in zip(layers, xy_BKD, value_BK, strict=True):
+                score = float(value_K.mean().clamp(0, 1))
+                of_crop.append(PoseLayer(name="pose", stage=stage, pose=0, keypoints_KD=to_array(xy_KD), score=score))
+        return layers
 
     def average_heatmaps(self, crop_BCHW: Tensor) -> tuple[Tensor, StageOutputs]:
         """The last heat maps (B, K, H, W), with `flip_test` averaged with those of the mirrored crops.
@@ -318,12 +335,6 @@ class SHaRPose(PoseModel):
             state_dict.clear()
             state_dict.update({f"transformer.{name}": value for name, value in weights.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _trains_quality(self) -> bool:
-        try:
-            return bool(get_event_storage().iter >= self.quality_start)
-        except AssertionError:  # nobody counts iterations
-            return True
 
     def _crops(self, batch: Batch) -> Tensor:
         """The normalized crops (B, C, H, W).

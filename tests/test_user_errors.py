@@ -415,6 +415,7 @@ def test_there_are_enough_of_them_and_no_two_alike() -> None:
     assert all(case.message for case in CASES)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor:UserWarning")  # torch's, of weights that are sparse
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_it_is_told_in_one_line(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = case.arguments(tmp_path)

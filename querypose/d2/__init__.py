@@ -59,6 +59,7 @@ __all__ = [  # noqa: F405
     "Instances",
     "JSONWriter",
     "Keypoints",
+    "LRMultiplier",
     "MetadataCatalog",
     "PathManager",
     "Registry",

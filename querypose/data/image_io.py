@@ -85,12 +85,18 @@ def read_image(path: str | Path, channel_order: str = "RGB") -> np.ndarray:
     if channel_order not in ("RGB", "BGR"):
         raise ValueError(f"channel_order is {channel_order!r}; allowed: 'RGB', 'BGR'.")
     with _opened(path) as image:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
-        image.load()
-        operation = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-        upright = image if operation is None else image.transpose(operation)
-        pixels = np.array(_to_rgb(upright))  # a copy, which can be written to
+        pixels = pixels_of(image)
     return np.ascontiguousarray(pixels if channel_order == "RGB" else pixels[:, :, ::-1])
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """What `read_image` gives of an image file that Pillow has opened; see `explained_read_errors`."""
+    _require_size(image)
+    orientation = image.getexif().get(_ORIENTATION_TAG)
+    image.load()
+    operation = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    upright = image if operation is None else image.transpose(operation)
+    return np.array(_to_rgb(upright))  # a copy, which can be written to
 
 
 def read_image_size(path: str | Path, content: bytes | None = None) -> tuple[int, int]:
@@ -110,21 +116,35 @@ def read_image_size(path: str | Path, content: bytes | None = None) -> tuple[int
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
-    """An image file; what goes wrong in the block is a fault of the file."""
+def explained_read_errors(path: str | Path) -> Iterator[None]:
+    """Whatever goes wrong in the block is a fault of that image file: decoders raise anything over a damaged one.
+
+    Raises:
+        ImageReadError: in place of the error.
+    """
     try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _explain(path, error) from error
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    with explained_read_errors(path):
         check_name(str(path), "image")
         with (
             open_regular_file(path) if content is None else io.BytesIO(content) as stream,
             Image.open(stream, formats=IMAGE_FORMATS) as image,
         ):
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"it has {image.width}x{image.height} pixels, more than {MAX_PIXELS:,} in all")
+            _require_size(image)
             yield image
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise whatever they meet in a damaged file
-        raise _explain(path, error) from error
+
+
+def _require_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels; allowed: {MAX_PIXELS:,} in all")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -155,6 +175,8 @@ def _explain(path: str | Path, error: Exception) -> ImageReadError:
         is_empty = Path(path).is_file() and Path(path).stat().st_size == 0
         what = "is an empty file" if is_empty else f"is not an image of a known format ({', '.join(IMAGE_FORMATS)})"
         return ImageReadError(f"{str(path)!r} {what}", "download it again, or convert it to JPEG or PNG")
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return ImageReadError(f"Image {str(path)!r} is too large: {error}", "make it smaller")
     reason = str(error) or type(error).__name__
     return ImageReadError(
         f"Image {str(path)!r} cannot be decoded: {reason}", "download it again, or convert it to 8-bit JPEG or PNG"

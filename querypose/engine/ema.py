@@ -178,8 +178,13 @@ def load_evaluation_weights(
             backbone, another skeleton.
     """
     checkpointer = _ExactCheckpointer(model, output_dir)
-    if resume and checkpointer.has_checkpoint():
-        weights = checkpointer.get_checkpoint_file()
+    if resume:
+        weights = checkpointer.get_checkpoint_file() or weights
+        if not weights:
+            raise ConfigError(
+                f"--eval-only --resume: OUTPUT_DIR ({output_dir}) has no checkpoint, and MODEL.WEIGHTS is ''. Name the "
+                "weights to evaluate in MODEL.WEIGHTS."
+            )
     if not weights and not random_weights:
         raise ConfigError(
             "MODEL.WEIGHTS is '': the model would have random weights, and its metrics would mean nothing. Name a "

@@ -19,8 +19,8 @@ from typing import Annotated
 
 import numpy as np
 
-from querypose.config import at_least, between
-from querypose.d2 import Registry
+from querypose.config import at_least, between, build_part
+from querypose.d2 import CfgNode, Registry
 from querypose.evaluation.detections import Poses
 from querypose.evaluation.oks import similarity_of_poses
 from querypose.skeleton import Skeleton
@@ -33,6 +33,14 @@ FINISHING_REGISTRY = Registry("FINISHING")
 Share = Annotated[float, between(0, 1)]
 Reach = Annotated[float, at_least(0)]
 Limit = Annotated[int, at_least(0)]
+
+
+def build_finishing(cfg: CfgNode, skeleton: Skeleton) -> list[FinishingStep]:
+    """The steps of TEST.FINISHING, in their order."""
+    return [
+        build_part(FINISHING_REGISTRY, entry, f"TEST.FINISHING[{index}]", skeleton=skeleton)
+        for index, entry in enumerate(cfg.TEST.FINISHING)
+    ]
 
 
 @FINISHING_REGISTRY.register()

@@ -270,8 +270,9 @@ TOOLS: dict[str, Tool] = {
     "prepare_macaque": Tool("datasets/prepare_macaque.py", prepare_macaque),
     "prepare_mpii": Tool("datasets/prepare_mpii.py", prepare_mpii),
 }
-VALID_EXIT_CODES = {"convert": 2}
-"""Of undamaged inputs, where that is not 0: the weights are those of a part of the model."""
+VALID_EXIT_CODES = {"convert": 2, "replay": 1}
+"""Of undamaged inputs, where that is not 0: these weights are those of a part of the model; a replay does not find the
+fault that the run had, as it was put in from outside."""
 
 _dump_file: list[Path] = []
 

@@ -53,32 +53,46 @@ def read_config_file(
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """The mapping in a YAML file.
-
-    Deviates: a key that is twice in a section is refused; YAML's usual reader forgets the first one.
+    """The mapping in a YAML file; see `parse_yaml`.
 
     Raises:
         ConfigError: the file is not YAML in UTF-8, is empty, or holds something else.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-        raise ConfigError(f"{path}{line}: this is not valid YAML ({error.problem}).") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: this is not valid YAML ({str(error).splitlines()[0]}).") from error
+        return parse_yaml(path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: it is not text in UTF-8.") from error
+
+
+def parse_yaml(text: str, source: str | Path) -> dict[Any, Any]:
+    """The mapping that a YAML text is.
+
+    Deviates: a key that is twice in a section is refused; YAML's usual reader forgets the first one.
+
+    Args:
+        text: of a file.
+        source: its name, for messages.
+
+    Raises:
+        ConfigError: the text is not YAML, is empty, or holds something else.
+    """
+    try:
+        content = yaml.load(text, _StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise ConfigError(f"{source}{line}: this is not valid YAML ({error.problem}).") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: this is not valid YAML ({str(error).splitlines()[0]}).") from error
     except RecursionError as error:
-        raise ConfigError(f"{path}: its values are nested too deeply.") from error
+        raise ConfigError(f"{source}: its values are nested too deeply.") from error
     except _DuplicateKeyError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{source}: {error}") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: a value cannot be read ({error}).") from error
+        raise ConfigError(f"{source}: a value cannot be read ({error}).") from error
     if content is None:
-        raise ConfigError(f"{path}: it is empty.")
+        raise ConfigError(f"{source}: it is empty.")
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: it must hold a mapping of keys, not a list or a single value.")
+        raise ConfigError(f"{source}: it must hold a mapping of keys, not a list or a single value.")
     return content
 
 

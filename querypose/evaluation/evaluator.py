@@ -20,6 +20,7 @@ from querypose.evaluation.detections import (
 )
 from querypose.evaluation.finishing import FinishingStep, build_finishing
 from querypose.evaluation.metrics import Metric, format_metrics, metrics_of_dataset, require_usable
+from querypose.paths import path_within
 
 RESULTS_FILE = "coco_instances_results.json"
 
@@ -180,4 +181,4 @@ def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
     Deviates: detectron2 lets the datasets of one run overwrite each other's results.
     """
     folder = Path(cfg.OUTPUT_DIR) / "inference"
-    return folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder
+    return path_within(folder, dataset_name, "the name of a dataset") if len(cfg.DATASETS.TEST) > 1 else folder

@@ -141,6 +141,24 @@ def analyze_results(folder: Path) -> tuple[list[str], list[Path]]:
     return arguments, [config_file, results, folder / "data" / "toy.json"]
 
 
+def export(folder: Path) -> tuple[list[str], list[Path]]:
+    config_file, weights = toy_config(folder), toy_weights(folder)
+    run_folder = folder / "run"
+    run_folder.mkdir()
+    weights.rename(run_folder / "model_0000001.pth")
+    config_file.rename(run_folder / "config.yaml")
+    (run_folder / "last_checkpoint").write_text("model_0000001.pth")
+    (run_folder / "metrics.json").write_text(json.dumps({"iteration": 1, "keypoints/AP": 5.0}) + "\n")
+    arguments = [str(run_folder), "--format", "safetensors", "--output", str(folder / "exported")]
+    return arguments, [path for path in run_folder.iterdir()]
+
+
+def export_again(folder: Path) -> tuple[list[str], list[Path]]:
+    run(TOOLS["export"], export(folder)[0])
+    file = folder / "exported" / "model.safetensors"
+    return [str(file), "--format", "safetensors", "--output", str(folder / "again")], [file]
+
+
 def report(folder: Path) -> tuple[list[str], list[Path]]:
     arguments, inputs = visualize_results(folder)
     run_folder = folder / "run"
@@ -258,6 +276,8 @@ TOOLS: dict[str, Tool] = {
     "evaluate": Tool("tools/train_net.py", evaluate),
     "evaluate_results": Tool("tools/evaluate_results.py", evaluate_results),
     "analyze_results": Tool("tools/analyze_results.py", analyze_results),
+    "export": Tool("tools/export.py", export),
+    "export_again": Tool("tools/export.py", export_again),
     "report": Tool("tools/report.py", report),
     "visualize_results": Tool("tools/visualize_results.py", visualize_results),
     "visualize_data": Tool("tools/visualize_data.py", visualize_data),
@@ -409,11 +429,27 @@ def damage_content(path: Path, content: bytes, draw: random.Random) -> None:
         rows = list(csv.reader(io.StringIO(content.decode())))
         with path.open("w", newline="", errors="surrogatepass") as file:
             csv.writer(file).writerows(damaged_csv(rows, draw))
+    elif path.suffix == ".safetensors":
+        path.write_bytes(damaged_safetensors(content, draw))
     elif path.suffix == ".pth":
         changed = damaged_checkpoint(torch.load(path, weights_only=True), draw)
         torch.save(changed, path)
     elif path.suffix == ".zip":
         write_damaged_zip(path, draw)
+
+
+def damaged_safetensors(content: bytes, draw: random.Random) -> bytes:
+    """With another header: eight bytes of its length, a json, and the numbers behind."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    metadata = header["__metadata__"]
+    if draw.random() < 0.6:
+        name = draw.choice(list(metadata))
+        metadata[name] = draw.choice(["", "{}", "[]", "null", "a: [", "x", metadata[name][:-5], metadata[name] * 2])
+    else:
+        header = damaged_document(header, draw)
+    written = json.dumps(header).encode()
+    return len(written).to_bytes(8, "little") + written + content[8 + length :]
 
 
 def damaged_rows(rows: Any, draw: random.Random) -> list[Any]:

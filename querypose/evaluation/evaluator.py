@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from querypose.config import build_part
 from querypose.d2 import CfgNode, DatasetEvaluator, comm, configurable
 from querypose.data.coco import PoseAnnotations
 from querypose.data.datasets import dataset_annotations
@@ -19,7 +18,7 @@ from querypose.evaluation.detections import (
     poses_to_results,
     write_json,
 )
-from querypose.evaluation.finishing import FINISHING_REGISTRY, FinishingStep
+from querypose.evaluation.finishing import FinishingStep, build_finishing
 from querypose.evaluation.metrics import Metric, format_metrics, metrics_of_dataset, require_usable
 from querypose.evaluation.pictures import EvaluationPictures
 
@@ -84,10 +83,7 @@ class PoseEvaluator(DatasetEvaluator):
             "dataset_name": dataset_name,
             "annotations": annotations,
             "metrics": metrics_of_dataset(dataset_name, cfg.TEST.METRICS),
-            "finishing": [
-                build_part(FINISHING_REGISTRY, entry, f"TEST.FINISHING[{index}]", skeleton=annotations.skeleton)
-                for index, entry in enumerate(cfg.TEST.FINISHING)
-            ],
+            "finishing": build_finishing(cfg, annotations.skeleton),
             "output_dir": inference_folder(cfg, dataset_name) if output_dir is None else output_dir,
             "pictures": EvaluationPictures(
                 annotations, cfg.TEST.PICTURES, _folder_of_dataset(cfg, PICTURES_FOLDER, dataset_name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, Instances, build_backbone, configurable
+from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, ImageList, Instances, build_backbone, configurable
 from querypose.data.coco import AREA_OF_BOX
 from querypose.modeling.backbone import BackboneError
 from querypose.modeling.explanation import Layer
@@ -207,20 +207,26 @@ class LQR(PoseModel):
         for scale in self.test_scales:
             size = [max(1, round(side * scale)) for side in (height, width)]
             resized = [{"image": _resized(sample["image"].to(self.pixel_mean), size)} for sample in samples]
-            images = self.normalized_images(resized, self.backbone.size_divisibility)
-            score_BHW, pose_BKDHW = self._score_and_pose(images.tensor)
-            if self.flip_test:
-                mirrored = self._score_and_pose(mirrored_images(images.tensor))
-                other_BHW, other_BKDHW = mirrored_maps(*mirrored, self.skeleton.flip_indices)
-                score_BHW, pose_BKDHW = (score_BHW + other_BHW) / 2, (pose_BKDHW + other_BKDHW) / 2
-            is_image_BHW = image_cells(images, score_BHW.shape[1:])
-            score_BQ, keypoints_BQKD = peaks(
-                score_BHW, pose_BKDHW, is_image_BHW, self.peak_window, self.detections_per_image
-            )
+            score_BQ, keypoints_BQKD = self._peaks(self.normalized_images(resized, self.backbone.size_divisibility))
             scores.append(score_BQ)
             keypoints.append(keypoints_BQKD * keypoints_BQKD.new_tensor([width / size[1], height / size[0]]))
         score_BQ, keypoints_BQKD = joined_scales(scores, keypoints, self.test_scales)
         return QueryPoses(score_BQ, F.pad(keypoints_BQKD, (0, 1), value=1.0))
+
+    def poses(self, images: ImageList) -> QueryPoses:
+        """As `PoseModel.poses`, of one scale."""
+        score_BQ, keypoints_BQKD = self._peaks(images)
+        return QueryPoses(score_BQ, F.pad(keypoints_BQKD, (0, 1), value=1.0))
+
+    def _peaks(self, images: ImageList) -> tuple[Tensor, Tensor]:
+        """Scores (B, Q) and keypoints (B, Q, K, D) of the peaks of one scale."""
+        score_BHW, pose_BKDHW = self._score_and_pose(images.tensor)
+        if self.flip_test:
+            mirrored = self._score_and_pose(mirrored_images(images.tensor))
+            other_BHW, other_BKDHW = mirrored_maps(*mirrored, self.skeleton.flip_indices)
+            score_BHW, pose_BKDHW = (score_BHW + other_BHW) / 2, (pose_BKDHW + other_BKDHW) / 2
+        is_image_BHW = image_cells(images, score_BHW.shape[1:])
+        return peaks(score_BHW, pose_BKDHW, is_image_BHW, self.peak_window, self.detections_per_image)
 
     def _score_and_pose(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """What poses are chosen by, (B, H, W), and absolute poses in cells, (B, K, D, H, W)."""

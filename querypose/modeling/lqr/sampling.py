@@ -19,9 +19,9 @@ def reading_grid(displacement_RDHW: Tensor) -> Tensor:
     -1 and 1 are the outermost cells of the map.
     """
     height, width = displacement_RDHW.shape[-2:]
-    position_RDHW = displacement_RDHW + cell_positions(height, width, displacement_RDHW)
-    last_D11 = position_RDHW.new_tensor([max(width - 1, 1), max(height - 1, 1)])[:, None, None]
-    return (position_RDHW * (2 / last_D11) - 1).permute(0, 2, 3, 1)
+    cell_DHW = cell_positions(height, width, displacement_RDHW)
+    last_D11 = cell_DHW[:, -1:, -1:].clamp(min=1)
+    return ((displacement_RDHW + cell_DHW) * (2 / last_D11) - 1).permute(0, 2, 3, 1)
 
 
 def read(map_RCHW: Tensor, grid_RMWD: Tensor) -> Tensor:

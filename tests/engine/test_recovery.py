@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from querypose.engine.stop_signal import STOPPED_EXIT_CODE
 from tests.engine import mortal_run
 from tests.engine.mortal_run import assert_same_run, log_of, metrics_of, train
+from tests.tiny import ARCHITECTURES, TINY_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = -signal.SIGKILL
@@ -91,6 +93,21 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(
     assert train(folder, "--resume") == [0], log_of(folder)
     assert_same_run(folder, unbroken)
     assert "bit-identical" not in log_of(folder)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_model_goes_on_as_if_it_had_never_stopped(architecture: str, tmp_path: Path) -> None:
+    words = [*TINY_MODEL, *ARCHITECTURES[architecture]]
+    model = {key: yaml.safe_load(value) for key, value in zip(words[::2], words[1::2], strict=True)}
+    settings: dict[str, Any] = {
+        **model, "SOLVER.MAX_ITER": 15, "SOLVER.LR_FACTORS": [], "SOLVER.BASE_LR": 1e-3,
+        "SOLVER.AMP.PRECISION": "bfloat16",
+    }  # fmt: skip
+    unbroken, folder = tmp_path / "unbroken", tmp_path / "run"
+    assert train(unbroken, **settings) == [0], log_of(unbroken)
+    assert train(folder, death="in the midst of an iteration", **settings) == [KILLED], log_of(folder)
+    assert train(folder, "--resume", **settings) == [0], log_of(folder)
+    assert_same_run(folder, unbroken)
 
 
 @pytest.mark.parametrize(

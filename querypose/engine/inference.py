@@ -90,10 +90,11 @@ class InferenceModel(nn.Module):
             return self.model(batched_inputs)
 
     def explain(self, batched_inputs: Sequence[Mapping[str, Any]], num_poses: int = 3) -> list[list[Layer]]:
-        """As `PoseModel.explain`, in the precision of the forward pass."""
+        """As `PoseModel.explain`, in the precision of the forward pass; what is no PoseModel has nothing to show."""
+        if not isinstance(self.model, PoseModel):
+            return [[] for _ in batched_inputs]
         with self._autocast():
-            layers: list[list[Layer]] = self.model.explain(batched_inputs, num_poses)
-        return layers
+            return self.model.explain(batched_inputs, num_poses)
 
     def _autocast(self) -> torch.autocast:
         device = next(self.model.parameters()).device

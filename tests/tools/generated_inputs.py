@@ -150,7 +150,7 @@ def export(folder: Path) -> tuple[list[str], list[Path]]:
     (run_folder / "last_checkpoint").write_text("model_0000001.pth")
     (run_folder / "metrics.json").write_text(json.dumps({"iteration": 1, "keypoints/AP": 5.0}) + "\n")
     arguments = [str(run_folder), "--format", "safetensors", "--output", str(folder / "exported")]
-    return arguments, [path for path in run_folder.iterdir()]
+    return arguments, list(run_folder.iterdir())
 
 
 def export_again(folder: Path) -> tuple[list[str], list[Path]]:

@@ -126,7 +126,7 @@ def test_damaged_lines_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFix
     ]
     (tmp_path / "broken.json").write_text("\n".join(lines), errors="surrogateescape")
     assert read_metrics(tmp_path / "broken.json") == {"a": [(1, 1), (3, 3)]}
-    assert "damaged lines are left out: 1, 3, 4" in caplog.text
+    assert "damaged lines are left out: 2, 3, 4" in caplog.text
 
 
 @pytest.mark.parametrize("rows", [1, 2])

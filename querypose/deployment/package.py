@@ -28,7 +28,7 @@ from querypose.deployment.model_card import model_card
 from querypose.engine.ema import load_evaluation_weights
 from querypose.modeling import PoseModel
 from querypose.paths import path_within
-from querypose.skeleton import Skeleton, SkeletonError, skeleton_of_datasets
+from querypose.skeleton import Skeleton, skeleton_of_datasets
 
 WEIGHTS_FILE = "model.safetensors"
 _FORMAT = "querypose-1"
@@ -122,7 +122,7 @@ def _read_safetensors(path: Path, device: str) -> ModelPackage:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
         content, skeleton = parse_yaml(header["config"], f"{path}: its config"), skeleton_of_json(header["skeleton"])
         metrics = dict(json.loads(header["metrics"]))
-    except (ConfigError, SkeletonError):
+    except ConfigError:
         raise
     except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(

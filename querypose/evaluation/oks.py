@@ -102,7 +102,7 @@ def object_keypoint_similarity(
     """
     is_labeled = truth[..., 2] > 0
     distances = found - truth[..., :2]
-    is_unlabeled = ~is_labeled.any(axis=-1, keepdims=True)
+    is_unlabeled = np.asarray(np.logical_not(is_labeled.any(axis=-1, keepdims=True)))
     if is_unlabeled.any():
         low, size = boxes_xywh[..., None, :2], boxes_xywh[..., None, 2:]
         beyond = np.maximum(0, low - size - found) + np.maximum(0, found - low - 2 * size)

@@ -39,7 +39,7 @@ quickstart: install
 		--results $(QUICKSTART)/test/inference/coco_instances_results.json --output $(QUICKSTART)/predictions \
 		--metrics $(QUICKSTART)/metrics.json --num 8
 	@echo "Predictions and the loss curve are in $(QUICKSTART)/predictions."
-	$(RUN) tools/report.py $(QUICKSTART) --output $(QUICKSTART)/report
+	$(RUN) tools/report.py $(QUICKSTART) --attention --output $(QUICKSTART)/report
 
 pretrain: install
 	$(RUN) tools/train_net.py --config-file configs/quickstart.yaml OUTPUT_DIR output/pretrain \

@@ -32,6 +32,7 @@ from querypose.data.image_io import read_image_size
 from querypose.engine import report_user_errors
 from querypose.errors import UserError
 from querypose.paths import path_within
+from querypose.progress import progress
 from querypose.skeleton import COCO_SKELETON
 
 # The columns of annotations.csv; the latter two hold json, an entry an animal.
@@ -197,7 +198,7 @@ def _write(source: Path, output: Path, photos: Sequence[Photo], splits: dict[str
     try:
         unfinished.chmod(0o755)
         (unfinished / "images").mkdir()
-        for photo in photos:
+        for photo in progress(photos, "copying"):
             copy = path_within(unfinished / "images", photo.file_name, "annotations.csv")
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / "images" / photo.file_name, copy)

@@ -37,6 +37,7 @@ from querypose.engine import report_user_errors
 from querypose.errors import UserError
 from querypose.evaluation import write_json
 from querypose.paths import path_within
+from querypose.progress import progress
 from querypose.skeleton import MPII_SKELETON
 
 PIXELS_PER_SCALE = 200
@@ -178,7 +179,9 @@ def document(persons: Sequence[Person], folder: Path) -> dict[str, Any]:
     """The json of a split."""
     names = sorted({person.image for person in persons})
     image_ids = {name: index for index, name in enumerate(names, start=1)}
-    sizes = {name: _image_size(path_within(folder / "images", name, "an image")) for name in names}
+    sizes = {
+        name: _image_size(path_within(folder / "images", name, "an image")) for name in progress(names, "reading sizes")
+    }
     return {
         "info": {"description": "MPII Human Pose", "contributor": "Andriluka et al., 2014"},
         "licenses": [],

@@ -39,7 +39,8 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9"))
     folder.mkdir()
     for name in ("demo", "visualize_data", "check_dataset", "train"):
-        arguments, _ = TOOLS[name].prepare(folder / name) if not (folder / name).mkdir() else ([], [])
+        (folder / name).mkdir()
+        arguments, _ = TOOLS[name].prepare(folder / name)
         images = sorted((folder / name / "data").glob("*.png"))
         renamed = images[0].with_name("\udcff.png")
         images[0].rename(renamed)

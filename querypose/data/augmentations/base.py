@@ -20,7 +20,8 @@ Classes that INPUT.AUGMENTATIONS names. Arguments of the constructor are given i
 """
 
 # Annotations of arguments. Yours can have conditions of their own: Annotated[float, between(0, 2)].
-Probability = Share = Annotated[float, between(0, 1)]
+Probability = Annotated[float, between(0, 1)]
+Share = Annotated[float, between(0, 1)]
 Degrees = Annotated[float, between(0, 180)]
 Factor = Annotated[float, between(1e-3, 1e3)]
 NotNegative = Annotated[float, between(0, 1e3)]

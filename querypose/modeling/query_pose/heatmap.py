@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from querypose.layers import at_least_float32, full_precision
+from querypose.layers import at_least_float32, full_precision, pooling_layout
 from querypose.modeling.loss_terms import LossTerm
 from querypose.modeling.query_pose.initialization import prior_bias
 from querypose.modeling.query_pose.losses import heatmap_focal_loss
@@ -52,14 +52,34 @@ class AuxiliaryHeatmap(LossTerm):
         code divides by the labeled keypoints and includes the padding.
         """
         feature_BCHW = features[self.in_feature]
-        logits_BKHW = self.logits(self.convs(feature_BCHW))
+        logits_BKHW = self._logits(features)
         num_keypoints, height, width = logits_BKHW.shape[1:]
         with full_precision(feature_BCHW):
             target_BKHW = draw_heatmaps(targets, height, width, self.stride)
-            inside_B1HW = inside_images(targets, height, width, self.stride)
+            inside_B1HW = inside_images(targets.image_size_B4, height, width, self.stride)
             loss = heatmap_focal_loss(at_least_float32(logits_BKHW), target_BKHW, inside_B1HW)
             # Without the conversion the float64 of the normalizer would make the loss float64 too.
             return self.weight * loss / (normalizers["persons"].clamp(min=1) * num_keypoints).to(loss)
+
+    def _logits(self, features: Mapping[str, Tensor]) -> Tensor:
+        return self.logits(self.convs(features[self.in_feature]))
+
+
+class HeatmapInput(AuxiliaryHeatmap):
+    """Heat maps that the keypoint decoder reads too, behind the features of its level."""
+
+    LEVEL = "keypoints"
+    LOGITS = "heatmap_logits"
+
+    def add_level(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The features with the level LEVEL (B, C + K, H, W), `in_feature` and the heat maps' scores in [0, 1]."""
+        feature_BCHW = features[self.in_feature]
+        logits_BKHW = at_least_float32(self._logits(features))
+        level = torch.cat([feature_BCHW, logits_BKHW.sigmoid()], dim=1)
+        return {**features, self.LEVEL: pooling_layout(level), self.LOGITS: logits_BKHW}
+
+    def _logits(self, features: Mapping[str, Tensor]) -> Tensor:
+        return features[self.LOGITS] if self.LOGITS in features else super()._logits(features)
 
 
 def draw_heatmaps(targets: PersonTargets, height: int, width: int, stride: int) -> Tensor:
@@ -80,8 +100,8 @@ def draw_heatmaps(targets: PersonTargets, height: int, width: int, stride: int) 
     """
     radius_BG11 = bump_radius((targets.boxes_BG4[..., 2:] - targets.boxes_BG4[..., :2]) / stride)[..., None, None]
     cell_BGKD = (targets.keypoints_BGKD / stride).floor()
-    columns_BGKW = _bump(cell_BGKD[..., 0, None], radius_BG11, width)
-    rows_BGKH = _bump(cell_BGKD[..., 1, None], radius_BG11, height) * targets.labelled_BGK[..., None]
+    columns_BGKW = _cut_off_bump(cell_BGKD[..., 0, None], radius_BG11, width)
+    rows_BGKH = _cut_off_bump(cell_BGKD[..., 1, None], radius_BG11, height) * targets.labelled_BGK[..., None]
     num_images, num_persons, num_keypoints = targets.labelled_BGK.shape
     heatmap_BKHW = columns_BGKW.new_zeros(num_images, num_keypoints, height, width)
     for person in range(num_persons):  # all at once would need `num_persons` times the memory
@@ -99,16 +119,20 @@ def bump_radius(size: Tensor) -> Tensor:
     return ((perimeter - (perimeter.square() - 16 * (1 - MIN_OVERLAP) * area).sqrt()) / 8).floor()
 
 
-def _bump(center: Tensor, radius: Tensor, length: int) -> Tensor:
-    """A Gaussian (…, length) along one axis around the cell `center` (…, 1), cut off beyond `radius`, in cells."""
+def _cut_off_bump(center: Tensor, radius: Tensor, length: int) -> Tensor:
+    """`gaussian_bump` of a sixth of the diameter, 0 beyond the radius (…, 1)."""
     distance = torch.arange(length, device=center.device, dtype=center.dtype) - center
-    sigma = (2 * radius + 1) / 6
-    return torch.exp(-distance.square() / (2 * sigma.square())) * (distance.abs() <= radius)
+    return gaussian_bump(center, (2 * radius + 1) / 6, length) * (distance.abs() <= radius)
 
 
-def inside_images(targets: PersonTargets, height: int, width: int, stride: int) -> Tensor:
-    """Which cells (B, 1, height, width) cover image and not padding alone."""
-    size_B4 = targets.image_size_B4
+def gaussian_bump(center: Tensor, sigma: Tensor, length: int) -> Tensor:
+    """A Gaussian (…, length) along one axis around the cell `center` (…, 1), 1 there, in cells."""
+    distance = torch.arange(length, device=center.device, dtype=center.dtype) - center
+    return torch.exp(-distance.square() / (2 * sigma.square()))
+
+
+def inside_images(size_B4: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """Which cells (B, 1, height, width) cover image and not padding alone; sizes as width, height, width, height."""
     inside_BW = torch.arange(width, device=size_B4.device) * stride < size_B4[:, 0, None]
     inside_BH = torch.arange(height, device=size_B4.device) * stride < size_B4[:, 1, None]
     return inside_BH[:, None, :, None] & inside_BW[:, None, None, :]

@@ -29,8 +29,10 @@ $(VENV)/installed: setup.py
 
 quickstart: install
 	$(RUN) tools/train_net.py --config-file configs/quickstart.yaml OUTPUT_DIR $(QUICKSTART)
-	$(RUN) tools/visualize_results.py --dataset synthetic_val \
-		--results $(QUICKSTART)/inference/coco_instances_results.json --output $(QUICKSTART)/predictions \
+	$(RUN) tools/train_net.py --config-file configs/quickstart.yaml --eval-only DATASETS.TEST "['synthetic_test']" \
+		MODEL.WEIGHTS $(QUICKSTART)/model_final.pth OUTPUT_DIR $(QUICKSTART)/test
+	$(RUN) tools/visualize_results.py --dataset synthetic_test \
+		--results $(QUICKSTART)/test/inference/coco_instances_results.json --output $(QUICKSTART)/predictions \
 		--metrics $(QUICKSTART)/metrics.json --num 8
 	@echo "Predictions and the loss curve are in $(QUICKSTART)/predictions."
 

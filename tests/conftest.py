@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ settings.load_profile("every machine")
 def pytest_configure(config: pytest.Config) -> None:
     # The tests run side by side; more threads than cores would only get in each other's way.
     torch.set_num_threads(1)
+    # What a shell starts in the background ignores Ctrl-C, and so would the processes that the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # torch.compile takes from its cache also what was made for other instructions than ATEN_CPU_CAPABILITY allows.
     folder = f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability()}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / folder))

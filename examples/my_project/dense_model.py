@@ -13,7 +13,6 @@ from torchvision.ops import sigmoid_focal_loss
 from querypose.config import Key, add_keys, at_least
 from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, ImageList, Instances, build_backbone, configurable
 from querypose.modeling import Batch, Component, PoseModel, QueryPoses, image_cells, num_instances
-from querypose.skeleton import skeleton_of_datasets
 
 add_keys(
     [
@@ -54,13 +53,11 @@ class ToyDense(PoseModel):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The arguments that YAML states; nothing else here sees `cfg`."""
         return {
+            **super().from_config(cfg),
             "backbone": build_backbone(cfg),
             "in_feature": cfg.MODEL.TOY_DENSE.IN_FEATURE,
             "offset_weight": cfg.MODEL.TOY_DENSE.OFFSET_WEIGHT,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "skeleton": skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     @property

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from querypose.config import Key, above, add_keys
 from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, ImageList, Instances, build_backbone, configurable
 from querypose.modeling import Batch, Component, PoseModel, QueryPoses, num_instances
-from querypose.skeleton import skeleton_of_datasets
 
 add_keys(
     [
@@ -46,12 +45,10 @@ class ToyTopDown(PoseModel):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The arguments that YAML states; nothing else here sees `cfg`."""
         return {
+            **super().from_config(cfg),
             "backbone": build_backbone(cfg),
             "in_feature": cfg.MODEL.TOY_TOP_DOWN.IN_FEATURE,
             "sigma": cfg.MODEL.TOY_TOP_DOWN.SIGMA,
-            "skeleton": skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     @property

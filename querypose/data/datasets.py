@@ -19,7 +19,7 @@ from querypose.data.coco import PoseAnnotations, read_annotations
 from querypose.data.problems import DatasetError, count_by_kind, errors_of
 from querypose.skeleton import BUILTIN_SKELETONS, COCO_SKELETON, CROWDPOSE_SKELETON, MPII_SKELETON, Skeleton
 
-SYNTHETIC_SPLITS = ("train", "val")
+SYNTHETIC_SPLITS = ("train", "val", "test", "hard_train", "hard_val", "hard_test")
 _CUSTOM_FIELDS = {"name", "json", "images", "skeleton"}
 _OPTIONAL_CUSTOM_FIELDS = {"evaluator"}
 

@@ -1,8 +1,8 @@
 """One drawn person: a random pose of a jointed body in three dimensions, and its painting part by part.
 
 Body frame: x to the person's left, y up, z to its front; unit: the person's height. View frame: x right, y down, z
-towards the viewer, in pixels. Left and right can be told from the face and from the shading: the light comes from the
-person's left, so that left limbs are lighter than right ones.
+towards the viewer, in pixels. Left and right follow from what stays true in a mirror: a face, a neckline and buttons
+are in front, a rucksack is on the back, and limbs nearer to the viewer are lighter.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _SHOWN_BY = {
     "shoulder": ("upper_arm",), "elbow": ("upper_arm", "forearm"), "wrist": ("forearm",), "hip": ("thigh",),
     "knee": ("thigh", "shank"), "ankle": ("shank",),
 }  # fmt: skip
+# Lightness of a limb in the plane of the torso, its change with the depth in heights, and the limits.
+_MIDDLE_LIGHT, _LIGHT_OF_DEPTH, _LIGHT_RANGE = 0.96, 3.0, (0.7, 1.22)
 # A keypoint deeper than this below the surface that faces the viewer is hidden, in heights.
 _FAR_SIDE = -0.05
 
@@ -66,7 +68,7 @@ class Painter:
             radii = discs[:, 2]
             self.polygon(_hull_of_discs(_with_radii(discs, radii - np.minimum(0.9, radii * 0.25))), color)
             core = _with_radii(discs, radii * 0.45)
-            core[:, :2] -= radii[:, None] * [0.18, 0.22]
+            core[:, 1] -= radii * 0.28  # light from above: a mirror leaves it true
             self.polygon(_hull_of_discs(core), _tone(color, 1.12))
 
     def owners(self) -> np.ndarray:
@@ -181,14 +183,22 @@ class Figure:
             painter.hull(_discs(neckline, [0.034 * h, 0.022 * h]), _tone(looks["skin"], 0.92), shaded=False)
             for fraction in (0.3, 0.5, 0.7):
                 painter.hull(_discs([base + (middle - base) * fraction], [0.011 * h]), looks["trim"], shaded=False)
+        else:
+            corners = [s + (w - s) * at for at in (0.2, 0.75) for s, w in zip(shoulders, waist, strict=True)]
+            center = sum(corners) / 4
+            corners = [center + 0.6 * (corner - center) for corner in corners]
+            painter.hull(_discs(corners, [0.03 * h] * 4), looks["rucksack"])
+            pocket = _discs([(corners[2] + center) / 2, (corners[3] + center) / 2], [0.018 * h] * 2)
+            painter.hull(pocket, _tone(looks["rucksack"], 0.6), shaded=False)
 
     def _paint_limb(self, painter: Painter, part: str, owner: int) -> None:
         h, looks = self.height, self.looks
         side, _, limb = part.partition("_")
         upper, lower = (self.joints[name] for name in self._ends(part))
-        light = 1.18 if side == "left" else 0.72
+        depth = sum(self._relative_depth(name) for name in self._ends(part)) / 2
+        light = float(np.clip(_MIDDLE_LIGHT + _LIGHT_OF_DEPTH * depth, *_LIGHT_RANGE))
         thick, thin = {
-            "upper_arm": (0.038, 0.032), "forearm": (0.031, 0.024), "thigh": (0.056, 0.043), "shank": (0.042, 0.028),
+            "upper_arm": (0.043, 0.037), "forearm": (0.036, 0.029), "thigh": (0.063, 0.05), "shank": (0.048, 0.034),
         }[limb]  # fmt: skip
         is_arm = limb in ("upper_arm", "forearm")
         cloth = _tone(looks["shirt"] if is_arm else looks["trousers"], light)
@@ -202,9 +212,9 @@ class Figure:
             painter.hull(_discs([lower, self.toes[side]], [0.033 * h, 0.022 * h]), _tone(looks["shoes"], light), owner)
         painter.hull(_discs([upper, lower], [thick * h, thin * h]), skin if bare else cloth, owner)
         if limb == "upper_arm" and bare:  # a short sleeve
-            painter.hull(_discs([upper, upper * 0.6 + lower * 0.4], [0.043 * h, 0.04 * h]), cloth, owner)
+            painter.hull(_discs([upper, upper * 0.6 + lower * 0.4], [0.048 * h, 0.045 * h]), cloth, owner)
         if limb == "thigh" and bare:  # shorts
-            painter.hull(_discs([upper, upper * 0.5 + lower * 0.5], [0.06 * h, 0.056 * h]), cloth, owner)
+            painter.hull(_discs([upper, upper * 0.5 + lower * 0.5], [0.066 * h, 0.062 * h]), cloth, owner)
 
     def _paint_head(self, painter: Painter, owner: int) -> None:
         looks, radius, center = self.looks, _HEAD * self.height, self.neck
@@ -237,11 +247,19 @@ class Figure:
                          (150, 50, 50), shaded=False)  # fmt: skip
 
 
-def random_figure(height: float, generator: np.random.Generator) -> Figure:
-    """A person of a height in pixels, in a random pose and view; its pelvis is at (0, 0)."""
+def random_figure(height: float, generator: np.random.Generator, *, front: float, back: float, turn: float) -> Figure:
+    """A person of a height in pixels, in a random pose and view; its pelvis is at (0, 0).
+
+    Args:
+        height: in pixels.
+        generator: of all that is random.
+        front: the probability that the person faces the viewer.
+        back: that it turns its back to the viewer; otherwise it is seen from a side.
+        turn: standard deviation in degrees, of the body from that view and of the head from the body.
+    """
     body_joints, toes, neck, spine = _random_pose(generator)
-    view = _random_view(generator)
-    head_view = view @ _rotation_y(generator.normal(0, 25)) @ _rotation_x(generator.normal(0, 8))
+    view = _random_view(generator, front, back, turn)
+    head_view = view @ _rotation_y(generator.normal(0, turn)) @ _rotation_x(generator.normal(0, 8))
     head = np.stack([head_view[:, 0], _unit(head_view[:, 1] + view @ spine - view[:, 1]), head_view[:, 2]])
     joints = {name: view @ joint * height for name, joint in body_joints.items()}
     center = view @ neck * height
@@ -301,10 +319,11 @@ def _random_pose(
     return joints, toes, neck, spine
 
 
-def _random_view(generator: np.random.Generator) -> np.ndarray:
+def _random_view(generator: np.random.Generator, front: float, back: float, turn: float) -> np.ndarray:
     """Body frame to view frame, (3, 3)."""
-    facing = generator.choice([0, 180, 90, -90], p=[0.5, 0.2, 0.15, 0.15])
-    yaw = generator.normal(facing, 22)
+    side = (1 - front - back) / 2
+    facing = generator.choice([0, 180, 90, -90], p=[front, back, side, side])
+    yaw = generator.normal(facing, turn)
     pitch, roll = generator.normal(4, 5), generator.normal(0, 4)
     if generator.random() < 0.06:  # a tumbler
         roll += generator.uniform(-90, 90)
@@ -321,6 +340,7 @@ def _random_looks(generator: np.random.Generator) -> dict[str, Any]:
         "shirt": random_color(generator),
         "trousers": _tone(random_color(generator), 0.75),
         "trim": random_color(generator),
+        "rucksack": random_color(generator),
         "shoes": random_color(generator),
         "stripes": stripes[generator.integers(len(stripes))],
         "sleeves": int(generator.choice([0, 1, 2], p=[0.4, 0.2, 0.4])),

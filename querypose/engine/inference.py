@@ -13,7 +13,7 @@ from querypose.config import ConfigError
 from querypose.d2 import CfgNode, configurable
 from querypose.layers.batch_norm_folding import CONVOLUTIONS, fold_batch_norms
 from querypose.layers.precision import PRECISIONS
-from querypose.modeling import PoseModel
+from querypose.modeling import Layer, PoseModel
 
 
 class InferenceModel(nn.Module):
@@ -71,6 +71,15 @@ class InferenceModel(nn.Module):
         return self
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        device = next(self.model.parameters()).device
-        with torch.autocast(device.type, self.precision, enabled=self.precision is not None):
+        with self._autocast():
             return self.model(batched_inputs)
+
+    def explain(self, batched_inputs: Sequence[Mapping[str, Any]], num_poses: int = 3) -> list[list[Layer]]:
+        """As `PoseModel.explain`, in the precision of the forward pass."""
+        with self._autocast():
+            layers: list[list[Layer]] = self.model.explain(batched_inputs, num_poses)
+        return layers
+
+    def _autocast(self) -> torch.autocast:
+        device = next(self.model.parameters()).device
+        return torch.autocast(device.type, self.precision, enabled=self.precision is not None)

@@ -75,6 +75,19 @@ class CrossAttention(_Attention):
         positioned_BQC, key_BTC = _at(query_BQC, query_position_BQC), _at(token_BTC, token_position_BTC)
         return self._attend(query_BQC, positioned_BQC, key_BTC, token_BTC, is_padding_BT)
 
+    def weights(
+        self,
+        query_BQC: Tensor,
+        token_BTC: Tensor,
+        query_position_BQC: Tensor | None = None,
+        token_position_BTC: Tensor | None = None,
+        is_padding_BT: Tensor | None = None,
+    ) -> Tensor:
+        """How much each query looks at each token (B, Q, T), the mean of the heads, to be shown; see `forward`."""
+        positioned_BQC, key_BTC = _at(query_BQC, query_position_BQC), _at(token_BTC, token_position_BTC)
+        _, weights_BQT = self.attention(positioned_BQC, key_BTC, token_BTC, key_padding_mask=is_padding_BT)
+        return weights_BQT
+
 
 def _at(token_BTC: Tensor, position_BTC: Tensor | None) -> Tensor:
     return token_BTC if position_BTC is None else token_BTC + position_BTC

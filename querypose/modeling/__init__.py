@@ -5,6 +5,7 @@ It exports what a model of your own needs; see examples/my_project.
 
 from querypose.modeling import backbone as backbone
 from querypose.modeling import config as config
+from querypose.modeling.explanation import BoxLayer, Layer, MapLayer, PatchLayer, PointLayer, PoseLayer, ValueLayer
 from querypose.modeling.images import image_cells
 from querypose.modeling.loss_terms import LossTerm
 from querypose.modeling.lqr import LQR
@@ -19,13 +20,20 @@ __all__ = [
     "LQR",
     "POET",
     "Batch",
+    "BoxLayer",
     "Component",
+    "Layer",
     "LossTerm",
+    "MapLayer",
+    "PatchLayer",
     "PersonTargets",
+    "PointLayer",
+    "PoseLayer",
     "PoseModel",
     "QueryPose",
     "QueryPoses",
     "SHaRPose",
+    "ValueLayer",
     "image_cells",
     "num_instances",
 ]

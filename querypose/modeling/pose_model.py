@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from querypose.d2 import Boxes, ImageList, Instances, Keypoints, comm
+from querypose.d2 import Boxes, CfgNode, ImageList, Instances, Keypoints, comm
+from querypose.modeling.explanation import Layer
 from querypose.modeling.images import ImageSize, normalize_and_pad
 from querypose.modeling.targets import PersonTargets
-from querypose.skeleton import Skeleton
+from querypose.skeleton import Skeleton, skeleton_of_datasets
 
 Batch = Sequence[Mapping[str, Any]]
 """A dict an image (or a person's crop), as detectron2's models take them."""
@@ -54,6 +55,15 @@ class PoseModel(nn.Module, ABC):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The arguments of this base; a subclass adds its own. The skeleton is that of the config's datasets."""
+        return {
+            "skeleton": skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
     @abstractmethod
     def loss_normalizers(self, batch: Batch) -> dict[str, Tensor]:
         """What losses are divided by: sums over `batch` that its annotations alone decide; float64 scalars on the CPU.
@@ -82,6 +92,17 @@ class PoseModel(nn.Module, ABC):
         Returns:
             with `pred_boxes`, `scores`, `pred_classes` and `pred_keypoints`, (N, K, 3) as x, y and a score.
         """
+
+    def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
+        """What led to the best poses of every sample: a list of named layers each, stage by stage.
+
+        A model that has nothing to show gives empty lists.
+
+        Args:
+            batch: as for `predict`.
+            num_poses: of a sample, at most.
+        """
+        return [[] for _ in batch]
 
     @property
     @abstractmethod

@@ -37,6 +37,8 @@ LAYOUT = {
     "lsp_multi_tiny": ("lsp-multi/tiny.json", "lsp-multi/train", "crowdpose"),
     "synthetic_train": ("synthetic/train/annotations.json", "synthetic/train/images", "coco"),
     "synthetic_val": ("synthetic/val/annotations.json", "synthetic/val/images", "coco"),
+    "synthetic_test": ("synthetic/test/annotations.json", "synthetic/test/images", "coco"),
+    "synthetic_hard_train": ("synthetic/hard_train/annotations.json", "synthetic/hard_train/images", "coco"),
 }
 
 

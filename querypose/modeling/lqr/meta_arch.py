@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, Instances, build_backbone, configurable
 from querypose.data.coco import AREA_OF_BOX
 from querypose.modeling.backbone import BackboneError
+from querypose.modeling.explanation import Layer
 from querypose.modeling.images import image_cells
 from querypose.modeling.lqr.criterion import LQRCriterion
 from querypose.modeling.lqr.decoding import joined_scales, mirrored_images, mirrored_maps, peaks
+from querypose.modeling.lqr.explanation import explain_points
 from querypose.modeling.lqr.keypoint_queries import KeypointQueries, KeypointQueryEncoding
 from querypose.modeling.lqr.pose_queries import PoseQueryEncoding, PoseScores
 from querypose.modeling.lqr.regions import STRIDE, Regions, valid_cells
@@ -23,7 +25,7 @@ from querypose.modeling.lqr.sampling import cell_positions
 from querypose.modeling.pose_model import Batch, Component, PoseModel
 from querypose.modeling.poses import QueryPoses, output_frame
 from querypose.modeling.targets import PersonTargets
-from querypose.skeleton import Skeleton, skeleton_of_datasets
+from querypose.skeleton import Skeleton
 
 
 @META_ARCH_REGISTRY.register()
@@ -82,12 +84,14 @@ class LQR(PoseModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Builds the parts from MODEL.LQR; the skeleton is that of the config's datasets."""
+        """Builds the parts from MODEL.LQR."""
         lqr, loss = cfg.MODEL.LQR, cfg.MODEL.LQR.LOSS
         backbone = build_backbone(cfg)
-        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        base = super().from_config(cfg)
+        skeleton = base["skeleton"]
         sizes = {"in_channels": _general_channels(backbone), "num_keypoints": skeleton.num_keypoints}
         return {
+            **base,
             "backbone": backbone,
             "keypoint_queries": KeypointQueryEncoding(
                 **sizes,
@@ -109,9 +113,6 @@ class LQR(PoseModel):
                     "loss_quality": loss.QUALITY_WEIGHT,
                 },
             ),
-            "skeleton": skeleton,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "radius": lqr.RADIUS,
             "min_area": lqr.MIN_AREA,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -185,6 +186,20 @@ class LQR(PoseModel):
             results.update(zip(indices, instances, strict=True))
         return [results[index] for index in range(len(batch))]
 
+    def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
+        """As `PoseModel.explain`: scores, and how the best cells reach their keypoints; see `explain_points`.
+
+        Each image runs by itself, at scale 1 and not mirrored.
+        """
+        layers = []
+        for sample in batch:
+            images = self.normalized_images([sample], self.backbone.size_divisibility)
+            keypoints, scores = self._maps(images.tensor)
+            ranking_BHW = scores.ranking_BHW
+            is_image_BHW = image_cells(images, ranking_BHW.shape[1:])
+            layers.append(explain_points(keypoints, ranking_BHW, is_image_BHW, self.peak_window, num_poses))
+        return layers
+
     def _poses(self, samples: Batch) -> QueryPoses:
         """The peaks of images of one size at every scale."""
         scores, keypoints = [], []
@@ -209,9 +224,8 @@ class LQR(PoseModel):
 
     def _score_and_pose(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """What poses are chosen by, (B, H, W), and absolute poses in cells, (B, K, D, H, W)."""
-        keypoints, (score_BHW, quality_BHW) = self._maps(image_BCHW)
-        if quality_BHW is not None:
-            score_BHW = score_BHW.clamp(0, 1) * quality_BHW.clamp(0, 1)
+        keypoints, scores = self._maps(image_BCHW)
+        score_BHW = scores.ranking_BHW
         height, width = score_BHW.shape[1:]
         return score_BHW, keypoints.keypoint_BKDHW + cell_positions(height, width, score_BHW)
 

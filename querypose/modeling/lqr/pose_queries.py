@@ -26,6 +26,13 @@ class PoseScores(NamedTuple):
     score_BHW: Tensor
     quality_BHW: Tensor | None = None
 
+    @property
+    def ranking_BHW(self) -> Tensor:
+        """What poses are chosen by: the score, with a quality branch times the quality, both in [0, 1]."""
+        if self.quality_BHW is None:
+            return self.score_BHW
+        return self.score_BHW.clamp(0, 1) * self.quality_BHW.clamp(0, 1)
+
 
 class PoseQueryEncoding(nn.Module):
     """Gathers the instance feature R_I from the places of a pose, and scores what it finds.

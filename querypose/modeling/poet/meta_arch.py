@@ -11,6 +11,7 @@ from torch import Tensor
 from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, ImageList, Instances, build_backbone, configurable
 from querypose.layers import Transformer
 from querypose.modeling.backbone import BackboneError
+from querypose.modeling.explanation import Layer, MapLayer, PoseLayer, recorded_inputs, to_array
 from querypose.modeling.images import has_padding, image_cells
 from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.poet.criterion import PoseCriterion, QueryOutputs
@@ -20,7 +21,7 @@ from querypose.modeling.poet.pose_transformer import PoseTransformer
 from querypose.modeling.poet.pose_vector import PoseTargets
 from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
 from querypose.modeling.poses import QueryPoses
-from querypose.skeleton import Skeleton, skeleton_of_datasets
+from querypose.skeleton import Skeleton
 
 
 @META_ARCH_REGISTRY.register()
@@ -63,10 +64,11 @@ class POET(PoseModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Builds the parts from MODEL.POET; the skeleton is that of the config's datasets."""
+        """Builds the parts from MODEL.POET."""
         poet, loss = cfg.MODEL.POET, cfg.MODEL.POET.LOSS
         backbone = build_backbone(cfg)
-        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        base = super().from_config(cfg)
+        skeleton = base["skeleton"]
         transformer = Transformer(
             dim=poet.DIM,
             num_queries=poet.NUM_QUERIES,
@@ -77,6 +79,7 @@ class POET(PoseModel):
             dropout=poet.DROPOUT,
         )
         return {
+            **base,
             "backbone": backbone,
             "pose_transformer": PoseTransformer(
                 in_channels=_channels_of_one_map(backbone),
@@ -97,9 +100,6 @@ class POET(PoseModel):
                 no_object_weight=loss.NO_OBJECT_WEIGHT,
                 deep_supervision=loss.DEEP_SUPERVISION,
             ),
-            "skeleton": skeleton,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
             "extra_terms": {name: POET_LOSS_REGISTRY.build(name, cfg, skeleton=skeleton) for name in loss.EXTRA_TERMS},
@@ -145,26 +145,63 @@ class POET(PoseModel):
         poses = poses_in_images(outputs, images.image_sizes)
         return poses.to_instances(batch, images.image_sizes, self.detections_per_image, self.score_threshold)
 
-    def _query_outputs(self, batch: Batch) -> tuple[QueryOutputs, ImageList]:
+    def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
+        """As `PoseModel.explain`: of each of the best poses, after every layer of the decoder, keypoints and attention.
+
+        The attention is that of the pose's query to the cells of the feature map, the mean of the heads.
+        """
+        cross_attentions = [layer.cross_attention for layer in self.pose_transformer.transformer.decoder_layers]
+        with recorded_inputs(cross_attentions) as inputs:
+            outputs, images = self._query_outputs(batch, every_layer=True)
+        scores_SBQ = outputs.person_scores_SBQ()
+        best_BN = scores_SBQ[-1].topk(min(num_poses, scores_SBQ.shape[-1]), dim=1).indices
+        height, width = images.tensor.shape[-2:]
+        stride = self.backbone.output_shape()[next(iter(self.backbone.output_shape()))].stride or 1
+        layers: list[list[Layer]] = [[] for _ in batch]
+        for stage, (attention, arguments) in enumerate(zip(cross_attentions, inputs, strict=True)):
+            poses = poses_in_images(outputs, images.image_sizes, stage)
+            weights_BQHW = attention.weights(*arguments).unflatten(-1, (-1, -(-width // stride)))
+            for image, (of_image, best_N) in enumerate(zip(layers, best_BN.tolist(), strict=True)):
+                for rank, query in enumerate(best_N):
+                    of_image += [
+                        PoseLayer(
+                            name="pose",
+                            stage=stage + 1,
+                            pose=rank,
+                            keypoints_KD=to_array(poses.keypoints_BQK3[image, query, :, :2]),
+                            score=float(poses.scores_BQ[image, query]),
+                        ),
+                        MapLayer(
+                            name="attention",
+                            stage=stage + 1,
+                            pose=rank,
+                            values_HW=to_array(weights_BQHW[image, query]),
+                            box=(0.0, 0.0, float(width), float(height)),
+                        ),
+                    ]
+        return layers
+
+    def _query_outputs(self, batch: Batch, every_layer: bool = False) -> tuple[QueryOutputs, ImageList]:
         images = self.normalized_images(batch, self.backbone.size_divisibility)
         (feature_BCHW,) = self.backbone(images.tensor).values()
         is_image_BHW = image_cells(images, feature_BCHW.shape[-2:])
-        return self.pose_transformer(feature_BCHW, is_image_BHW, has_padding(images)), images
+        return self.pose_transformer(feature_BCHW, is_image_BHW, has_padding(images), every_layer), images
 
 
-def poses_in_images(outputs: QueryOutputs, image_sizes: Sequence[tuple[int, int]]) -> QueryPoses:
-    """The poses of the last layer in pixels of the input images; the score is the probability of a person.
+def poses_in_images(outputs: QueryOutputs, image_sizes: Sequence[tuple[int, int]], layer: int = -1) -> QueryPoses:
+    """The poses of a layer in pixels of the input images; the score is the probability of a person.
 
     Args:
         outputs: of the heads.
         image_sizes: height and width of each unpadded image, in pixels.
+        layer: of the decoder, the last by default.
     """
-    poses_BQ = outputs.poses_SBQ[-1]
+    poses_BQ = outputs.poses_SBQ[layer]
     sizes = torch.tensor([(width, height) for height, width in image_sizes])
     size_B11D = sizes.to(poses_BQ.center_D, non_blocking=True)[:, None, None]
     keypoints_BQKD = poses_BQ.keypoints_KD * size_B11D
     return QueryPoses(
-        scores_BQ=outputs.person_scores_SBQ()[-1],
+        scores_BQ=outputs.person_scores_SBQ()[layer],
         keypoints_BQK3=torch.cat([keypoints_BQKD, torch.ones_like(keypoints_BQKD[..., :1])], dim=-1),
         visibilities_BQK=poses_BQ.visibility_K,
     )

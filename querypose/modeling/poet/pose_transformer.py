@@ -38,19 +38,22 @@ class PoseTransformer(nn.Module):
             nn.Linear(dim, PoseVector.length(num_keypoints)),
         )
 
-    def forward(self, feature_BCHW: Tensor, is_image_BHW: Tensor, is_padded: bool) -> QueryOutputs:
-        """Classes and poses of the queries after every layer of the decoder.
+    def forward(
+        self, feature_BCHW: Tensor, is_image_BHW: Tensor, is_padded: bool, every_layer: bool = False
+    ) -> QueryOutputs:
+        """Classes and poses of the queries: after every layer of the decoder in training, else after the last.
 
         Args:
             feature_BCHW: of the backbone.
             is_image_BHW: False where a cell shows padding, which is no key.
             is_padded: whether any does, known to the host.
+            every_layer: after every layer in inference too.
         """
         token_BTC = self.projection(feature_BCHW).flatten(2).transpose(1, 2)
         position_BTC = self.position_encoding(is_image_BHW, feature_BCHW.dtype).flatten(1, 2)
         is_padding_BT = ~is_image_BHW.flatten(1) if is_padded else None
         query_SBQC = self.transformer(token_BTC, position_BTC, is_padding_BT)
-        if not self.training:
+        if not (self.training or every_layer):
             query_SBQC = query_SBQC[-1:]
         with full_precision(query_SBQC):
             query_SBQC = at_least_float32(query_SBQC)

@@ -22,6 +22,7 @@ from querypose.d2 import (
     configurable,
 )
 from querypose.layers import RealNVP, RegionPooler, pooling_layout
+from querypose.modeling.explanation import Layer
 from querypose.modeling.images import zero_padding
 from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
@@ -29,6 +30,7 @@ from querypose.modeling.query_pose.box_decoder import BoxEmbedding, BoxStage
 from querypose.modeling.query_pose.criterion import SetCriterion
 from querypose.modeling.query_pose.denoising import BoxNoise
 from querypose.modeling.query_pose.dense_start import DenseStart
+from querypose.modeling.query_pose.explanation import explain_stages
 from querypose.modeling.query_pose.heatmap import AuxiliaryHeatmap, HeatmapInput
 from querypose.modeling.query_pose.initialization import PROPOSAL_LAYOUTS
 from querypose.modeling.query_pose.keypoint_decoder import (
@@ -44,7 +46,7 @@ from querypose.modeling.query_pose.part_embedding import INTERACTION_REGISTRY, I
 from querypose.modeling.query_pose.part_update import PART_UPDATE_REGISTRY
 from querypose.modeling.query_pose.pose_decoder import PoseDecoder
 from querypose.modeling.query_pose.query_selection import QuerySelection
-from querypose.skeleton import Skeleton, skeleton_of_datasets
+from querypose.skeleton import Skeleton
 
 
 @META_ARCH_REGISTRY.register()
@@ -93,12 +95,14 @@ class QueryPose(PoseModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Builds the parts from MODEL.QUERYPOSE; the skeleton is that of the config's datasets."""
+        """Builds the parts from MODEL.QUERYPOSE."""
         query_pose = cfg.MODEL.QUERYPOSE
         backbone = build_backbone(cfg)
-        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        base = super().from_config(cfg)
+        skeleton = base["skeleton"]
         focal = {"focal_alpha": query_pose.LOSS.FOCAL_ALPHA, "focal_gamma": query_pose.LOSS.FOCAL_GAMMA}
         return {
+            **base,
             "backbone": backbone,
             "decoder": build_pose_decoder(cfg, backbone, skeleton),
             "matcher": HungarianMatcher(
@@ -116,9 +120,6 @@ class QueryPose(PoseModel):
                 deep_supervision=query_pose.LOSS.DEEP_SUPERVISION,
                 **focal,
             ),
-            "skeleton": skeleton,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "selection": QuerySelection(
                 num_poses=cfg.TEST.DETECTIONS_PER_IMAGE,
                 score_threshold=cfg.TEST.SCORE_THRESHOLD,
@@ -166,6 +167,12 @@ class QueryPose(PoseModel):
         prediction = self.decoder.decode(features, sizes.to(self.pixel_mean, non_blocking=True), self.selection)
         poses = prediction.to_poses()
         return poses.to_instances(batch, images.image_sizes, self.selection.num_poses, self.selection.score_threshold)
+
+    def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
+        """As `PoseModel.explain`: boxes, poses, part attention and gates of every stage; see `explain_stages`."""
+        features, images = self._features(batch)
+        sizes = torch.tensor([(width, height) * 2 for height, width in images.image_sizes]).to(self.pixel_mean)
+        return explain_stages(self.decoder, features, sizes, self.skeleton.keypoints, num_poses)
 
     def _features(self, batch: Batch) -> tuple[dict[str, Tensor], ImageList]:
         images = self.normalized_images(batch, self.backbone.size_divisibility)

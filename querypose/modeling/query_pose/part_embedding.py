@@ -72,6 +72,10 @@ class RegionInteraction(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward.")
 
+    def attention_maps(self, region_RCHW: Tensor, query_RPC: Tensor) -> Tensor | None:
+        """Where in its region each query looks, (R, P, H, W), to be shown; None of one without such maps."""
+        return None
+
 
 @INTERACTION_REGISTRY.register(name="spatial_attention")
 class SpatialPartEmbedding(RegionInteraction):
@@ -97,6 +101,10 @@ class SpatialPartEmbedding(RegionInteraction):
         attention_RPT = self.attention(region_RCHW).flatten(2).softmax(-1)
         embedding_RPC = torch.bmm(attention_RPT, region_RCHW.flatten(2).transpose(1, 2))
         return self.project(embedding_RPC)
+
+    def attention_maps(self, region_RCHW: Tensor, query_RPC: Tensor) -> Tensor:
+        logits_RPHW = self.attention(self.norm(self.upsample(region_RCHW)).relu())
+        return logits_RPHW.flatten(2).softmax(-1).view_as(logits_RPHW)
 
 
 @INTERACTION_REGISTRY.register(name="located_attention")
@@ -179,6 +187,12 @@ class AttentionEmbedding(RegionInteraction):
         tokens_RTC = torch.cat([query_RPC.to(cells_RTC.dtype), cells_RTC], dim=1)
         embedding_RPC, _ = self.attention(query_RPC, tokens_RTC, tokens_RTC, need_weights=False)
         return embedding_RPC
+
+    def attention_maps(self, region_RCHW: Tensor, query_RPC: Tensor) -> Tensor:
+        cells_RTC = self.project(region_RCHW.flatten(2).transpose(1, 2))
+        tokens_RTC = torch.cat([query_RPC.to(cells_RTC.dtype), cells_RTC], dim=1)
+        _, weights_RPT = self.attention(query_RPC, tokens_RTC, tokens_RTC)
+        return weights_RPT[..., query_RPC.shape[1] :].unflatten(-1, region_RCHW.shape[-2:])
 
 
 @INTERACTION_REGISTRY.register(name="dynamic_channel")

@@ -33,6 +33,10 @@ class PartUpdate(nn.Module):
         """The part queries of this stage. A subclass must define it."""
         raise NotImplementedError(f"{type(self).__name__} must define forward.")
 
+    def weights(self, embedding_RPC: Tensor, query_RPC: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What embedding and part query are weighed by, (R, P, C) in [0, 1] each; None where they are not weighed."""
+        return None
+
 
 @PART_UPDATE_REGISTRY.register(name="none")
 class NoUpdate(PartUpdate):
@@ -77,7 +81,10 @@ class SelectiveUpdate(PartUpdate):
         self.norm = nn.LayerNorm(dim // 4)
         self.gates = nn.Linear(dim // 4, 2 * dim)
 
-    def forward(self, embedding_RPC: Tensor, query_RPC: Tensor) -> Tensor:
+    def weights(self, embedding_RPC: Tensor, query_RPC: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.norm(self.squeeze(embedding_RPC + query_RPC)).relu()
-        embedding_gate_RPC, query_gate_RPC = self.gates(hidden).sigmoid().chunk(2, dim=-1)
+        return self.gates(hidden).sigmoid().chunk(2, dim=-1)
+
+    def forward(self, embedding_RPC: Tensor, query_RPC: Tensor) -> Tensor:
+        embedding_gate_RPC, query_gate_RPC = self.weights(embedding_RPC, query_RPC)
         return embedding_RPC * embedding_gate_RPC + query_RPC * query_gate_RPC

@@ -401,6 +401,20 @@ class PoseDecoder(nn.Module):
             mean_BQKD, sigma_BQKD = selection.decode(class_scores(logits_BQ), decode_rows)
         return PosePrediction(logits_BQ, boxes_BQ4, mean_BQKD, sigma_BQKD)
 
+    def decode_stages(self, features: Mapping[str, Tensor], image_size_B4: Tensor) -> list[PosePrediction]:
+        """The prediction of every keypoint stage for every query, to see how poses come about; arguments as of `decode`."""
+
+        def choose(boxes_S: Sequence[BoxOutput]) -> list[Rows]:
+            return [Rows(*_all_queries(boxes_S[0].logits_BQ))] * len(boxes_S)
+
+        run = self.run_stages(features, image_size_B4, self.start(features, image_size_B4), choose)
+        run.decode_waiting(choose(run.boxes_S[-len(run.waiting) :]))
+        predictions = []
+        for boxes, poses in zip(run.boxes_S[-len(run.poses_S) :], run.poses_S, strict=True):
+            mean_BQKD, sigma_BQKD = (tensor_RKD.unflatten(0, boxes.logits_BQ.shape) for tensor_RKD in poses)
+            predictions.append(PosePrediction(boxes.logits_BQ, boxes.boxes_BQ4, mean_BQKD, sigma_BQKD))
+        return predictions
+
     def _box_step(
         self,
         stage: nn.Module,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from querypose.d2 import META_ARCH_REGISTRY, CfgNode, CheckpointError, Instances, configurable, get_event_storage
 from querypose.layers import at_least_float32
+from querypose.modeling.explanation import Layer, PatchLayer, PoseLayer, to_array
 from querypose.modeling.images import ImageSize
 from querypose.modeling.pose_model import Batch, Component, PoseModel
 from querypose.modeling.poses import QueryPoses, output_frame
@@ -28,7 +29,6 @@ from querypose.modeling.sharpose.quality import QualityPredictor
 from querypose.modeling.sharpose.selection import PatchSelection
 from querypose.modeling.sharpose.transformer import CoarseToFineTransformer
 from querypose.modeling.targets import PersonTargets
-from querypose.skeleton import skeleton_of_datasets
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,11 @@ class SHaRPose(PoseModel):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Builds the parts from MODEL.SHARPOSE; the skeleton is that of the config's datasets."""
+        """Builds the parts from MODEL.SHARPOSE."""
         sharpose, quality = cfg.MODEL.SHARPOSE, cfg.MODEL.SHARPOSE.QUALITY
         height, width = cfg.INPUT.PERSON_CROP.SIZE
-        skeleton = skeleton_of_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+        base = super().from_config(cfg)
+        skeleton = base["skeleton"]
         transformer = CoarseToFineTransformer(
             image_size=(height, width),
             num_keypoints=skeleton.num_keypoints,
@@ -117,6 +118,7 @@ class SHaRPose(PoseModel):
             token_std=sharpose.TOKEN_INIT_STD,
         )
         return {
+            **base,
             "transformer": transformer,
             "head": HeatmapHead(sharpose.DIM, (height // sharpose.HEATMAP.STRIDE, width // sharpose.HEATMAP.STRIDE)),
             "criterion": HeatmapCriterion(
@@ -131,9 +133,6 @@ class SHaRPose(PoseModel):
             "layer_decay": sharpose.LAYER_DECAY,
             "kernel_size": sharpose.DECODING.KERNEL_SIZE,
             "flip_test": sharpose.DECODING.FLIP_TEST,
-            "skeleton": skeleton,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     @property
@@ -218,6 +217,32 @@ class SHaRPose(PoseModel):
             if outputs.quality_B is not None:
                 instances.quality = at_least_float32(outputs.quality_B[index, None])
         return results
+
+    def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
+        """As `PoseModel.explain`: the pose after each stage, and which patches the second one saw finely.
+
+        A crop has one pose, whatever `num_poses` says; it is not mirrored.
+        """
+        outputs = self.stage_outputs(self._crops(batch))
+        grid, refined_BT = self.transformer.coarse_grid, self._refined_patches(outputs)
+        layers: list[list[Layer]] = [
+            [
+                PatchLayer(
+                    name="patches",
+                    relevance_HW=to_array(relevance_T.view(grid)),
+                    is_refined_HW=np.asarray(refined_T.view(grid).cpu().numpy()),
+                    ratio=max(self.transformer.ratio, 1),
+                )
+            ]
+            for relevance_T, refined_T in zip(outputs.relevance_BT, refined_BT, strict=True)
+        ]
+        for stage, heatmap_BKHW in enumerate(outputs.heatmaps, start=1):
+            cell_BKD, value_BK = decode_heatmaps(heatmap_BKHW, self.kernel_size)
+            xy_BKD = cell_BKD / self._cells_per_pixel(cell_BKD) + 0.5
+            for of_crop, xy_KD, value_K in zip(layers, xy_BKD, value_BK, strict=True):
+                score = float(value_K.mean().clamp(0, 1))
+                of_crop.append(PoseLayer(name="pose", stage=stage, pose=0, keypoints_KD=to_array(xy_KD), score=score))
+        return layers
 
     def average_heatmaps(self, crop_BCHW: Tensor) -> tuple[Tensor, StageOutputs]:
         """The last heat maps (B, K, H, W), with `flip_test` averaged with those of the mirrored crops.

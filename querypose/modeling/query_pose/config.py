@@ -47,6 +47,32 @@ def check_query_pose(cfg: CfgNode) -> None:
             f"{prefix}DYNAMIC_INTERACTION is True, but with {prefix}QUERY_TYPE 'none' nothing reads the instance query "
             "that it refines; change one of the two."
         )
+    if keypoint.NUM_STAGES > query_pose.NUM_STAGES:
+        raise ConfigError(
+            f"{prefix}NUM_STAGES is {keypoint.NUM_STAGES}; allowed: at most MODEL.QUERYPOSE.NUM_STAGES "
+            f"({query_pose.NUM_STAGES}), or 0 for as many."
+        )
+    if keypoint.HEATMAP_INPUT and not query_pose.LOSS.HEATMAP_WEIGHT:
+        raise ConfigError(
+            f"{prefix}HEATMAP_INPUT is True, but MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT is 0, so nothing teaches the heat "
+            "maps; set a weight."
+        )
+    if keypoint.HEATMAP_INPUT and keypoint.INTERACTION != "located_attention":
+        raise ConfigError(
+            f"{prefix}HEATMAP_INPUT is True, but {prefix}INTERACTION {keypoint.INTERACTION!r} reads no heat maps; set "
+            "it to located_attention."
+        )
+    if keypoint.INTERACTION == "located_attention" and query_type != "part":
+        raise ConfigError(
+            f"{prefix}INTERACTION is 'located_attention', which locates keypoints for part queries, but "
+            f"{prefix}QUERY_TYPE is {query_type!r}; set it to part."
+        )
+    passes_on = query_pose.INSTANCE_QUERY_ITERATION == "serial" or query_pose.TRAIN_QUERIES == "all"
+    if passes_on and (keypoint.NOISY_BOXES or keypoint.NUM_STAGES not in (0, query_pose.NUM_STAGES)):
+        raise ConfigError(
+            f"{prefix}NOISY_BOXES and {prefix}NUM_STAGES need training on matched queries that the box decoder alone "
+            "refines; set MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION box and MODEL.QUERYPOSE.TRAIN_QUERIES auto."
+        )
     refines = keypoint.DYNAMIC_INTERACTION or query_type == "instance"
     if query_pose.INSTANCE_QUERY_ITERATION == "serial" and not refines:
         raise ConfigError(

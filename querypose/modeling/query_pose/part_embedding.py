@@ -123,7 +123,7 @@ class LocatedPartEmbedding(RegionInteraction):
 
     def __init__(self, sizes: InteractionSizes) -> None:
         super().__init__()
-        self.num_keypoints, self.num_maps = sizes.num_keypoints, sizes.num_maps
+        self.dim, self.num_keypoints = sizes.dim, sizes.num_keypoints
         self.attention = nn.Conv2d(sizes.dim, sizes.num_keypoints + sizes.num_queries, kernel_size=3, padding=1)
         # Where in a region a keypoint usually is.
         self.prior = nn.Parameter(torch.zeros(sizes.num_keypoints + sizes.num_queries, sizes.num_tokens))
@@ -133,19 +133,25 @@ class LocatedPartEmbedding(RegionInteraction):
         zero_bias(self.project)
 
     def forward(self, region_RCHW: Tensor, query_RPC: Tensor) -> tuple[Tensor, Tensor]:
-        maps_RKHW = region_RCHW[:, region_RCHW.shape[1] - self.num_maps :]
-        region_RCHW = region_RCHW[:, : region_RCHW.shape[1] - self.num_maps]
+        of_keypoint_RKT, of_part_RPT = self._attention(region_RCHW)
         with full_precision(region_RCHW):
-            logits_RNT = at_least_float32(self.attention(region_RCHW)).flatten(2) + self.prior
-            of_keypoint_RKT, of_part_RPT = logits_RNT.split([self.num_keypoints, len(self.prior) - self.num_keypoints], 1)
-            if self.sharpness is not None:
-                of_keypoint_RKT = of_keypoint_RKT + self.sharpness * (maps_RKHW.flatten(2) + SMALLEST_SCORE).log()
-            attention_RNT = torch.cat([of_keypoint_RKT, of_part_RPT], dim=1).softmax(-1)
-            position_RND = attention_RNT @ _cell_centers(*region_RCHW.shape[-2:], attention_RNT)
-        of_part_RPT = attention_RNT[:, self.num_keypoints :].to(region_RCHW.dtype)
-        embedding_RPC = torch.bmm(of_part_RPT, region_RCHW.flatten(2).transpose(1, 2))
-        located_RPC = torch.cat([embedding_RPC, position_RND[:, self.num_keypoints :].to(embedding_RPC.dtype)], dim=-1)
-        return self.project(located_RPC), position_RND[:, : self.num_keypoints]
+            center_TD = _cell_centers(*region_RCHW.shape[-2:], of_part_RPT)
+            position_RKD, position_RPD = of_keypoint_RKT @ center_TD, of_part_RPT @ center_TD
+        region_RTC = region_RCHW[:, : self.dim].flatten(2).transpose(1, 2)
+        embedding_RPC = torch.bmm(of_part_RPT.to(region_RTC.dtype), region_RTC)
+        return self.project(torch.cat([embedding_RPC, position_RPD.to(embedding_RPC.dtype)], dim=-1)), position_RKD
+
+    def attention_maps(self, region_RCHW: Tensor, query_RPC: Tensor) -> Tensor:
+        return self._attention(region_RCHW)[1].unflatten(-1, region_RCHW.shape[-2:])
+
+    def _attention(self, region_RCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps of the keypoints (R, K, T) and of the parts (R, P, T), each adding up to 1."""
+        logits_RNT = at_least_float32(self.attention(region_RCHW[:, : self.dim])).flatten(2) + self.prior
+        of_keypoint_RKT = logits_RNT[:, : self.num_keypoints]
+        if self.sharpness is not None:
+            heatmaps_RKT = at_least_float32(region_RCHW[:, self.dim :]).flatten(2)
+            of_keypoint_RKT = of_keypoint_RKT + self.sharpness * (heatmaps_RKT + SMALLEST_SCORE).log()
+        return of_keypoint_RKT.softmax(-1), logits_RNT[:, self.num_keypoints :].softmax(-1)
 
 
 @INTERACTION_REGISTRY.register(name="average_pooling")

@@ -195,6 +195,8 @@ def wake(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.1)
         if ".box_deltas." in name:  # boxes that stay about where they begin
             parameter.data.mul_(0.01)
+        if name.endswith("dense_start.boxes.weight"):  # boxes of all sizes
+            nn.init.normal_(parameter)
         if name.endswith("proposal_boxes"):
             # Boxes of 50 to 1000 pixels, beyond the image, so that every level of the pyramid is read.
             parameter.data[:, 2:] = torch.logspace(-0.3, 1.0, len(parameter))[:, None]

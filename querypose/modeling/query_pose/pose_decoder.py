@@ -402,7 +402,10 @@ class PoseDecoder(nn.Module):
         return PosePrediction(logits_BQ, boxes_BQ4, mean_BQKD, sigma_BQKD)
 
     def decode_stages(self, features: Mapping[str, Tensor], image_size_B4: Tensor) -> list[PosePrediction]:
-        """The prediction of every keypoint stage for every query, to see how poses come about; arguments as of `decode`."""
+        """The prediction of every keypoint stage for every query, to see how poses come about.
+
+        Arguments as of `decode`.
+        """
 
         def choose(boxes_S: Sequence[BoxOutput]) -> list[Rows]:
             return [Rows(*_all_queries(boxes_S[0].logits_BQ))] * len(boxes_S)
@@ -440,7 +443,6 @@ class PoseDecoder(nn.Module):
         part_query_RPC, instance_query_RC, *located = stage(region_RCHW, boxes.query_BQC[at], part_query_RPC)
         base = [position_RKD * self.region_scale for position_RKD in located]  # from the frame of the region to the box
         return part_query_RPC, instance_query_RC, cast(KeypointStage, stage).regressor(part_query_RPC, *base)
-
 
     def _with_poses(
         self, prediction: StagePrediction, rows: Rows | None, mean_RKD: Tensor, sigma_RKD: Tensor

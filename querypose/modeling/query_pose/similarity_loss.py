@@ -85,8 +85,6 @@ class SimilarityLoss(LossTerm):
         similarity_RK = keypoint_similarities(keypoints_RKD, target_RKD, person_boxes_R4, self.sigmas_K)
         quality_RK = F.binary_cross_entropy(keypoint_scores(sigma_RKD), similarity_RK.detach(), reduction="none")
         loss_RK = (
-            self.l1_weight * distance_RK
-            + self.oks_weight * (1 - similarity_RK)
-            + self.quality_weight * quality_RK
+            self.l1_weight * distance_RK + self.oks_weight * (1 - similarity_RK) + self.quality_weight * quality_RK
         )
         return mean_over_labeled(loss_RK, labeled_RK).sum()

@@ -10,11 +10,12 @@ export DETECTRON2_DATASETS ?= datasets
 
 RUN = $(VENV)/bin/python
 
-.PHONY: help install quickstart test lint clean
+.PHONY: help install quickstart test gpu lint clean
 
 help:
 	@echo "make quickstart   install, train on drawn people, evaluate, draw: about twelve minutes on four CPU cores"
 	@echo "make test         install, lint, check types, run the tests: about ten minutes on two CPU cores"
+	@echo "make gpu          on a machine with a GPU: tests, measures, docs/gpu.md; nothing is installed, nine minutes"
 	@echo "make lint         install, ruff and mypy alone"
 	@echo "make install      the virtual environment .venv with this package and its tests' tools"
 	@echo "make clean        remove the virtual environment and output/"
@@ -43,6 +44,10 @@ lint: install
 
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_WORKERS)
+
+# With the packages that are there: nothing comes from a network.
+gpu:
+	PYTHONPATH=. $(or $(wildcard $(RUN)),$(PYTHON)) tools/gpu_report.py
 
 clean:
 	rm -rf $(VENV) output

@@ -34,7 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # torch.compile takes from its cache also what was made for other instructions than ATEN_CPU_CAPABILITY allows.
     folder = f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability()}"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / folder))
+    # An import has set it already.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / folder)
     if d2.ENGINE == "detectron2":
         # It opens metrics.json when a trainer is built and closes it when training ends, and opens the config file for
         # the log without closing it: a trainer that is never trained warns.

@@ -101,7 +101,10 @@ def test_a_file_says_only_what_is_new_in_it(name: str) -> None:
 @pytest.mark.parametrize("name", FILES + ROWS)
 def test_schedules_end_after_their_last_step(name: str) -> None:
     solver = load(name).SOLVER
-    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and solver.MAX_EPOCHS:
+        assert (places := [*solver.STEP_EPOCHS, solver.MAX_EPOCHS]) == sorted(set(places)), "all are in epochs"
+        assert solver.STEPS == []
+    elif solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         assert [solver.WARMUP_ITERS, *solver.STEPS, solver.MAX_ITER] == sorted(
             {solver.WARMUP_ITERS, *solver.STEPS, solver.MAX_ITER}
         )

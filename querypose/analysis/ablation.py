@@ -12,6 +12,7 @@ from querypose.analysis.ablation_report import AblationReport, dry_run_table
 from querypose.analysis.ablation_runs import AblationRun, RunResult
 from querypose.analysis.ablation_table import AblationTable
 from querypose.analysis.complexity import Complexity, measure_complexity
+from querypose.config import length_of_training
 from querypose.data import load_datasets
 from querypose.visualization.charts import plot_precisions, plot_rows
 
@@ -68,7 +69,7 @@ class Ablation:
         cfg = self.runs[0].cfg
         notes = [
             f"Trained on {', '.join(cfg.DATASETS.TRAIN)}, evaluated on {', '.join(cfg.DATASETS.TEST[:1])}: "
-            f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images on {cfg.MODEL.DEVICE}. "
+            f"{length_of_training(cfg)}, batches of {cfg.SOLVER.IMS_PER_BATCH} images, on {cfg.MODEL.DEVICE}. "
             "The paper's metrics are those of its own data and schedule."
         ]
         return AblationReport(self.table, self.complexities, results, notes)

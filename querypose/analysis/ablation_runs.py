@@ -94,8 +94,9 @@ class AblationRun:
 
     def finish(self) -> None:
         """Keeps the result of a training that has ended, unless it has iterations before it."""
-        result = self.progress()
-        if result.iteration >= self.cfg.SOLVER.MAX_ITER:
+        result, solver = self.progress(), self.cfg.SOLVER
+        # How many iterations epochs or minutes come to is known to the training alone.
+        if result.iteration >= (1 if solver.MAX_MINUTES else max(1, solver.MAX_ITER)):
             write_json(self.file(".json"), asdict(result))
 
     def require_same_settings(self) -> None:
@@ -161,13 +162,16 @@ def plan_runs(
 def budget_overrides(cfg: CfgNode, max_iter: int) -> list[Any]:
     """KEY VALUE pairs that fit a schedule to another number of iterations.
 
-    SOLVER.STEPS keep their place in the schedule; warm-up and checkpoint period are cut to a tenth of it.
+    Steps keep their place in the schedule, if they are in the unit of its length; warm-up and checkpoint period are cut
+    to a tenth of it.
     """
     solver = cfg.SOLVER
     tenth = max(1, max_iter // 10)
+    length, steps = (solver.MAX_EPOCHS, solver.STEP_EPOCHS) if solver.MAX_EPOCHS else (solver.MAX_ITER, solver.STEPS)
     return [
         "SOLVER.MAX_ITER", max_iter,
-        "SOLVER.STEPS", [step * max_iter // solver.MAX_ITER for step in solver.STEPS],
+        "SOLVER.MAX_MINUTES", 0.0,
+        "SOLVER.STEPS", [int(step * max_iter // length) for step in steps],
         "SOLVER.WARMUP_ITERS", min(solver.WARMUP_ITERS, tenth),
-        "SOLVER.CHECKPOINT_PERIOD", min(solver.CHECKPOINT_PERIOD, tenth),
+        "SOLVER.CHECKPOINT_PERIOD", min(solver.CHECKPOINT_PERIOD or tenth, tenth),
     ]  # fmt: skip

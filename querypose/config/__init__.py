@@ -25,10 +25,12 @@ from querypose.config.keys import (
     lookup,
     one_of,
     registered,
+    require_one_unit,
     sequence_of,
 )
 from querypose.config.loading import add_querypose_config, get_cfg, load_config
 from querypose.config.parts import build_part, part_list
+from querypose.config.solver import length_of_training
 from querypose.config.tables import add_row_argument, flatten, read_table
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "get_cfg",
     "import_modules",
     "is_finite",
+    "length_of_training",
     "list_of_names",
     "load_config",
     "lookup",
@@ -55,5 +58,6 @@ __all__ = [
     "part_list",
     "read_table",
     "registered",
+    "require_one_unit",
     "sequence_of",
 ]

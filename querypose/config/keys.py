@@ -45,6 +45,8 @@ class Key(NamedTuple):
         meaning: a line for the user.
         allowed: the condition for its values, beside their type.
         resolve: turns a value such as "auto" into what it means on this machine.
+        instead_of: another key that says the same in another unit. Of the two one is set, the other 0 or []: a file, or
+            a command line, that sets one of them unsets the other of what it is laid over.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Key(NamedTuple):
     meaning: str
     allowed: Allowed | None = None
     resolve: Callable[[Any], Any] | None = None
+    instead_of: str = ""
 
 
 Check = Callable[[CfgNode], None]
@@ -107,6 +110,7 @@ def check_config(cfg: CfgNode) -> None:
             raise ConfigError(f"{key.name} is None; allowed: {kind_of(key.default)}. ({key.meaning})")
         if key.allowed is not None and (problem := key.allowed.problem(key.name, value)):
             raise ConfigError(f"{problem} ({key.meaning})")
+    require_one_unit(cfg)
     for check in _CHECKS:
         check(cfg)
 
@@ -114,6 +118,27 @@ def check_config(cfg: CfgNode) -> None:
 _KINDS: Mapping[type, str] = {
     bool: "True or False", int: "an integer", float: "a number", str: "text", list: "a list", tuple: "a list",
 }  # fmt: skip
+
+
+def require_one_unit(cfg: CfgNode) -> None:
+    """Refuses a key that is set beside the one that it replaces.
+
+    Raises:
+        ConfigError: names both, and their values.
+    """
+    for key in KEYS.values():
+        if key.instead_of:
+            value, other = lookup(cfg, key.name), lookup(cfg, key.instead_of)
+            if value and other:
+                raise ConfigError(
+                    f"{key.name} is {value}, and {key.instead_of} is {other}; allowed: one of the two, with the other "
+                    f"one {unset(other)!r}."
+                )
+
+
+def unset(value: Any) -> Any:
+    """What stands for "not set" where the value, of a key that another one replaces, is of this kind: 0 or []."""
+    return type(value)()
 
 
 def kind_of(default: Any) -> str:

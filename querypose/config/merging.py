@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from querypose.config.detectron2_keys import is_key_of_detectron2
-from querypose.config.keys import KEYS, ConfigError, kind_of, leaf_names
+from querypose.config.keys import KEYS, ConfigError, kind_of, leaf_names, unset
 from querypose.d2 import CfgNode
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
@@ -36,6 +36,7 @@ def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict
         if not base_path.is_file():
             raise ConfigError(f"{path}: its _BASE_ {str(base_path)!r} does not exist.")
         _lay_over(merged, read_config_file(base_path, (*_children, path.resolve())))
+    _unset_replaced(merged, content)
     _lay_over(merged, content)
     return merged
 
@@ -84,18 +85,23 @@ def merge_mapping(cfg: CfgNode, content: Mapping[Any, Any], source: str) -> list
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type.
     """
+    _unset_replaced(cfg, content)
     return _merge(cfg, content, source, root=cfg, prefix="")
 
 
 def merge_overrides(cfg: CfgNode, overrides: Sequence[Any], source: str = "command line") -> list[str]:
     """Merges KEY VALUE pairs, as on the command line, into `cfg`; see `merge_mapping`."""
-    left_out: list[str] = []
+    contents = []
     for name, value in override_pairs(overrides):
         content: Any = value
         for part in reversed(name.split(".")):
             content = {part: content}
-        left_out += merge_mapping(cfg, content, source)
-    return left_out
+        contents.append(content)
+    together: dict[str, Any] = {}
+    for content in contents:
+        _lay_over(together, content)
+    _unset_replaced(cfg, together)
+    return [name for content in contents for name in _merge(cfg, content, source, root=cfg, prefix="")]
 
 
 def override_pairs(overrides: Sequence[Any]) -> list[tuple[str, Any]]:
@@ -154,6 +160,24 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
             _lay_over(below[name], value)
         else:
             below[name] = value
+
+
+def _unset_replaced(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> None:
+    """Unsets in `below` the keys in whose place `above` sets another one (`Key.instead_of`)."""
+    pairs = [(key.name, key.instead_of) for key in KEYS.values() if key.instead_of]
+    for name, replaced in [*pairs, *((other, name) for name, other in pairs)]:
+        (upper, leaf), (lower, replaced_leaf) = (path.rsplit(".", 1) for path in (name, replaced))
+        if leaf in _section(above, upper) and replaced_leaf not in _section(above, lower):
+            section = _section(below, lower)
+            if replaced_leaf in section:
+                section[replaced_leaf] = unset(KEYS[replaced].default)
+
+
+def _section(content: Mapping[Any, Any], name: str) -> Any:
+    """The mapping at a dotted path; an empty one where there is none."""
+    for part in name.split("."):
+        content = content.get(part, {}) if isinstance(content, Mapping) else {}
+    return content if isinstance(content, Mapping) else {}
 
 
 def _merge(node: CfgNode, content: Mapping[Any, Any], source: str, *, root: CfgNode, prefix: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from querypose.config.keys import Allowed, ConfigError, Key, add_keys, at_least, between, list_of_names
+from querypose.config.keys import Allowed, ConfigError, Key, add_keys, at_least, between, list_of_names, one_of
 from querypose.d2 import CfgNode
 
 
@@ -26,6 +26,9 @@ add_keys((
     Key("DETERMINISTIC", False,
         "bit-identical runs on a GPU too: deterministic algorithms alone; an operation that has none is an error"),
     Key("CUDNN_BENCHMARK", False, "let cuDNN time its algorithms; faster where input sizes repeat"),
+    Key("TF32", "convolutions",
+        "on a GPU: where float32 may be multiplied with 10 bits of mantissa, which is faster",
+        one_of("none", "convolutions", "all")),
     Key("KEEP_FREED_MEMORY", True,
         "on a CPU: keep the memory of freed tensors for the next ones; faster, at the risk of a higher peak"),
     Key("LOG_PERIOD", 20, "iterations between two progress lines and two rows of metrics.json", at_least(1)),

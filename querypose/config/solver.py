@@ -24,15 +24,30 @@ _LR_FACTORS = sequence_of(
 
 
 def check_solver(cfg: CfgNode) -> None:
-    """Refuses steps out of order, and a batch that cannot be cut into ACCUMULATION_STEPS."""
+    """Refuses a training without an end, steps out of order, and a batch not to be cut into ACCUMULATION_STEPS."""
     solver = cfg.SOLVER
-    if list(solver.STEPS) != sorted(solver.STEPS):
-        raise ConfigError(f"SOLVER.STEPS is {solver.STEPS}; allowed: iterations in increasing order.")
+    for name, epochs in (("MAX_ITER", "MAX_EPOCHS"), ("CHECKPOINT_PERIOD", "CHECKPOINT_EPOCHS")):
+        if not solver[name] and not solver[epochs]:
+            raise ConfigError(
+                f"SOLVER.{name} is 0, and so is SOLVER.{epochs}; allowed: one of the two, a number >= 1 of iterations "
+                "or a number > 0 of epochs."
+            )
+    for name, unit in (("STEPS", "iterations"), ("STEP_EPOCHS", "epochs")):
+        if list(solver[name]) != sorted(solver[name]):
+            raise ConfigError(f"SOLVER.{name} is {solver[name]}; allowed: {unit} in increasing order.")
     if solver.IMS_PER_BATCH % solver.ACCUMULATION_STEPS:
         raise ConfigError(
             f"SOLVER.ACCUMULATION_STEPS is {solver.ACCUMULATION_STEPS}; allowed: a divisor of SOLVER.IMS_PER_BATCH "
             f"({solver.IMS_PER_BATCH})."
         )
+
+
+def length_of_training(cfg: CfgNode) -> str:
+    """How long a training lasts, in words."""
+    solver = cfg.SOLVER
+    if solver.MAX_MINUTES:
+        return f"{solver.MAX_MINUTES:g} minutes"
+    return f"{solver.MAX_EPOCHS:g} epochs" if solver.MAX_EPOCHS else f"{solver.MAX_ITER} iterations"
 
 
 # fmt: off
@@ -46,16 +61,25 @@ add_keys((
     Key("SOLVER.WEIGHT_DECAY_BIAS", 1e-4, "the same for biases", at_least(0)),
     Key("SOLVER.BETAS", [0.9, 0.999], "of AdamW",
         sequence_of("numbers in [0, 1)", lambda value: is_finite(value) and 0 <= value < 1, length=2)),
-    Key("SOLVER.MAX_ITER", 140000, "iterations in all", at_least(1)),
+    Key("SOLVER.MAX_ITER", 140000, "iterations in all", at_least(0)),
+    Key("SOLVER.MAX_EPOCHS", 0.0, "epochs in all, in place of MAX_ITER; one has every image, or person's crop, once",
+        at_least(0), instead_of="SOLVER.MAX_ITER"),
+    Key("SOLVER.MAX_MINUTES", 0.0,
+        "minutes of the clock in which the whole schedule is run through, however many iterations they allow; the last "
+        "checkpoint and evaluation come after them; 0: it ends after MAX_ITER or MAX_EPOCHS", at_least(0)),
     Key("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "shape of the schedule after the warm-up",
         registered(LR_SCHEDULES)),
     Key("SOLVER.STEPS", [110000, 130000], "iterations at which the rate is multiplied by GAMMA",
         sequence_of("integers", lambda value: isinstance(value, int))),
+    Key("SOLVER.STEP_EPOCHS", [], "epochs after which it is, in place of STEPS",
+        sequence_of("numbers > 0", lambda value: is_finite(value) and value > 0), instead_of="SOLVER.STEPS"),
     Key("SOLVER.GAMMA", 0.1, "factor at each of STEPS", above(0)),
     Key("SOLVER.WARMUP_ITERS", 1000, "iterations of warm-up", at_least(0)),
     Key("SOLVER.WARMUP_FACTOR", 0.01, "share of the rate at which the warm-up begins", between(0, 1)),
     Key("SOLVER.WARMUP_METHOD", "linear", "shape of the warm-up", one_of("linear", "constant")),
-    Key("SOLVER.CHECKPOINT_PERIOD", 5000, "iterations between two checkpoints", at_least(1)),
+    Key("SOLVER.CHECKPOINT_PERIOD", 5000, "iterations between two checkpoints", at_least(0)),
+    Key("SOLVER.CHECKPOINT_EPOCHS", 0.0, "epochs between two checkpoints, in place of CHECKPOINT_PERIOD", at_least(0),
+        instead_of="SOLVER.CHECKPOINT_PERIOD"),
     Key("SOLVER.CHECKPOINTS_TO_KEEP", 0, "periodic checkpoints that stay, the newest; 0 keeps all", at_least(0)),
     Key("SOLVER.CLIP_GRADIENTS.ENABLED", True, "clip the norm of the whole model's gradient"),
     Key("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0, "the greatest norm", above(0)),

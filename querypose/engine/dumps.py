@@ -39,7 +39,8 @@ class DumpWriter:
         """Writes the file of this process; a dump that cannot be written is a message in the log, no error.
 
         Args:
-            content: `iteration`, `losses`, `gradient_norms`, `random_state`, `loss_scale`, in plain values and tensors.
+            content: `iteration`, `progress`, `losses`, `gradient_norms`, `random_state`, `loss_scale`, in plain values
+                and tensors.
             batch: of this process.
             weights: the model's state dict before the iteration.
 

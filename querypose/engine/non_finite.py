@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from querypose.engine.dumps import DumpWriter, random_state
 from querypose.engine.errors import NonFiniteError
-from querypose.modeling.pose_model import Batch
+from querypose.modeling.pose_model import Batch, PoseModel
 
 GRAD_NORM = "grad_norm"
 NON_FINITE = "non_finite"
@@ -81,6 +81,7 @@ class _Attempt:
     batch: Batch
     random_state: dict[str, Tensor]
     statistics: Tensor | None
+    progress: float
     gradient_norms: Tensor | None = None
 
 
@@ -98,7 +99,7 @@ class NonFiniteGuard:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PoseModel,
         parameters: Sequence[nn.Parameter],
         grad_scaler: torch.amp.GradScaler,
         *,
@@ -121,7 +122,7 @@ class NonFiniteGuard:
     def begin(self, batch: Batch) -> None:
         """Before the forward pass: notes what the iteration starts from."""
         device = next(self._model.parameters()).device
-        self._attempts.append(_Attempt(batch, random_state(device), self._statistics.copy()))
+        self._attempts.append(_Attempt(batch, random_state(device), self._statistics.copy(), self._model.progress))
 
     def end(self, norms: Tensor, is_finite: Tensor) -> None:
         """After the backward pass: notes the norms, and takes the running statistics back if it went wrong."""
@@ -174,6 +175,7 @@ class NonFiniteGuard:
         assert attempt.gradient_norms is not None
         content: dict[str, Any] = {
             "iteration": iteration,
+            "progress": attempt.progress,
             "losses": losses,
             "gradient_norms": dict(zip(self._parameter_names, attempt.gradient_norms.tolist(), strict=True)),
             "random_state": attempt.random_state,

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 import torch
 
 from querypose.d2 import EventWriter, get_event_storage
+from querypose.engine.schedule import TimeLimit
 
 _STAGE_LOSS = re.compile(r"loss_\w+_\d+$")
 
 
 class ProgressLine(EventWriter):
-    """Logs one line: iteration, ETA, img/s, losses, learning rate, data time, memory, and AP once it was evaluated.
+    """Logs one line: iteration, epoch, ETA, img/s, losses, learning rate, data time, memory, and AP once there is one.
 
     Of the losses the line has the total and those of the last stage; `metrics.json` has all.
 
@@ -25,26 +26,46 @@ class ProgressLine(EventWriter):
         max_iter: iterations of the run.
         images_per_iteration: images of an iteration over all processes.
         window: iterations that the speed is averaged over.
+        epoch: iterations of one, if that is known.
+        time_limit: ends the run in place of `max_iter`.
     """
 
-    def __init__(self, max_iter: int, images_per_iteration: int, window: int = 20) -> None:
+    def __init__(
+        self,
+        max_iter: int,
+        images_per_iteration: int,
+        window: int = 20,
+        *,
+        epoch: float | None = None,
+        time_limit: TimeLimit | None = None,
+    ) -> None:
         self._max_iter = max_iter
         self._images_per_iteration = images_per_iteration
         self._window = window
+        self._epoch = epoch
+        self._time_limit = time_limit
         self._written = -1
 
     def write(self) -> None:
         storage = get_event_storage()
         iteration = storage.iter + 1
-        if iteration > self._max_iter or iteration == self._written:
+        limit = self._time_limit
+        if iteration > (self._max_iter if limit is None else limit.trainer.max_iter) or iteration == self._written:
             return
         self._written = iteration
         scalars = {name: value for name, (value, _) in storage.latest().items()}
-        parts = [f"iter {iteration}/{self._max_iter}"]
+        if limit is None:
+            parts = [f"iter {iteration}/{self._max_iter}"]
+        else:
+            parts = [f"iter {iteration}", f"minute {limit.seconds / 60:.1f}/{limit.limit / 60:g}"]
+        if self._epoch is not None:
+            parts.append(f"epoch {iteration / self._epoch:.2f}")
         if "time" in storage.histories():
             history = storage.history("time")
             seconds = history.avg(storage.count_samples("time", self._window))
             eta = history.median(1000) * (self._max_iter - iteration)
+            if limit is not None:
+                eta = max(limit.limit - limit.seconds, 0.0)
             speed = self._images_per_iteration / seconds
             storage.put_scalar("eta_seconds", eta, smoothing_hint=False)
             storage.put_scalar("images_per_second", speed, smoothing_hint=False)

@@ -74,6 +74,7 @@ def replay(folder: str | Path, device: str = "auto") -> Replay:
     cfg = _config(dumps[0]["config"], device)
     model = PoseTrainer.build_model(cfg)
     model.load_state_dict(dumps[0]["model"])
+    model.progress = dumps[0].get("progress", 1.0)
     device_type = torch.device(cfg.MODEL.DEVICE).type
     step = PoseTrainer.build_train_step(cfg, model, (), PoseTrainer.build_optimizer(cfg, model))
     # This process stands for all: the sums over their batches, divided by their number.
@@ -87,7 +88,6 @@ def replay(folder: str | Path, device: str = "auto") -> Replay:
         step.grad_scaler = torch.amp.GradScaler(
             device_type, init_scale=dump["loss_scale"], enabled=step.grad_scaler.is_enabled()
         )
-        # A model may ask in which iteration it is.
         with EventStorage(dump["iteration"]), _first_non_finite(model) as first:
             names, values = step.accumulate_gradients(dump["batch"], normalizers)
         step.grad_scaler.unscale_(step.optimizer)

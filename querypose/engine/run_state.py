@@ -77,7 +77,11 @@ class RunState:
             for hook in self._hooks(BestCheckpointer)
             if hook.best
         ]
-        _logger.info(f"Resumed at iteration {trainer.start_iter} of {trainer.max_iter}: {', '.join(restored)}")
+        if (limit := trainer.time_limit) is None:
+            end = f"of {trainer.max_iter}"
+        else:
+            end = f"after {limit.seconds / 60:.1f} of {limit.limit / 60:g} minutes"
+        _logger.info(f"Resumed at iteration {trainer.start_iter} {end}: {', '.join(restored)}")
         if problems:
             _logger.warning(f"This run is not bit-identical to one that never stopped: {'; '.join(problems)}.")
 

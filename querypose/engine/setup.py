@@ -57,8 +57,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def prepare_process(cfg: CfgNode) -> None:
-    """Gives this process its share of the cores; on a CPU also the memory policy of KEEP_FREED_MEMORY."""
+    """Gives this process its share of the cores, and the precision of TF32; on a CPU also KEEP_FREED_MEMORY."""
     share_cores()
+    torch.backends.cudnn.allow_tf32 = cfg.TF32 != "none"
+    torch.set_float32_matmul_precision("high" if cfg.TF32 == "all" else "highest")
     if cfg.KEEP_FREED_MEMORY and torch.device(cfg.MODEL.DEVICE).type == "cpu":
         keep_freed_memory()
 

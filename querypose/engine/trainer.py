@@ -43,12 +43,13 @@ from querypose.engine.model_preparation import prepare_model
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.progress import ProgressLine
 from querypose.engine.run_state import RunState, untouched_random_states
+from querypose.engine.schedule import ENDLESS, EndableLoop, TimeLimit, iterations_per_epoch, with_iterations
 from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
 from querypose.layers.precision import PRECISIONS
 
 
-class PoseTrainer(DefaultTrainer):
+class PoseTrainer(DefaultTrainer, EndableLoop):
     """Trains and evaluates what a config describes, on either engine.
 
     The loop, the hooks' protocol, the schedule and the checkpoints are those of the engine's DefaultTrainer. The
@@ -57,6 +58,8 @@ class PoseTrainer(DefaultTrainer):
 
     Attributes:
         ema: the averaged weights, or None.
+        epoch: iterations of one; None where the data loader does not say.
+        time_limit: where minutes end the training, or None.
         continues: whether this training goes on with an earlier one, which may have had no checkpoint yet.
     """
 
@@ -74,11 +77,13 @@ class PoseTrainer(DefaultTrainer):
             cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())  # type: ignore[attr-defined]
         _check_batch_size(cfg)
         require_sound_datasets(cfg)
+        data_loader = self.build_train_loader(cfg)
+        self.epoch = iterations_per_epoch(data_loader, cfg.SOLVER.IMS_PER_BATCH)
+        cfg = with_iterations(cfg, self.epoch)
         model = self.build_model(cfg)
         if cfg.MODEL.SYNC_BATCH_NORM:
             model = synchronize_batch_norm(model, torch.device(cfg.MODEL.DEVICE))
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
         self._trainer = self.build_train_step(cfg, distribute(model), data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # After `distribute`, which gives every process the weights of the first.
@@ -87,7 +92,9 @@ class PoseTrainer(DefaultTrainer):
         if self.ema is not None:
             self.checkpointer.add_checkpointable("ema", self.ema)
         self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
+        minutes = cfg.SOLVER.MAX_MINUTES
+        self.max_iter = ENDLESS if minutes else cfg.SOLVER.MAX_ITER
+        self.time_limit = TimeLimit(minutes, cfg.SOLVER.MAX_ITER) if minutes else None
         self.cfg = cfg
         self.continues = False
         self._run_state = RunState(weakref.proxy(self))
@@ -112,6 +119,8 @@ class PoseTrainer(DefaultTrainer):
         if resumes:
             self.start_iter = self.iter + 1  # the checkpoint names the iteration that had just ended
             self._run_state.resume(checkpoint)
+            if self.time_limit is not None and self.time_limit.share == 1:
+                self.max_iter = self.start_iter
         if self.ema is not None and self.ema.num_updates == 0:
             self.ema.reset()
 
@@ -127,6 +136,8 @@ class PoseTrainer(DefaultTrainer):
     def run_step(self) -> None:
         """One iteration; the last one reports its scalars even where LOG_PERIOD does not."""
         self._trainer.iter = self.iter
+        limit = self.time_limit
+        self._trainer.pose_model.progress = self.iter / self.max_iter if limit is None else limit.share
         self._trainer.run_step(self.after_backward)
         if self.iter == self.max_iter - 1:
             self._trainer.write_scalars()
@@ -134,7 +145,7 @@ class PoseTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         cfg = self.cfg
         period, keep = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP
-        result: list[HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        result: list[HookBase | None] = [hooks.IterationTimer(), self.time_limit, hooks.LRScheduler()]
         if self.ema is not None:
             result.append(EMAHook(self.ema))
         result += build_hooks(cfg, weakref.proxy(self))
@@ -152,7 +163,9 @@ class PoseTrainer(DefaultTrainer):
         cfg = self.cfg
         PathManager.mkdirs(cfg.OUTPUT_DIR)
         return [
-            ProgressLine(self.max_iter, cfg.SOLVER.IMS_PER_BATCH, window=cfg.LOG_PERIOD),
+            ProgressLine(
+                self.max_iter, cfg.SOLVER.IMS_PER_BATCH, cfg.LOG_PERIOD, epoch=self.epoch, time_limit=self.time_limit
+            ),
             JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
             # What a stopped run had written after its last checkpoint is not shown.
             TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter or None),

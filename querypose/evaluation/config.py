@@ -39,6 +39,8 @@ def check_evaluation(cfg: CfgNode) -> None:
 # fmt: off
 add_keys((
     Key("TEST.EVAL_PERIOD", 0, "iterations between two evaluations while training; 0: at the end alone", at_least(0)),
+    Key("TEST.EVAL_EPOCHS", 0.0, "epochs between two evaluations, in place of EVAL_PERIOD", at_least(0),
+        instead_of="TEST.EVAL_PERIOD"),
     Key("TEST.IMS_PER_BATCH", 1, "images per evaluation batch and process; 1 pads to the stride only", at_least(1)),
     Key("TEST.DETECTIONS_PER_IMAGE", 20, "poses kept per image; the COCO protocol counts 20", at_least(1)),
     Key("TEST.SCORE_THRESHOLD", 0.0, "poses with a score not above it are left out, and not computed; above 0 costs AP",

@@ -46,8 +46,7 @@ def coco(annotations: PoseAnnotations, detections: Detections) -> dict[str, floa
             "%d of %d persons of %s have no 'area'; %s times the area of the box is used instead.",
             np.count_nonzero(has_no_area), len(has_no_area), annotations.path, AREA_OF_BOX,
         )  # fmt: skip
-    areas_G = np.where(has_no_area, AREA_OF_BOX * annotations.boxes_xywh[:, 2:].prod(axis=1), annotations.areas)
-    evaluation = _OksEvaluation(annotations, detections, areas_G)
+    evaluation = _OksEvaluation(annotations, detections, person_areas(annotations))
     return evaluation.metrics(METRICS["coco"], range(len(annotations.image_ids)))
 
 
@@ -68,12 +67,49 @@ def crowdpose(annotations: PoseAnnotations, detections: Detections) -> dict[str,
             "protocol splits the images",
             "add crowdIndex to each image, or evaluate the file by the COCO protocol",
         )
-    evaluation = _OksEvaluation(annotations, detections, AREA_OF_BOX * annotations.boxes_xywh[:, 2:].prod(axis=1))
+    evaluation = _OksEvaluation(annotations, detections, person_areas(annotations, "crowdpose"))
     metrics = evaluation.metrics(METRICS["coco"], range(len(annotations.image_ids)))
     split_of_image = np.digitize(crowd_indices, CROWD_INDEX_BOUNDS)
     for split, name in enumerate(("APE", "APM", "APH")):
         metrics |= {name: evaluation.metrics(("AP",), np.flatnonzero(split_of_image == split).tolist())["AP"]}
     return {name: metrics[name] for name in METRICS["crowdpose"]}
+
+
+def person_areas(annotations: PoseAnnotations, metric: str = "coco") -> NDArray[np.float64]:
+    """s² of every person (N): the area of the file; where there is none, and for `crowdpose`, a share of its box."""
+    of_boxes = AREA_OF_BOX * annotations.boxes_xywh[:, 2:].prod(axis=1)
+    return np.where(np.isnan(annotations.areas) | (metric == "crowdpose"), of_boxes, annotations.areas)
+
+
+def object_keypoint_similarity(
+    found: NDArray[np.float64],
+    truth: NDArray[np.float64],
+    boxes_xywh: NDArray[np.float64],
+    areas: NDArray[np.float64],
+    sigmas_K: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """OKS (…) of poses with persons; leading dimensions are broadcast.
+
+    Near a person without a labeled keypoint, which the protocol ignores, poses are ignored too: within its box,
+    enlarged by its own size on every side, the distance is 0.
+
+    Args:
+        found: x and y of the poses (…, K, 2).
+        truth: x, y and visibility of the persons (…, K, 3).
+        boxes_xywh: of the persons (…, 4).
+        areas: of the persons (…).
+        sigmas_K: of the skeleton.
+    """
+    is_labeled = truth[..., 2] > 0
+    distances = found - truth[..., :2]
+    is_unlabeled = ~is_labeled.any(axis=-1, keepdims=True)
+    if is_unlabeled.any():
+        low, size = boxes_xywh[..., None, :2], boxes_xywh[..., None, 2:]
+        beyond = np.maximum(0, low - size - found) + np.maximum(0, found - low - 2 * size)
+        distances = np.where(is_unlabeled[..., None], beyond, distances)
+    is_counted = is_labeled | is_unlabeled
+    similarity = similarity_of_poses((distances**2).sum(axis=-1), areas, sigmas_K)
+    return np.asarray((similarity * is_counted).sum(axis=-1) / is_counted.sum(axis=-1))
 
 
 def similarity_of_poses(
@@ -169,20 +205,9 @@ class _OksEvaluation(COCOeval_faster):
             return []
         # The library's own order: equal scores stay in the order of the results.
         best_first = np.argsort(-poses.scores, kind="mergesort")[:MAX_DETECTIONS]
-        found_D1K2 = poses.keypoints[best_first, None, :, :2]
-        is_labeled_GK = keypoints_GK3[..., 2] > 0
-        distances_DGK2 = found_D1K2 - keypoints_GK3[..., :2]
-        # Persons without a labeled keypoint are ignored, and so are detections near them: within the person's box,
-        # enlarged by its own size on every side, the distance is 0.
-        is_unlabeled_G = np.logical_not(is_labeled_GK.any(axis=1))
-        if is_unlabeled_G.any():
-            low_G12, size_G12 = boxes_G4[:, None, :2], boxes_G4[:, None, 2:]
-            beyond_DGK2 = np.maximum(0, low_G12 - size_G12 - found_D1K2)
-            beyond_DGK2 += np.maximum(0, found_D1K2 - low_G12 - 2 * size_G12)
-            distances_DGK2 = np.where(is_unlabeled_G[:, None, None], beyond_DGK2, distances_DGK2)
-        is_counted_GK = is_labeled_GK | is_unlabeled_G[:, None]
-        similarity_DGK = similarity_of_poses((distances_DGK2**2).sum(axis=-1), self._areas_G[place], self._sigmas_K)
-        return (similarity_DGK * is_counted_GK).sum(axis=-1) / is_counted_GK.sum(axis=-1)
+        return object_keypoint_similarity(
+            poses.keypoints[best_first, None, :, :2], keypoints_GK3, boxes_G4, self._areas_G[place], self._sigmas_K
+        )
 
 
 def _coco(num_images: int, annotations: Sequence[dict[str, Any]]) -> COCO:

@@ -29,8 +29,7 @@ def assign_queries(cost_SBQG: Tensor, counts: Sequence[int]) -> list[Matches]:
     if sum(counts) == 0:
         empty = torch.zeros(0, dtype=torch.long, device=cost_SBQG.device)
         return [Matches(empty, empty, empty, empty, is_complete=True)] * len(cost_SBQG)
-    host_SBQG = cost_SBQG.detach().cpu().numpy()
-    host_SBQG = np.nan_to_num(host_SBQG, nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
+    host_SBQG = np.nan_to_num(to_host(cost_SBQG), nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
     indices_S4R = torch.from_numpy(np.stack([_assign(cost_BQG, counts) for cost_BQG in host_SBQG]))
     is_complete = indices_S4R.shape[2] == sum(counts)
     matches_S = []
@@ -38,6 +37,11 @@ def assign_queries(cost_SBQG: Tensor, counts: Sequence[int]) -> list[Matches]:
         image_R, query_R, person_R, slot_R = indices_4R.unbind()
         matches_S.append(Matches(image_R, query_R, person_R, slot_R, is_complete=is_complete))
     return matches_S
+
+
+def to_host(costs: Tensor) -> np.ndarray:
+    """The costs for scipy: here, and nowhere else, an iteration of training waits for the device."""
+    return costs.detach().cpu().numpy()
 
 
 def _assign(cost_BQG: np.ndarray, counts: Sequence[int]) -> np.ndarray:

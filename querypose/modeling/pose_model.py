@@ -44,10 +44,15 @@ class PoseModel(nn.Module, ABC):
         skeleton: what the keypoints are.
         pixel_mean: per channel, range 0..255.
         pixel_std: per channel, range 0..255.
+
+    Attributes:
+        progress: the share of the training that is over, for losses that have a schedule; the trainer sets it before
+            every iteration. 1 where nobody does.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    progress: float = 1.0
 
     def __init__(self, *, skeleton: Skeleton, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
         super().__init__()

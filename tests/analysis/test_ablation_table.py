@@ -91,3 +91,10 @@ def test_the_budget_scales_the_schedule(folder: Path) -> None:
     solver = cfg.SOLVER
     assert (solver.MAX_ITER, solver.STEPS) == (10000, [5000, 8000])
     assert (solver.WARMUP_ITERS, solver.CHECKPOINT_PERIOD) == (300, 20)
+
+
+def test_the_budget_scales_a_schedule_in_epochs(folder: Path) -> None:
+    epochs = ["SOLVER.MAX_EPOCHS", "200", "SOLVER.STEP_EPOCHS", "[150, 170]", "SOLVER.CHECKPOINT_EPOCHS", "10"]
+    cfg = load_config(folder / "base.yaml", epochs)
+    solver = load_config(folder / "base.yaml", [*epochs, *budget_overrides(cfg, 100)][6:]).SOLVER
+    assert (solver.MAX_ITER, solver.STEPS, solver.CHECKPOINT_PERIOD) == (100, [75, 85], 10)

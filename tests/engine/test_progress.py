@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from querypose.d2 import EventStorage
 from querypose.engine.progress import ProgressLine, losses_for_display, peak_memory
+from querypose.engine.schedule import TimeLimit
 
 
 @pytest.fixture
@@ -36,6 +38,19 @@ def test_line_has_what_a_user_looks_for(lines: pytest.LogCaptureFixture) -> None
     assert re.search(r"mem \d+\.\d+G", line)
     assert line.endswith("keypoints/AP 43.21")
     assert "9.0" not in line.replace("8.0", "")
+
+
+def test_line_of_a_run_that_minutes_end(lines: pytest.LogCaptureFixture) -> None:
+    limit = TimeLimit(minutes=5.0, max_iter=100)
+    limit.seconds, limit.trainer = 90.0, SimpleNamespace(max_iter=10)
+    writer = ProgressLine(100, images_per_iteration=16, epoch=4.0, time_limit=limit)
+    with EventStorage(0) as storage:
+        for storage.iter in (8, 9, 10):
+            storage.put_scalar("time", 2.0)
+            writer.write()
+    assert [line[:46] for line in lines.messages] == [
+        "iter 9  minute 1.5/5  epoch 2.25  eta 0:03:30 ", "iter 10  minute 1.5/5  epoch 2.50  eta 0:03:30"
+    ]  # fmt: skip
 
 
 def test_first_line_needs_nothing(lines: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from querypose.checkpoint import convert_sharpose_official
-from querypose.d2 import EventStorage
 from querypose.modeling.sharpose.heatmaps import decode_heatmaps, flip_heatmaps, gaussian_heatmaps
 from querypose.modeling.sharpose.meta_arch import SHaRPose
 from querypose.modeling.sharpose.pretrained import resized_positions
@@ -102,9 +101,8 @@ def test_flip_test(fixture: SharposeFixture) -> None:
 
 def losses_at(epoch: int, model: SHaRPose, fixture: SharposeFixture) -> dict[str, Tensor]:
     """Of an epoch, counted from 1, of one iteration each, of a training that learns quality after 180."""
-    model.quality_start = 180
-    with EventStorage(epoch - 1):
-        losses = model.train()(fixture.batch)
+    model.quality_start, model.progress = 180 / 210, (epoch - 1) / 210
+    losses = model.train()(fixture.batch)
     assert isinstance(losses, dict)
     return losses
 

@@ -68,8 +68,7 @@ add_keys((
     Key("MODEL.SHARPOSE.QUALITY.THRESHOLD", 0.95,
         "in inference, poses of this quality are not refined; 0 refines none", at_least(0)),
     Key("MODEL.SHARPOSE.QUALITY.START", 0.857,
-        "share of the training (SOLVER.MAX_ITER) after which the quality loss counts; before that every pose is "
-        "refined", between(0, 1)),
+        "share of the training after which the quality loss counts; before that every pose is refined", between(0, 1)),
     Key("MODEL.SHARPOSE.QUALITY.WEIGHT", 0.03, "weight of loss_quality (lambda of eq. 9)", at_least(0)),
     Key("MODEL.SHARPOSE.QUALITY.DISTANCE", "squared",
         "of predicted from measured quality: squared as in the authors' code, norm as in eq. 11",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from querypose.d2 import META_ARCH_REGISTRY, CfgNode, CheckpointError, Instances, configurable, get_event_storage
+from querypose.d2 import META_ARCH_REGISTRY, CfgNode, CheckpointError, Instances, configurable
 from querypose.layers import at_least_float32
 from querypose.modeling.explanation import Layer, PatchLayer, PoseLayer, to_array
 from querypose.modeling.images import ImageSize
@@ -59,7 +59,7 @@ class SHaRPose(PoseModel):
         criterion: weighs those in training.
         sigma: of the Gaussians that heat maps learn, in cells.
         quality_threshold: in inference, poses of at least this quality are not refined.
-        quality_start: iteration from which the quality loss counts.
+        quality_start: share of the training after which the quality loss counts.
         layer_decay: factor of the learning rate from each block to the one before it.
         kernel_size: of the blur before positions are read.
         flip_test: averages with the heat maps of the mirrored crop in inference.
@@ -75,7 +75,7 @@ class SHaRPose(PoseModel):
         criterion: HeatmapCriterion,
         sigma: float = 2.0,
         quality_threshold: float = 0.95,
-        quality_start: int = 0,
+        quality_start: float = 0.0,
         layer_decay: float = 1.0,
         kernel_size: int = 11,
         flip_test: bool = True,
@@ -129,7 +129,7 @@ class SHaRPose(PoseModel):
             ),
             "sigma": sharpose.HEATMAP.SIGMA,
             "quality_threshold": quality.THRESHOLD,
-            "quality_start": round(quality.START * cfg.SOLVER.MAX_ITER),
+            "quality_start": quality.START,
             "layer_decay": sharpose.LAYER_DECAY,
             "kernel_size": sharpose.DECODING.KERNEL_SIZE,
             "flip_test": sharpose.DECODING.FLIP_TEST,
@@ -176,7 +176,7 @@ class SHaRPose(PoseModel):
         )
         height, width = self.transformer.image_size
         outputs = self.stage_outputs(self._crops(batch))
-        trains_quality = self._trains_quality()
+        trains_quality = self.progress >= self.quality_start
         if trains_quality and self.transformer.quality_predictor is not None:
             self.transformer.quality_predictor.is_trained.fill_(True)
         return self.criterion(
@@ -324,12 +324,6 @@ class SHaRPose(PoseModel):
             state_dict.clear()
             state_dict.update({f"transformer.{name}": value for name, value in weights.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _trains_quality(self) -> bool:
-        try:
-            return bool(get_event_storage().iter >= self.quality_start)
-        except AssertionError:  # nobody counts iterations
-            return True
 
     def _crops(self, batch: Batch) -> Tensor:
         """The normalized crops (B, C, H, W).

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from querypose.config import ConfigError
-from querypose.d2 import CheckpointError, EventStorage, build_model
+from querypose.d2 import CheckpointError, build_model
 from querypose.data.transforms import box_to_canvas
 from querypose.modeling import SHaRPose
 from querypose.modeling.sharpose.heatmaps import flip_heatmaps
@@ -59,17 +59,16 @@ def test_nobody_goes_by_a_quality_that_was_never_learned() -> None:
     built = model("MODEL.SHARPOSE.QUALITY.THRESHOLD", "0.0").eval()
     assert built.stage_outputs(torch.randn(3, 3, 64, 96)).refined_B.all()
     again = copy.deepcopy(built)
-    again.train()(random_batch([1], K))  # without an event storage nobody counts iterations
+    again.train()(random_batch([1], K))  # nobody says how far the training is
     assert not again.eval().stage_outputs(torch.randn(3, 3, 64, 96)).refined_B.all()
 
 
 def test_quality_is_learned_from_its_start_on_and_stays_learned() -> None:
-    built = model("SOLVER.MAX_ITER", "100", "SOLVER.STEPS", "[]", "MODEL.SHARPOSE.QUALITY.START", "0.6")
+    built = model("MODEL.SHARPOSE.QUALITY.START", "0.6")
     predictor = built.transformer.quality_predictor
     assert predictor is not None
-    for iteration, learns in ((59, False), (60, True)):
-        with EventStorage(iteration):
-            losses = built(random_batch([1], K))
+    for built.progress, learns in ((0.59, False), (0.6, True)):
+        losses = built(random_batch([1], K))
         assert (losses["loss_quality"] > 0) == learns
         assert predictor.is_trained == learns
     other = model()

@@ -54,6 +54,7 @@ REDUCED = [
 ]  # fmt: skip
 SMALL_ARCHS = {
     "resnet": "resnet18",
+    "test_resnet": "test_resnet",
     "regnetx": "regnetx_002",
     "hrnet": "hrnet_w18_small",
     "vit": "test_vit",

@@ -2,7 +2,7 @@
 """Trains the rows of an ablation table, and writes one table with their metrics beside those of the paper.
 
     python tools/ablate.py configs/ablations/table2a.yaml --dry-run
-    python tools/ablate.py configs/ablations/table2a.yaml --base configs/quickstart.yaml --max-iter 2000 --jobs 2
+    python tools/ablate.py configs/ablations/table2a.yaml --base configs/querypose/querypose_tiny.yaml --max-iter 2000 --jobs 2
     python tools/ablate.py configs/ablations/table2d.yaml --cluster slurm --partition gpu --gpus-per-node 8
     python tools/ablate.py configs/quickstart.yaml my/other.yaml --output output/compared
 

@@ -69,7 +69,7 @@ def test_a_row_is_a_delta_that_can_stand_on_another_base(name: str) -> None:
     light = CONFIGS / LIGHT_BASES[meta_architecture]
     there, base = dict(leaves(load_config(light, row.overrides))), dict(leaves(load_config(light)))
     assert {key for key in there if there[key] != base[key]} <= {*row.keys}
-    assert parameter_shapes(light, tuple(row.overrides))
+    assert parameter_shapes(light, tuple(map(str, row.overrides)))
 
 
 # What each row has in its keypoint decoder, counted from the paper's description; see `expected_parameters`.

@@ -186,7 +186,10 @@ def test_trains_a_step_at_a_reduced_size(name: str, monkeypatch: pytest.MonkeyPa
 
 
 def is_idle(parameter_name: str, cfg: CfgNode) -> bool:
-    """Whether the parameter waits for patches that are seen finely, where a row of SHaRPose has none."""
+    """Whether the parameter waits for patches that are seen finely, where a row of SHaRPose has none, or for a person
+    that is large enough for its level of the pyramid, where boxes begin at one size."""
+    if cfg.MODEL.QUERYPOSE.PROPOSAL_INIT == "dense":
+        return parameter_name.startswith(("backbone.fpn_", "backbone.lateral_conv"))
     return cfg.MODEL.SHARPOSE.ALPHA == 0 and parameter_name.startswith(
         ("transformer.fine_positions", "transformer.reuse")
     )
@@ -199,8 +202,6 @@ def wake(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.1)
         if ".box_deltas." in name:  # boxes that stay about where they begin
             parameter.data.mul_(0.01)
-        if name.endswith("dense_start.boxes.weight"):  # boxes of all sizes
-            nn.init.normal_(parameter)
         if name.endswith("proposal_boxes"):
             # Boxes of 50 to 1000 pixels, beyond the image, so that every level of the pyramid is read.
             parameter.data[:, 2:] = torch.logspace(-0.3, 1.0, len(parameter))[:, None]

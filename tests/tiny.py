@@ -115,6 +115,10 @@ POET_VERSIONS: dict[str, list[str]] = {
     "POET of the authors' code": [*POET, "MODEL.POET.EMPTY_CLASS", "True", "MODEL.POET.LOSS.TERMS", "released"],
     "POET, stride 16": [*POET, "MODEL.BACKBONE.OUTPUT_STRIDE", "16"],
     "POET, center in offsets": [*POET, "MODEL.POET.LOSS.CENTER_IN_OFFSETS", "True"],
+    "POET, heat maps and OKS": [
+        *POET,
+        *("MODEL.POET.LOSS.HEATMAP_WEIGHT", "1.0", "MODEL.POET.LOSS.EXTRA_TERMS", "['similarity']"),
+    ],
     "POET, last layer": [*POET, "MODEL.POET.LOSS.DEEP_SUPERVISION", "False"],
     "POET on a pyramid's level": [
         *("MODEL.META_ARCHITECTURE", "POET", "MODEL.BACKBONE.OUT_FEATURES", "['p4']"),

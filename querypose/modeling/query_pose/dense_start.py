@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from querypose.layers import at_least_float32, box_cxcywh_to_xyxy, full_precision, generalized_box_iou
 from querypose.layers.boxes import MAX_LOG_SCALE
-from querypose.modeling.query_pose.heatmap import gaussian_bump, inside_images
+from querypose.modeling.keypoint_heatmaps import gaussian_bump, heatmap_focal_loss, inside_images
 from querypose.modeling.query_pose.initialization import prior_bias
-from querypose.modeling.query_pose.losses import heatmap_focal_loss
 from querypose.modeling.targets import PersonTargets
 
 PRIOR_PROB = 0.02

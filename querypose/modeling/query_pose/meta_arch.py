@@ -24,6 +24,7 @@ from querypose.d2 import (
 from querypose.layers import RealNVP, RegionPooler, pooling_layout
 from querypose.modeling.explanation import Layer
 from querypose.modeling.images import zero_padding
+from querypose.modeling.keypoint_heatmaps import AuxiliaryHeatmap
 from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
 from querypose.modeling.query_pose.box_decoder import BoxEmbedding, BoxStage
@@ -31,7 +32,7 @@ from querypose.modeling.query_pose.criterion import SetCriterion
 from querypose.modeling.query_pose.denoising import BoxNoise
 from querypose.modeling.query_pose.dense_start import DenseStart
 from querypose.modeling.query_pose.explanation import explain_stages
-from querypose.modeling.query_pose.heatmap import AuxiliaryHeatmap, HeatmapInput
+from querypose.modeling.query_pose.heatmap_input import HeatmapInput
 from querypose.modeling.query_pose.initialization import PROPOSAL_LAYOUTS
 from querypose.modeling.query_pose.keypoint_decoder import (
     DirectStage,

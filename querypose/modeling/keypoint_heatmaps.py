@@ -1,21 +1,20 @@
-"""The auxiliary keypoint heat maps of the discussion (end of Sec. 4.3): a dense task beside the pose decoder.
+"""Auxiliary keypoint heat maps: a dense task beside a decoder of queries (QueryPose, end of Sec. 4.3).
 
-The map of a keypoint has a Gaussian bump at that keypoint of every person. Only training computes the maps: their loss
-trains the backbone.
+The map of a keypoint has a Gaussian bump at that keypoint of every person. Their loss trains the backbone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from querypose.layers import at_least_float32, full_precision, pooling_layout
+from querypose.layers import at_least_float32, full_precision
 from querypose.modeling.loss_terms import LossTerm
-from querypose.modeling.query_pose.initialization import prior_bias
-from querypose.modeling.query_pose.losses import heatmap_focal_loss
 from querypose.modeling.targets import PersonTargets
 
 # A box that shrinks by the radius of a bump on all sides keeps this share of its area (CornerNet).
@@ -32,13 +31,24 @@ class AuxiliaryHeatmap(LossTerm):
         num_keypoints: K.
         stride: of the features, in pixels a cell.
         weight: of the loss.
+        hidden_dim: channels between the convolutions; by default `dim`.
     """
 
-    def __init__(self, *, in_feature: str, dim: int, num_keypoints: int, stride: int, weight: float) -> None:
+    def __init__(
+        self,
+        *,
+        in_feature: str,
+        dim: int,
+        num_keypoints: int,
+        stride: int,
+        weight: float,
+        hidden_dim: int | None = None,
+    ) -> None:
         super().__init__()
-        self.convs = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.ReLU(inplace=True))
-        self.logits = nn.Conv2d(dim, num_keypoints, 1)
-        nn.init.constant_(self.logits.bias, prior_bias(PRIOR_PROB))  # type: ignore[arg-type]  # it has a bias
+        hidden_dim = hidden_dim or dim
+        self.convs = nn.Sequential(nn.Conv2d(dim, hidden_dim, 3, padding=1), nn.ReLU(inplace=True))
+        self.logits = nn.Conv2d(hidden_dim, num_keypoints, 1)
+        nn.init.constant_(self.logits.bias, math.log(PRIOR_PROB / (1 - PRIOR_PROB)))  # type: ignore[arg-type]  # it has a bias
         self.in_feature = in_feature
         self.stride = stride
         self.weight = weight
@@ -63,23 +73,6 @@ class AuxiliaryHeatmap(LossTerm):
 
     def _logits(self, features: Mapping[str, Tensor]) -> Tensor:
         return self.logits(self.convs(features[self.in_feature]))
-
-
-class HeatmapInput(AuxiliaryHeatmap):
-    """Heat maps that the keypoint decoder reads too, behind the features of its level."""
-
-    LEVEL = "keypoints"
-    LOGITS = "heatmap_logits"
-
-    def add_level(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The features with the level LEVEL (B, C + K, H, W), `in_feature` and the heat maps' scores in [0, 1]."""
-        feature_BCHW = features[self.in_feature]
-        logits_BKHW = at_least_float32(self._logits(features))
-        level = torch.cat([feature_BCHW, logits_BKHW.sigmoid()], dim=1)
-        return {**features, self.LEVEL: pooling_layout(level), self.LOGITS: logits_BKHW}
-
-    def _logits(self, features: Mapping[str, Tensor]) -> Tensor:
-        return features[self.LOGITS] if self.LOGITS in features else super()._logits(features)
 
 
 def draw_heatmaps(targets: PersonTargets, height: int, width: int, stride: int) -> Tensor:
@@ -136,3 +129,21 @@ def inside_images(size_B4: Tensor, height: int, width: int, stride: int) -> Tens
     inside_BW = torch.arange(width, device=size_B4.device) * stride < size_B4[:, 0, None]
     inside_BH = torch.arange(height, device=size_B4.device) * stride < size_B4[:, 1, None]
     return inside_BH[:, None, :, None] & inside_BW[:, None, None, :]
+
+
+def heatmap_focal_loss(
+    logits_BKHW: Tensor, target_BKHW: Tensor, counts_B1HW: Tensor, alpha: float = 2.0, beta: float = 4.0
+) -> Tensor:
+    """Focal loss of heat maps with soft bumps, summed (CornerNet): false scores near a keypoint cost less.
+
+    Args:
+        logits_BKHW: of every cell.
+        target_BKHW: 1 in the cell of a keypoint, falling to 0 around it.
+        counts_B1HW: True in the cells that count.
+        alpha: exponent that reduces the weight of easy cells.
+        beta: exponent that reduces the weight of cells near a keypoint.
+    """
+    score_BKHW = logits_BKHW.sigmoid()
+    hit_BKHW = (1 - score_BKHW) ** alpha * F.logsigmoid(logits_BKHW)
+    false_alarm_BKHW = (1 - target_BKHW) ** beta * score_BKHW**alpha * F.logsigmoid(-logits_BKHW)
+    return -(torch.where(target_BKHW == 1, hit_BKHW, false_alarm_BKHW) * counts_B1HW).sum()

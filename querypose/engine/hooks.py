@@ -92,7 +92,7 @@ class PeriodicCheckpointer(HookBase):
             _logger.info(f"Stopped after iteration {trainer.iter}. To go on, run the same command with --resume.")
             raise RunStopped(STOPPED_EXIT_CODE)
         if trainer.iter == trainer.start_iter:
-            trainer.step.flush()  # in every process; `prepare` reads the state of the step in the main one alone
+            trainer.step.gather_state()  # in every process; `prepare` reads the state of the step in the main one alone
             self._checkpointer.prepare()  # now that the optimizer has its state
 
     def after_train(self) -> None:

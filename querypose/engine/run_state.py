@@ -32,7 +32,7 @@ class RunState:
     def entries(self) -> dict[str, Any]:
         """The entry "run" of a checkpoint; of the main process alone it is complete."""
         trainer = self._trainer
-        trainer.step.flush()
+        trainer.step.gather_state()
         of_process = {"random": random_states(), "scalars": trainer.step.scalars.state_dict()}
         state: dict[str, Any] = {"processes": comm.gather(of_process)}
         if (order := self._training_order()) is not None:

@@ -212,6 +212,7 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
             weight_decay_norm=solver.WEIGHT_DECAY_NORM,
             weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
             betas=tuple(solver.BETAS),
+            shard=solver.SHARD_OPTIMIZER,
         )
 
     @classmethod

@@ -50,7 +50,8 @@ add_keys((
     Key("TEST.COMPILE", False, "compile backbone and decoder stages for inference; pays where there are many images"),
     Key("TEST.BEST_METRIC", "keypoints/AP",
         "its best weights stay as model_best.pth; of several datasets the first one's; '' keeps none"),
-    Key("TEST.METRICS", [], "names of registered metrics besides the dataset's own; each is a task of the results",
+    Key("TEST.METRICS", ["progress"], "registered metrics besides the dataset's own; each is a task of the results. "
+        "progress moves while AP is still 0: mean OKS, PCK, AP50 of boxes, share of persons found",
         list_of_names(METRIC_REGISTRY)),
     Key("TEST.FINISHING", [], "steps for the poses of an image before its metrics, such as {name: oks_nms}",
         part_list(FINISHING_REGISTRY, given=("skeleton",))),

@@ -31,6 +31,7 @@ class Case(NamedTuple):
     architecture: str = ""  # the toy
     images_of_first: int = 2  # of the first process; the second has the rest
     recomputed: bool = False
+    sharded: bool = False
 
     def model(self, seed: int) -> nn.Module:
         if not self.architecture:
@@ -51,6 +52,7 @@ class Case(NamedTuple):
             weight_decay=0.0,
             weight_decay_norm=0.0,
             weight_decay_bias=0.0,
+            shard=self.sharded,
         )
 
     def batch(self) -> list[dict[str, Any]]:
@@ -78,6 +80,7 @@ CASES = (
     Case("accumulated", (3, 1, 0, 2), num_micro_batches=2),
     Case("accumulated, one process without persons", (0, 0, 4, 0), num_micro_batches=2),
     Case("other numbers of images", (1, 2, 2, 1), images_of_first=3),
+    Case("sharded", (1, 2, 2, 1), sharded=True),
     *(case for architecture in ARCHITECTURES for case in cases_of(architecture)),
 )
 

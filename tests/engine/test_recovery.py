@@ -111,6 +111,27 @@ def test_two_processes_go_on_as_if_they_had_never_stopped(
     assert "random states of 2 processes" in log_of(folder)
 
 
+def test_a_sharded_optimizer_is_killed_and_goes_on_as_a_whole_one(unbroken_pair: Path, tmp_path: Path) -> None:
+    """Its checkpoint holds the state of all shards, so that an optimizer that is not sharded can go on with it too."""
+    folder = tmp_path / "run"
+    sharded = {"processes": 2, "SOLVER__SHARD_OPTIMIZER": True}
+    assert -signal.SIGKILL in train(folder, death="in rank 1", **sharded), log_of(folder)
+    assert train(folder, "--resume", **sharded) == [0, 0], log_of(folder)
+    for file in ("model_final.pth", "model_best.pth"):
+        ours, theirs = (torch.load(run / "output" / file, weights_only=True) for run in (folder, unbroken_pair))
+        mortal_run._assert_same(ours["model"], theirs["model"], file)
+    ours, theirs = (
+        state["trainer"]["_trainer"]["optimizer"]["state"] for state in map(_final_state, (folder, unbroken_pair))
+    )
+    mortal_run._assert_same(ours, theirs, "state of the optimizer")
+    assert metrics_of(folder) == metrics_of(unbroken_pair)
+
+
+def _final_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / "output" / "model_final.pth", weights_only=True)
+    return state
+
+
 def test_the_sums_of_two_processes_are_those_of_one_but_for_rounding(tmp_path: Path) -> None:
     """Without the model's own noise, which each process draws for itself."""
     settings: dict[str, Any] = {

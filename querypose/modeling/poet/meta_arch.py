@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, ImageList, Instances, build_backbone, configurable
 from querypose.layers import Transformer
+from querypose.layers.transformer import TransformerDecoderLayer
 from querypose.modeling.backbone import BackboneError
 from querypose.modeling.explanation import Layer, MapLayer, PoseLayer, recorded_inputs, to_array
 from querypose.modeling.images import has_padding, image_cells
@@ -161,7 +162,8 @@ class POET(PoseModel):
 
         The attention is that of the pose's query to the cells of the feature map, the mean of the heads.
         """
-        cross_attentions = [layer.cross_attention for layer in self.pose_transformer.transformer.decoder_layers]
+        layers_S = cast("list[TransformerDecoderLayer]", list(self.pose_transformer.transformer.decoder_layers))
+        cross_attentions = [layer.cross_attention for layer in layers_S]
         with recorded_inputs(cross_attentions) as inputs:
             features, images = self._features(batch)
             outputs = self._decode(features, images, every_layer=True)

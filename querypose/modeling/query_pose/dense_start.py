@@ -89,7 +89,8 @@ class DenseStart(nn.Module):
             feature_BCHW = at_least_float32(feature_BCHW)
             logits_B1HW = self.logits(feature_BCHW)
             boxes_BHW4 = self._decode(self.boxes(feature_BCHW).permute(0, 2, 3, 1))
-            inside_B1HW = inside_images(image_size_B4, *logits_B1HW.shape[-2:], self.stride)
+            height, width = logits_B1HW.shape[-2:]
+            inside_B1HW = inside_images(image_size_B4, height, width, self.stride)
             cell_BQ = self._peaks(logits_B1HW.detach(), inside_B1HW)
             prior_BQ = logits_B1HW.flatten(1).gather(1, cell_BQ) - NO_PEAK * self._is_beside_a_peak(
                 logits_B1HW.detach(), inside_B1HW

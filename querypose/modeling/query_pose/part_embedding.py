@@ -135,7 +135,7 @@ class LocatedPartEmbedding(RegionInteraction):
     def forward(self, region_RCHW: Tensor, query_RPC: Tensor) -> tuple[Tensor, Tensor]:
         of_keypoint_RKT, of_part_RPT = self._attention(region_RCHW)
         with full_precision(region_RCHW):
-            center_TD = _cell_centers(*region_RCHW.shape[-2:], of_part_RPT)
+            center_TD = _cell_centers(region_RCHW.shape[2], region_RCHW.shape[3], of_part_RPT)
             position_RKD, position_RPD = of_keypoint_RKT @ center_TD, of_part_RPT @ center_TD
         region_RTC = region_RCHW[:, : self.dim].flatten(2).transpose(1, 2)
         embedding_RPC = torch.bmm(of_part_RPT.to(region_RTC.dtype), region_RTC)

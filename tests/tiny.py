@@ -62,7 +62,7 @@ DENSE = [
 NOISY_BOXES = ["MODEL.QUERYPOSE.KEYPOINT.NOISY_BOXES", "2"]
 """For tests of their own: others compare trainings, which differ by the noise."""
 POET = ["MODEL.META_ARCHITECTURE", "POET", "MODEL.FPN.TYPE", "none", "MODEL.BACKBONE.OUT_FEATURES", "['c5']"]
-LQR = ["MODEL.META_ARCHITECTURE", "LQR"]
+LQR = ["MODEL.META_ARCHITECTURE", "LQR", "INPUT.PIPELINE", "dense_image"]
 SHARPOSE = [
     *("MODEL.META_ARCHITECTURE", "SHaRPose", "INPUT.PIPELINE", "person_crops"),
     *("INPUT.PERSON_CROP.SIZE", "[64, 96]"),

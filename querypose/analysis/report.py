@@ -22,12 +22,12 @@ from querypose.data.coco import PoseAnnotations
 from querypose.data.datasets import dataset_annotations
 from querypose.evaluation import EvaluationError, read_detections, read_json
 from querypose.evaluation.error_analysis import REPAIRS, ErrorAnalysis, analyze_errors
+from querypose.evaluation.evaluator import PICTURES_FOLDER
 from querypose.evaluation.oks import person_areas
 from querypose.evaluation.resampling import PrecisionCurves, paired_bootstrap
 from querypose.skeleton import SkeletonError
 
 PAGE = Path(__file__).with_name("report_page")
-PICTURES = "pictures"
 
 
 def write_report(
@@ -59,7 +59,7 @@ def write_report(
         ],
         "curves": curve_figures({name: run.curves for name, run in zip(names, runs, strict=True)}),
         "config": config_rows(runs),
-        "pictures": _training_pictures(dict(zip(names, runs, strict=True)), output / PICTURES),
+        "pictures": _training_pictures(dict(zip(names, runs, strict=True)), output / PICTURES_FOLDER),
         "images": [],
     }
     analyses = _analyses(dict(zip(names, runs, strict=True)), dataset, notes)
@@ -165,7 +165,7 @@ def _training_pictures(runs: Mapping[str, Run], folder: Path) -> list[dict[str, 
     """Copies of the animations that TEST.PICTURES left in the runs."""
     copied = []
     for index, (name, run) in enumerate(runs.items()):
-        for number, animation in enumerate(sorted((run.folder / PICTURES).glob("**/*.gif"))):
+        for number, animation in enumerate(sorted((run.folder / PICTURES_FOLDER).glob("**/*.gif"))):
             folder.mkdir(parents=True, exist_ok=True)
             file = f"{index}_{number:03d}.gif"
             shutil.copyfile(animation, folder / file)

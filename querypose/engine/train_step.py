@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from querypose.config import ConfigError
 from querypose.d2 import comm, get_event_storage
 from querypose.engine.non_finite import GRAD_NORM, NON_FINITE, NonFiniteGuard, gradient_norms, nan_unless_finite
+from querypose.engine.resuming import load_optimizer_state, optimized_names
 from querypose.engine.scalars import ScalarQueue
 from querypose.modeling.pose_model import Batch, PoseModel
 
@@ -255,12 +256,16 @@ class TrainStep:
         return {
             "iteration": self.iter,
             "optimizer": {} if is_elsewhere else self.optimizer.state_dict(),
+            "parameters": optimized_names(self.pose_model, self.optimizer),
             "grad_scaler": self.grad_scaler.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave; a scaler's state is used where this run scales its loss too."""
+        """Restores what `state_dict` gave; a scaler's state is used where this run scales its loss too.
+
+        Rates, decays and their groups stay those of this run's config.
+        """
         self.iter = state_dict["iteration"]
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        load_optimizer_state(self.optimizer, optimized_names(self.pose_model, self.optimizer), state_dict)
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -55,6 +55,8 @@ add_keys((
         list_of_names(METRIC_REGISTRY)),
     Key("TEST.FINISHING", [], "steps for the poses of an image before its metrics, such as {name: oks_nms}",
         part_list(FINISHING_REGISTRY, given=("skeleton",))),
+    Key("TEST.PICTURES", 0, "images of every test dataset that each evaluation draws, always the same, into "
+        "OUTPUT_DIR/pictures (with an animation) and for TensorBoard; 0: none", at_least(0)),
     Key("TEST.EXPECTED_RESULTS", [], "[task, metric, value, tolerance] that the final evaluation must meet"),
 ), check_evaluation)
 # fmt: on

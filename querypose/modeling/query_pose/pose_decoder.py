@@ -246,7 +246,7 @@ class PoseDecoder(nn.Module):
             return self.dense_start(features, image_size_B4)
         return StartingQueries(
             box_cxcywh_to_xyxy(self.proposal_boxes) * image_size_B4[:, None],
-            self.instance_queries.expand(len(image_size_B4), -1, -1),
+            self.instance_queries.expand(image_size_B4.shape[0], -1, -1),
         )
 
     def run_stages(
@@ -273,7 +273,7 @@ class PoseDecoder(nn.Module):
             num_stages: how many of the stages to run; all by default.
         """
         boxes_BQ4, query_BQC, prior_BQ, _ = start
-        num_slots = query_BQC.shape[:2].numel() if num_slots is None else num_slots
+        num_slots = query_BQC.shape[0] * query_BQC.shape[1] if num_slots is None else num_slots
         run = DecoderRun(self.part_queries.expand(num_slots, -1, -1))
         without_keypoints = [None] * (len(self.box_stages) - len(self.keypoint_stages))
         stages = list(zip(self.box_stages, [*without_keypoints, *self.keypoint_stages], strict=True))[:num_stages]

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from querypose.modeling.pose_similarity import AREA_OF_BOX
 from querypose.modeling.poet.criterion import QueryOutputs
 from querypose.modeling.poet.pose_vector import PoseVector
 from querypose.modeling.poet.similarity_loss import SimilarityLoss
+from querypose.modeling.pose_similarity import AREA_OF_BOX
 from querypose.modeling.targets import Matches, PersonTargets
 from querypose.skeleton import COCO_SKELETON
 

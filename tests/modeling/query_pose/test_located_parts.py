@@ -87,7 +87,7 @@ def test_noisy_boxes_change_no_prediction_of_the_matched_queries() -> None:
         model = build_model(tiny_config(*overrides)).double()
         assert isinstance(model, QueryPose)
         model.decoder.keypoint_stages.eval()  # its batch norms average over the regions
-        features, _ = model._features(batch)
+        features = model._features(model.normalized_images(batch, model.backbone.size_divisibility))
         stages.append(model.decoder.decode_training(features, model.person_targets(batch), model.matcher))
     for plain, noisy in zip(*stages, strict=True):
         torch.testing.assert_close(noisy.mean_RKD, plain.mean_RKD)
@@ -103,7 +103,7 @@ def test_noise_of_nothing_gives_the_pose_of_the_true_box() -> None:
     model, batch = build_model(tiny_config(*DENSE, *NOISY_BOXES)).double(), random_batch([2], 17)
     assert isinstance(model, QueryPose)
     model.decoder.box_noise = BoxNoise(1, shift=0.0, scale=0.0)
-    features, _ = model._features(batch)
+    features = model._features(model.normalized_images(batch, model.backbone.size_divisibility))
     targets = model.person_targets(batch)
     *_, last = model.decoder.decode_training(features, targets, model.matcher)
     matched, denoised = last.poses

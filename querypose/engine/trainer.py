@@ -49,6 +49,7 @@ from querypose.engine.resuming import check_resumable, restoring
 from querypose.engine.run_lock import own_output_dir
 from querypose.engine.run_state import RunState, untouched_random_states
 from querypose.engine.schedule import ENDLESS, EndableLoop, TimeLimit, iterations_per_epoch, with_iterations
+from querypose.engine.trackers import build_trackers
 from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
 from querypose.layers.precision import PRECISIONS
@@ -207,6 +208,8 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
                 self.max_iter, cfg.SOLVER.IMS_PER_BATCH, cfg.LOG_PERIOD, epoch=self.epoch, time_limit=self.time_limit
             ),
             JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
+            # Before TensorBoard, which takes the pictures away.
+            *build_trackers(cfg, continues=self.start_iter > 0),
             # What a stopped run had written after its last checkpoint is not shown.
             TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter or None),
         ]

@@ -15,6 +15,8 @@ from querypose.config.keys import KEYS, ConfigError, kind_of, leaf_names, unset
 from querypose.d2 import CfgNode
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+# Values that a file may have once its aliases (*name) are written out: a kilobyte of aliases of aliases has billions.
+_MAX_VALUES = 100_000
 
 
 def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -137,6 +139,12 @@ class _DuplicateKeyError(ValueError):
 class _StrictLoader(yaml.SafeLoader):
     """A safe YAML loader that refuses a key which is twice in a mapping."""
 
+    def compose_document(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().compose_document()
+        if node is not None and _count_values(node, {}) > _MAX_VALUES:
+            raise ValueError(f"its aliases stand for more than {_MAX_VALUES} values")
+        return node
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Here merges ("<<") are not resolved yet: a key may replace one that a merge brings.
         node = super().compose_mapping_node(anchor)
@@ -152,6 +160,23 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             lines[key.value] = line
         return node
+
+
+def _count_values(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+    """Of a node, those of its aliases each time; `counts` has those that are known.
+
+    Raises:
+        ValueError: an alias stands within the value that it names.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if node not in counts:
+        counts[node] = -1
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        counts[node] = 1 + sum(_count_values(part, counts) for part in parts)
+    if counts[node] < 0:
+        raise ValueError("an alias stands within the value that it names")
+    return counts[node]
 
 
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 
 class LoaderError(RuntimeError):
@@ -87,15 +87,15 @@ class WatchedLoader(DataLoader[Any]):
     * Processes that do not end by themselves are killed.
 
     Args:
-        arguments: of DataLoader.
+        dataset: of DataLoader.
         timeout: seconds without a batch that are an error; only with loader processes.
         num_workers: loader processes; 0 loads in this one.
         settings: keywords of DataLoader.
     """
 
-    def __init__(self, *arguments: Any, timeout: float, num_workers: int, **settings: Any) -> None:
-        collate = _pack if num_workers else list
-        super().__init__(*arguments, num_workers=num_workers, collate_fn=collate, **settings)
+    def __init__(self, dataset: Dataset[Any], *, timeout: float, num_workers: int, **settings: Any) -> None:
+        collate: Callable[[list[Any]], Any] = _pack if num_workers else list
+        super().__init__(dataset, num_workers=num_workers, collate_fn=collate, **settings)
         self.patience = timeout
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # one that may only be iterated

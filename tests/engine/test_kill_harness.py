@@ -10,7 +10,7 @@ import pytest
 from tests.engine.kill_harness import WRITERS, Harness, harness
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-EVERY = 20
+EVERY = 26
 
 
 @pytest.fixture(scope="module", params=WRITERS)
@@ -30,7 +30,7 @@ def test_a_run_that_is_killed_at_its_files_comes_to_the_same_end(tries: Harness)
 def test_so_does_one_that_is_killed_again_while_it_goes_on(tries: Harness) -> None:
     first = next(index for index, name in enumerate(tries.operations, 1) if name == "replace .model_0000003.pth.tmp")
     operations = tries.kill_and_resume(first)
-    for second in range(5, len(operations), 40):
+    for second in range(5, len(operations), 60):
         tries.kill_and_resume(first, second)
 
 

@@ -26,6 +26,7 @@ from querypose.data import register_custom_datasets
 from querypose.engine import PoseTrainer
 from querypose.engine.predictor import PosePredictor
 from querypose.engine.progress import peak_memory
+from querypose.engine.schedule import with_iterations
 from querypose.engine.setup import prepare_process
 from querypose.modeling import PoseModel
 from querypose.modeling.pose_model import Batch
@@ -136,6 +137,7 @@ class TrainingSubject(Subject):
         cfg = _prepared(workload, batch_size=2)
         cfg.LOG_PERIOD = 10**9  # logging is not what is measured
         cfg.DATASETS.CHECK = "off"
+        cfg = with_iterations(cfg, epoch=1.0)  # nor how long the training would last
         self._trainer = _TrainerWithoutData(cfg)
         self._trainer.resume_or_load(resume=False)
         self._trainer.model.train()

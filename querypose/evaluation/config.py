@@ -49,8 +49,8 @@ add_keys((
         registered(PRECISIONS, without=("float16",))),
     Key("TEST.COMPILE", False, "compile backbone and decoder stages for inference; pays where there are many images"),
     Key("TEST.BEST_METRIC", "keypoints",
-        "its best weights stay as model_best.pth: a metric such as keypoints/AP, or a task, of which the first metric "
-        "counts (keypoints is the dataset's own: AP, of MPII PCKh); of several datasets the first one's; '' keeps none"),
+        "its best weights stay as model_best.pth: a metric such as keypoints/AP, or a task, of which the first one "
+        "counts (keypoints: the dataset's own, AP or MPII's PCKh); of several datasets the first one's; '' keeps none"),
     Key("TEST.METRICS", [], "names of registered metrics besides the dataset's own; each is a task of the results",
         list_of_names(METRIC_REGISTRY)),
     Key("TEST.FINISHING", [], "steps for the poses of an image before its metrics, such as {name: oks_nms}",

@@ -13,7 +13,7 @@ RUN = $(VENV)/bin/python
 .PHONY: help install quickstart test gpu lint clean
 
 help:
-	@echo "make quickstart   install, train on drawn people, evaluate, draw: about twelve minutes on four CPU cores"
+	@echo "make quickstart   install, train on drawn people, evaluate, draw, report: about twelve minutes on four CPU cores"
 	@echo "make test         install, lint, check types, run the tests: about ten minutes on two CPU cores"
 	@echo "make gpu          on a machine with a GPU: tests, measures, docs/gpu.md; nothing is installed, nine minutes"
 	@echo "make lint         install, ruff and mypy alone"
@@ -25,7 +25,7 @@ install: $(VENV)/installed
 $(VENV)/installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --editable ".[test]"
+	$(RUN) -m pip install --editable ".[report,test]"
 	touch $@
 
 quickstart: install
@@ -36,6 +36,7 @@ quickstart: install
 		--results $(QUICKSTART)/test/inference/coco_instances_results.json --output $(QUICKSTART)/predictions \
 		--metrics $(QUICKSTART)/metrics.json --num 8
 	@echo "Predictions and the loss curve are in $(QUICKSTART)/predictions."
+	$(RUN) tools/report.py $(QUICKSTART) --output $(QUICKSTART)/report
 
 lint: install
 	$(RUN) -m ruff check .

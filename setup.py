@@ -17,6 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["querypose", "querypose.*"]),
+    package_data={"querypose.analysis": ["report_page/*"]},
     install_requires=[
         "faster-coco-eval>=1.8",
         "fvcore",
@@ -39,6 +40,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "report": ["plotly"],
         "video": ["opencv-python-headless"],
         "test": [
             "hypothesis",
@@ -46,6 +48,7 @@ setup(
             "pytest>=8",
             "pytest-xdist",
             "ruff",
+            "selenium",
             "types-PyYAML",
             "types-tabulate",
             "types-tqdm",

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from querypose.analysis.complexity import count_flops
 from querypose.config import load_config
 from querypose.config.tables import Table, TableRow
 from querypose.d2 import META_ARCH_REGISTRY, build_model
-from querypose.modeling import POET, QueryPose
+from querypose.modeling import LQR, POET, QueryPose
 from querypose.skeleton import SkeletonError
 from tests.test_configs import CONFIGS, ROWS, TABLES, leaves, load
 
@@ -263,6 +264,21 @@ def test_a_row_of_lqr_has_the_parameters_of_the_paper(name: str) -> None:
     assert round(number / 1e6, 3) == LQR_PARAMETERS[short(name).removeprefix("lqr/")]
     if short(name) == "lqr/table6:learned":
         assert number - sum(math.prod(shape) for shape in base.values()) == 19_618
+
+
+# Billions of multiplications and additions at 512 x 512 as LQR's counts have them.
+LQR_GMACS = {
+    "table2:baseline": 45.13, "table2:cir": 45.13, "table2:cir_kqe": 45.37, "table2:kqe_pqe": 46.44,
+    "table2:model": 46.44,
+    "table4:0": 46.32, "table4:3": 46.36, "table4:6": 46.40, "table4:9": 46.44, "table4:12": 46.48, "table4:15": 46.52,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in LQR_ROWS if short(name).removeprefix("lqr/") in LQR_GMACS])
+def test_a_row_of_lqr_has_the_operations_of_the_paper(name: str) -> None:
+    model = LQR(load(name, "MODEL.LQR.FLIP_TEST", "False"))
+    gmacs = sum(count_flops(model, (64, 64), depth=1).values()) / 2e9  # a 64th of the cells
+    assert round(64 * gmacs, 2) == LQR_GMACS[short(name).removeprefix("lqr/")]
 
 
 def test_every_table_of_lqr_has_a_row_that_is_the_model() -> None:

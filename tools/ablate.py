@@ -2,6 +2,7 @@
 """Trains the rows of an ablation table, and writes one table with their metrics beside those of the paper.
 
     python tools/ablate.py configs/ablations/table2a.yaml --dry-run
+    python tools/ablate.py configs/ablations/lqr/table2.yaml --dry-run --image-size 512x512 MODEL.LQR.FLIP_TEST False
     python tools/ablate.py configs/ablations/table2a.yaml --base configs/quickstart.yaml --max-iter 2000 --jobs 2
     python tools/ablate.py configs/ablations/table2d.yaml --cluster slurm --partition gpu --gpus-per-node 8
     python tools/ablate.py configs/quickstart.yaml my/other.yaml --output output/compared
@@ -31,6 +32,7 @@ from querypose.analysis.ablation import Ablation
 from querypose.analysis.ablation_jobs import Cluster
 from querypose.analysis.ablation_runs import plan_runs
 from querypose.analysis.ablation_table import read_ablation
+from querypose.analysis.complexity import parse_image_size
 from querypose.config import add_import_argument
 from querypose.engine import report_user_errors
 
@@ -68,6 +70,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--output", type=Path, metavar="DIR", help="folder for all files (default: output/ablations/NAME)"
     )
     parser.add_argument("--dry-run", action="store_true", help="build every row, print parameters and GFLOPs, and end")
+    parser.add_argument(
+        "--image-size", type=parse_image_size, metavar="HxW",
+        help="of the image that GFLOPs are counted on (default: that of a 480x640 photo, resized for testing)",
+    )  # fmt: skip
     where = parser.add_argument_group("where rows train")
     where.add_argument("--cluster", choices=("local", "slurm"), default="local", help="default: %(default)s")
     where.add_argument(
@@ -163,7 +169,7 @@ def main(arguments: argparse.Namespace) -> int:
         table, output, max_iter=arguments.max_iter, seeds=arguments.seeds, overrides=[*device, *arguments.opts],
         imports=arguments.imports,
     )  # fmt: skip
-    ablation = Ablation(table, output, runs)
+    ablation = Ablation(table, output, runs, arguments.image_size)
     if arguments.dry_run:
         print(ablation.dry_run())
         return 0

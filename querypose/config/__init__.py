@@ -28,7 +28,7 @@ from querypose.config.keys import (
     require_one_unit,
     sequence_of,
 )
-from querypose.config.loading import add_querypose_config, get_cfg, load_config
+from querypose.config.loading import add_querypose_config, config_of_mapping, get_cfg, load_config
 from querypose.config.parts import build_part, part_list
 from querypose.config.solver import length_of_training
 from querypose.config.tables import add_row_argument, flatten, read_table
@@ -46,6 +46,7 @@ __all__ = [
     "at_least",
     "between",
     "build_part",
+    "config_of_mapping",
     "flatten",
     "get_cfg",
     "import_modules",

@@ -23,6 +23,11 @@ first: what they register is allowed, and they add keys of their own with `query
 
 A key that detectron2 has too keeps its name and its meaning. Its other keys are accepted, with a warning where nothing
 reads them.
+
+A run that goes on with `--resume` compares its config with that of the checkpoint, key by key. The last column says
+what happens to a key that has another value: *obeyed*, from the next iteration on, and named in the log; or *refused*,
+by name, before anything is trained, because the weights of the checkpoint would not fit or would mean something else.
+An obeyed key that makes parameters appear or go (a loss with weights of its own) is refused too.
 """
 
 
@@ -35,8 +40,8 @@ def reference() -> str:
             "",
             f"`{owner.replace('.', '/')}.py`",
             "",
-            "| key | default | allowed | meaning |",
-            "| --- | --- | --- | --- |",
+            "| key | default | allowed | meaning | changed under --resume |",
+            "| --- | --- | --- | --- | --- |",
             *map(_row, keys),
             "",
         ]
@@ -45,7 +50,8 @@ def reference() -> str:
 
 def _row(key: Key) -> str:
     allowed = kind_of(key.default) if key.allowed is None else key.allowed.description
-    cells = (f"`{key.name}`", f"`{key.default!r}`", allowed, key.meaning)
+    resumed = "refused" if key.is_fixed else "obeyed"
+    cells = (f"`{key.name}`", f"`{key.default!r}`", allowed, key.meaning, resumed)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 

@@ -45,6 +45,8 @@ class Key(NamedTuple):
         meaning: a line for the user.
         allowed: the condition for its values, beside their type.
         resolve: turns a value such as "auto" into what it means on this machine.
+        fixed: whether a run that goes on with --resume must have the value that it began with; None decides by the
+            name: what a model is stays, what it is trained for may change. Other values are obeyed from then on.
         instead_of: another key that says the same in another unit. Of the two one is set, the other 0 or []: a file, or
             a command line, that sets one of them unsets the other of what it is laid over.
     """
@@ -54,8 +56,20 @@ class Key(NamedTuple):
     meaning: str
     allowed: Allowed | None = None
     resolve: Callable[[Any], Any] | None = None
+    fixed: bool | None = None
     instead_of: str = ""
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether --resume refuses another value than that of the checkpoint."""
+        if self.fixed is not None:
+            return self.fixed
+        section, *rest = self.name.split(".")
+        return section == "MODEL" and not _TRAINING_SECTIONS.intersection(rest)
+
+
+# Of a model's keys, those that change neither its parameters nor what they mean.
+_TRAINING_SECTIONS = frozenset({"LOSS", "MATCHER", "DECODING"})
 
 Check = Callable[[CfgNode], None]
 

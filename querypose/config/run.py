@@ -22,7 +22,7 @@ add_keys((
         list_of_names()),
     Key("OUTPUT_DIR", "./output", "folder that receives config.yaml, log.txt, metrics.json, checkpoints, inference/",
         Allowed("a name, not empty", lambda value: value != "" and "\0" not in value)),
-    Key("SEED", -1, "seed of everything random; -1 draws one and logs it", between(-1, 2**32 - 1)),
+    Key("SEED", -1, "seed of everything random; -1 draws one and logs it", between(-1, 2**32 - 1), fixed=True),
     Key("DETERMINISTIC", False,
         "bit-identical runs on a GPU too: deterministic algorithms alone; an operation that has none is an error"),
     Key("CUDNN_BENCHMARK", False, "let cuDNN time its algorithms; faster where input sizes repeat"),

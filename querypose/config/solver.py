@@ -95,6 +95,9 @@ add_keys((
     Key("SOLVER.AMP.PRECISION", "bfloat16", "the lower precision; float16 scales the loss",
         registered(PRECISIONS, without=("float32",))),
     Key("SOLVER.ACCUMULATION_STEPS", 1, "micro-batches into which an iteration's batch is cut", at_least(1)),
+    Key("SOLVER.SHARD_OPTIMIZER", False,
+        "of several processes each keeps AdamW's moments of some parameters alone (ZeRO stage 1): equal updates, less "
+        "memory, one exchange of weights more an iteration"),
     Key("SOLVER.EMA.ENABLED", False, "keep an exponential moving average of the weights and evaluate that"),
     Key("SOLVER.EMA.DECAY", 0.9998, "share of the average that an iteration keeps; n/(n+9) at update n if that is less",
         between(0, 1)),

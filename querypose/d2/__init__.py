@@ -58,6 +58,7 @@ __all__ = [  # noqa: F405
     "Instances",
     "JSONWriter",
     "Keypoints",
+    "LRMultiplier",
     "MetadataCatalog",
     "PathManager",
     "Registry",

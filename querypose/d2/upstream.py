@@ -31,6 +31,7 @@ with warnings.catch_warnings():
     from detectron2.evaluation import DatasetEvaluator, verify_results
     from detectron2.layers import ShapeSpec
     from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone, build_model
+    from detectron2.solver import LRMultiplier
     from detectron2.structures import Boxes, BoxMode, ImageList, Instances, Keypoints
     from detectron2.utils import comm
     from detectron2.utils.env import seed_all_rng

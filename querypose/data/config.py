@@ -77,7 +77,7 @@ add_keys((
         "do not train on persons with fewer visible keypoints, before and after augmentation", at_least(0)),
     Key("INPUT.PIPELINE", "whole_image",
         "what a sample is: an image with all its persons, the same with a mask of crowds for dense models, or one "
-        "person's crop", registered(PIPELINE_REGISTRY)),
+        "person's crop", registered(PIPELINE_REGISTRY), fixed=True),
     Key("INPUT.AUGMENTATIONS", [],
         "augmentations of training, in this order: list of {name, arguments}; [] takes those that RANDOM_FLIP, "
         "ROTATION, CROP, MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and COARSE_DROPOUT describe",
@@ -88,7 +88,7 @@ add_keys((
     Key("INPUT.PERSON_CROP.UNBIASED", False,
         "the box reaches from center to center of the outer pixels of the crop, and not from edge to edge (UDP)"),
     Key("INPUT.PERSON_CROP.ANTIALIAS", True, "average pixels that shrink; False samples them, as OpenCV does"),
-    Key("INPUT.FORMAT", "RGB", "channel order that the model sees", one_of("RGB", "BGR")),
+    Key("INPUT.FORMAT", "RGB", "channel order that the model sees", one_of("RGB", "BGR"), fixed=True),
     Key("INPUT.MIN_SIZE_TRAIN", list(range(480, 801, 32)), "short side, drawn from these, in pixels", _SIZES),
     Key("INPUT.MAX_SIZE_TRAIN", 1333, "bound of the long side, in pixels", at_least(1)),
     Key("INPUT.MIN_SIZE_TEST", 800, "short side, in pixels; 0 keeps the image's size", at_least(0)),

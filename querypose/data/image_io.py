@@ -70,14 +70,19 @@ def read_image(path: str | Path, channel_order: str = "RGB") -> np.ndarray:
         raise ValueError(f"channel_order is {channel_order!r}; allowed: 'RGB', 'BGR'.")
     try:
         with Image.open(path) as image:
-            orientation = image.getexif().get(_ORIENTATION_TAG)
-            image.load()
-            operation = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-            upright = image if operation is None else image.transpose(operation)
-            pixels = np.array(_to_rgb(upright))  # a copy, which can be written to
+            pixels = pixels_of(image)
     except READ_ERRORS as error:
         raise explain_read_error(path, error) from error
     return np.ascontiguousarray(pixels if channel_order == "RGB" else pixels[:, :, ::-1])
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """What `read_image` gives of an image file that Pillow has opened; raises one of `READ_ERRORS`."""
+    orientation = image.getexif().get(_ORIENTATION_TAG)
+    image.load()
+    operation = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    upright = image if operation is None else image.transpose(operation)
+    return np.array(_to_rgb(upright))  # a copy, which can be written to
 
 
 def read_image_size(path: str | Path) -> tuple[int, int]:
@@ -123,6 +128,8 @@ def explain_read_error(path: str | Path, error: Exception) -> ImageReadError:
         is_empty = Path(path).stat().st_size == 0
         what = "is an empty file" if is_empty else "is not an image of a known format"
         return ImageReadError(f"{str(path)!r} {what}", "download it again, or convert it to JPEG or PNG")
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageReadError(f"Image {str(path)!r} is too large: {error}", "make it smaller")
     return ImageReadError(
         f"Image {str(path)!r} cannot be decoded: {error}", "download it again, or convert it to 8-bit JPEG or PNG"
     )

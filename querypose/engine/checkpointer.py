@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ from querypose.d2 import CheckpointError, DetectionCheckpointer, atomic_write, c
 from querypose.engine.manifest import MANIFEST, Condition, Entry, HashingStream, Manifest
 
 _LAST_CHECKPOINT = "last_checkpoint"
+_CHECKPOINTS = "model_*.pth"
+
+
+class _Found(NamedTuple):
+    """The checkpoint to go on from, "" for none; or why there are some and none can be used."""
+
+    file: str = ""
+    problem: str = ""
 
 
 class RunCheckpointer(DetectionCheckpointer):
@@ -26,6 +34,9 @@ class RunCheckpointer(DetectionCheckpointer):
       checkpoint that is intact.
     * `save` returns when the state is copied in memory; a thread writes the file. The next save, `wait`, or `check`
       raises what went wrong.
+
+    Attributes:
+        resumed_from: name of the checkpoint that `resume` has loaded; "" before.
     """
 
     def __init__(self, model: Any, save_dir: str = "", **checkpointables: Any) -> None:
@@ -35,6 +46,8 @@ class RunCheckpointer(DetectionCheckpointer):
         # An interpreter that ends waits for this thread, and so for the file that it writes.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint writer")
         self._job: Future[Any] | None = None
+        self.resumed_from = ""
+        self._check_content: Callable[[Mapping[str, Any]], None] | None = None
 
     def save(self, name: str, *, keep: int = 0, **kwargs: Any) -> None:
         """Saves everything as `{name}.pth`, which becomes the last checkpoint; returns before the file is there.
@@ -76,6 +89,22 @@ class RunCheckpointer(DetectionCheckpointer):
         if self._job is not None and self._job.done():
             self.wait()
 
+    def resume(self, path: str, check: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+        """Loads everything from a checkpoint of this folder, once `check` has accepted its content.
+
+        Args:
+            path: of the file.
+            check: called with the content before any of it is used; raises what is wrong with it.
+
+        Returns:
+            the entries that are no state of the model or of the checkpointables.
+        """
+        self._check_content, self.resumed_from = check, Path(path).name
+        try:
+            return self.load(path)
+        finally:
+            self._check_content = None
+
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:
         """As the engine's; refuses a file that is not the one that was written.
 
@@ -93,18 +122,20 @@ class RunCheckpointer(DetectionCheckpointer):
 
         All processes must call it together; the main one reads the files.
 
+        Returns:
+            "" where the run has saved none yet.
+
         Raises:
-            CheckpointError: there are checkpoints, but none of them is intact.
+            CheckpointError: there are checkpoints, but none of them is intact, or nothing says which are the run's.
         """
-        found = self._newest_intact() if comm.is_main_process() else ""
+        found = self._newest_intact() if comm.is_main_process() and self.save_dir else _Found("")
         found = comm.all_gather(found)[0]
-        if found is None:
+        if found.problem:
             raise CheckpointError(
-                f"None of the checkpoints in {self.save_dir} is intact: all in {_LAST_CHECKPOINT} and {MANIFEST} are "
-                "damaged or missing. To start from the beginning, leave out --resume. MODEL.WEIGHTS can name "
-                "weights of another folder."
+                f"{found.problem} To start from the beginning, leave out --resume. MODEL.WEIGHTS can name weights of "
+                "another folder."
             )
-        return os.path.join(self.save_dir, found) if found else ""
+        return os.path.join(self.save_dir, found.file) if found.file else ""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_write(Path(self.save_dir) / _LAST_CHECKPOINT, "w") as stream:
@@ -119,35 +150,83 @@ class RunCheckpointer(DetectionCheckpointer):
         if not self._saves():
             return
         folder = Path(self.save_dir)
-        for unfinished in folder.glob(".*.pth.tmp"):  # of a run that was killed while it saved
+        for unfinished in folder.glob(".*.tmp"):  # of a run that was killed while it saved
             unfinished.unlink()
+        if not anew:
+            return
         last = folder / _LAST_CHECKPOINT
-        if anew and last.is_file():
+        entries = self._manifest.entries()
+        earlier = [*folder.glob(_CHECKPOINTS), *folder.glob(_LAST_CHECKPOINT)]
+        if not earlier and not entries:
+            return
+        of_weights = {entry.file for entry in entries if not entry.has_state}
+        if states := [file.name for file in earlier if file.name not in {_LAST_CHECKPOINT, *of_weights}]:
+            listed = [entry.file for entry in entries if entry.file in states]
+            name = self._named_last() or (listed or sorted(states))[-1]
             logging.getLogger(__name__).warning(
                 f"{folder} has checkpoints of an earlier run. This run starts anew and may overwrite them. To go on "
-                f"with the earlier run instead: stop, write {last.read_text().strip()} into {last}, and use --resume."
+                f"with the earlier run instead: stop, write {name} into {last}, and use --resume."
             )
-            (folder / MANIFEST).unlink(missing_ok=True)
-            last.unlink()
+        # One step: a run that is killed before it goes on with the earlier one, and after it starts from the beginning.
+        self._manifest.begin(earlier)
+        last.unlink(missing_ok=True)
 
     def _saves(self) -> bool:
         return bool(self.save_dir and self.save_to_disk)
 
-    def _newest_intact(self) -> str | None:
-        """Its name; "" if there is no checkpoint at all, None if there are some but none is intact."""
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        content: dict[str, Any] = super()._load_file(filename)
+        if self._check_content is not None:
+            self._check_content(content)
+        return content
+
+    def _newest_intact(self) -> _Found:
         logger = logging.getLogger(__name__)
-        last_file = Path(self.save_dir) / _LAST_CHECKPOINT
-        last = last_file.read_text().strip() if last_file.is_file() else ""
-        if not last:
-            return ""
-        others = [entry.file for entry in reversed(self._manifest.entries()) if entry.has_state and entry.file != last]
-        for file in [last, *dict.fromkeys(others)]:
-            condition = self._manifest.condition_of(file)
+        folder = Path(self.save_dir)
+        last = self._named_last()
+        listed = dict.fromkeys(entry.file for entry in reversed(self._manifest.entries()) if entry.has_state)
+        conditions = {}
+        for file in dict.fromkeys([*filter(None, [last]), *listed]):
+            conditions[file] = condition = self._manifest.condition_of(file)
             if condition in (Condition.INTACT, Condition.UNLISTED):
-                return file
+                if not last:
+                    logger.warning(
+                        f"{folder / _LAST_CHECKPOINT} does not name a checkpoint. The newest one in {MANIFEST} that is "
+                        f"intact is {file}."
+                    )
+                return _Found(file)
             if condition is Condition.DAMAGED or file == last:
-                logger.warning(f"{self.save_dir}/{file} is {condition.value}. Trying the checkpoint before it.")
-        return None
+                logger.warning(f"{folder / file} is {condition.value}. Trying the checkpoint before it.")
+        if last or Condition.DAMAGED in conditions.values():
+            return _Found(
+                problem=f"None of the checkpoints in {folder} is intact: all in {_LAST_CHECKPOINT} and {MANIFEST} are "
+                "damaged or missing."
+            )
+        known = {entry.file for entry in self._manifest.entries()}
+        strays = [file for file in folder.glob(_CHECKPOINTS) if file.name not in known]
+        if unknown := [file.name for file in strays if not self._manifest.is_of_earlier_run(file)]:
+            return _Found(
+                problem=f"{folder} has checkpoints ({', '.join(sorted(unknown))}), but neither {_LAST_CHECKPOINT} nor "
+                f"{MANIFEST} names one. To go on, write the name of one into {folder / _LAST_CHECKPOINT}."
+            )
+        return _Found("")
+
+    def _named_last(self) -> str:
+        """What last_checkpoint names; "" where it is missing, empty, no name of a file, or left by an earlier run."""
+        file = Path(self.save_dir) / _LAST_CHECKPOINT
+        if not file.is_file() or self._manifest.is_of_earlier_run(file):
+            return ""
+        name = file.read_text(encoding="utf-8", errors="replace").strip()
+        is_name = (
+            name.isprintable()
+            and "\ufffd" not in name
+            and name not in (".", "..")
+            and Path(name).name == name
+            and len(name) < 256
+        )
+        if name and not is_name:
+            logging.getLogger(__name__).warning(f"{file} holds {name[:60]!r}, which is no name of a file beside it.")
+        return name if is_name else ""
 
     def _write(self, name: str, state: dict[str, Any], keep: int, has_state: bool) -> None:
         if not self._saves():

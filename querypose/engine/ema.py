@@ -162,8 +162,13 @@ def load_evaluation_weights(
             backbone, another skeleton.
     """
     checkpointer = _ExactCheckpointer(model, output_dir)
-    if resume and checkpointer.has_checkpoint():
-        weights = checkpointer.get_checkpoint_file()
+    if resume:
+        weights = checkpointer.get_checkpoint_file() or weights
+        if not weights:
+            raise ConfigError(
+                f"--eval-only --resume: OUTPUT_DIR ({output_dir}) has no checkpoint, and MODEL.WEIGHTS is ''. Name the "
+                "weights to evaluate in MODEL.WEIGHTS."
+            )
     require_weights(weights)
     state = checkpointer.load(weights).get("ema")
     if not use_average or not weights:

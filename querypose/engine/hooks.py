@@ -17,16 +17,18 @@ therefore begins with the rest of that iteration's hooks (`RunState.finish_itera
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from querypose.d2 import CfgNode, EventWriter, HookBase, Registry, RunStopped, atomic_write, comm
+from querypose.d2 import CfgNode, EventWriter, HookBase, JSONWriter, Registry, RunStopped, atomic_write, comm
 from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.ema import ExponentialMovingAverage
+from querypose.engine.lost_output import note_loss
 from querypose.engine.stop_signal import STOPPED_EXIT_CODE, StopSignal
 
 HOOK_REGISTRY = Registry("HOOK")
@@ -36,6 +38,7 @@ _logger = logging.getLogger(__name__)
 
 # The engine's timer gives it in every iteration but the first few of a process.
 _TIME = "time"
+_FINAL = "model_final"
 
 
 def build_hooks(cfg: CfgNode, trainer: Any) -> list[HookBase]:
@@ -85,15 +88,21 @@ class PeriodicCheckpointer(HookBase):
         if stops or (trainer.iter + 1) % self._period == 0:
             self._save(f"model_{trainer.iter:07d}")
         if trainer.iter + 1 == trainer.max_iter:
-            self._save("model_final")
+            self._save(_FINAL)
         if stops:
             self._checkpointer.wait()
             comm.synchronize()  # none ends before all is written
             _logger.info(f"Stopped after iteration {trainer.iter}. To go on, run the same command with --resume.")
             raise RunStopped(STOPPED_EXIT_CODE)
         if trainer.iter == trainer.start_iter:
-            trainer.step.flush()  # in every process; `prepare` reads the state of the step in the main one alone
+            trainer.step.gather_state()  # in every process; `prepare` reads the state of the step in the main one alone
             self._checkpointer.prepare()  # now that the optimizer has its state
+
+    def finish(self) -> None:
+        """Saves model_final.pth where a run goes on from another checkpoint of its last iteration."""
+        is_saved = self._checkpointer.resumed_from == f"{_FINAL}.pth"
+        if self.trainer.iter + 1 == self.trainer.max_iter and not is_saved:
+            self._save(_FINAL)
 
     def after_train(self) -> None:
         """Waits for the last file, and gives the signals back unless they have stopped the run."""
@@ -185,7 +194,7 @@ class PeriodicWriter(HookBase):
         self._build_writers = build_writers
         self._period = period
         self._metrics_file = metrics_file
-        self._writers: Sequence[EventWriter] = []
+        self._writers: list[EventWriter] = []
         self._written: int | None = None
         self._pending: list[tuple[str, float, int, bool]] = []
 
@@ -198,20 +207,39 @@ class PeriodicWriter(HookBase):
             self._written = self.trainer.start_iter - 1
         # A killed run wrote lines after its last checkpoint; those iterations come again.
         drop_lines_after(self._metrics_file, self._written if self.trainer.continues else math.inf)
-        self._writers = self._build_writers()
+        self._writers = list(self._build_writers())
 
     def after_step(self) -> None:
         is_time = (self.trainer.iter + 1) % self._period == 0
         if is_time or self.trainer.iter + 1 == self.trainer.max_iter:
-            for writer in self._writers:
-                writer.write()
+            self._write()
         if is_time:
             self._written = self.trainer.iter
 
     def after_train(self) -> None:
+        self._write()
         for writer in self._writers:
-            writer.write()
-            writer.close()
+            with self._losses_noted(writer):
+                writer.close()
+
+    def _write(self) -> None:
+        """Lets every writer write. One that cannot is closed, and the training goes on without it."""
+        for writer in list(self._writers):
+            with self._losses_noted(writer):
+                writer.write()
+                continue
+            self._writers.remove(writer)
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    @contextlib.contextmanager
+    def _losses_noted(self, writer: EventWriter) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            folder = self._metrics_file.parent
+            is_json = isinstance(writer, JSONWriter)
+            note_loss(str(self._metrics_file if is_json else f"{folder} (by {type(writer).__name__})"), error)
 
     def state_dict(self) -> dict[str, Any]:
         """The last iteration that was written, and the scalars since, with the hints that writers smooth them by."""
@@ -229,12 +257,26 @@ class PeriodicWriter(HookBase):
 
 
 def drop_lines_after(metrics_file: Path, iteration: float) -> None:
-    """Takes the lines of later iterations out of a metrics.json, and a last line that a killed process left."""
+    """Takes the lines of later iterations out of a metrics.json, and those that are damaged or cut off."""
     if not metrics_file.is_file():
         return
-    lines = metrics_file.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iteration]
+    lines = metrics_file.read_bytes().splitlines(keepends=True)
+    iterations = [_iteration_of(line) for line in lines]
+    kept = [line for line, number in zip(lines, iterations, strict=True) if number is not None and number <= iteration]
     if len(kept) < len(lines):
-        _logger.info(f"{metrics_file}: {len(lines) - len(kept)} lines written after the checkpoint were removed.")
-        with atomic_write(metrics_file, "w") as stream:
+        late = sum(number is not None for number in iterations) - len(kept)
+        if late:
+            _logger.info(f"{metrics_file}: {late} lines written after the checkpoint were removed.")
+        if damaged := len(lines) - len(kept) - late:
+            _logger.warning(f"{metrics_file}: {damaged} damaged lines were removed.")
+        with atomic_write(metrics_file) as stream:
             stream.writelines(kept)
+
+
+def _iteration_of(line: bytes) -> float | None:
+    """That of a row of metrics.json; None where the line is not a whole row."""
+    try:
+        number = json.loads(line)["iteration"] if line.endswith(b"\n") else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return number if isinstance(number, int | float) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,31 +42,37 @@ class Manifest:
 
     def entries(self) -> list[Entry]:
         """The entries, oldest first; none if there is no list, or it cannot be read."""
-        try:
-            return [Entry(**entry) for entry in json.loads((self._folder / MANIFEST).read_text())["checkpoints"]]
-        except FileNotFoundError:
-            return []
-        except (ValueError, TypeError, KeyError) as error:
-            logging.getLogger(__name__).warning(f"{self._folder / MANIFEST} cannot be read, so it is ignored: {error}")
-            return []
+        return self._read()[0]
+
+    def begin(self, earlier: Sequence[Path]) -> None:
+        """Empties the list for a new run in the folder; `earlier` are files of runs before it, which stay there."""
+        self._write([], {file.name: _identity(file) for file in earlier})
+
+    def is_of_earlier_run(self, file: Path) -> bool:
+        """Whether it is a file that was there when the run began, and has not been written since."""
+        return file.is_file() and self._read()[1].get(file.name) == _identity(file)
 
     def add(self, entry: Entry) -> None:
         """Adds the newest entry. One of the same name stays, as the new file may never come, but no third."""
-        others = self.entries()
+        others, earlier = self._read()
         same = [other for other in others if other.file == entry.file]
-        self._write([other for other in others if other not in same[:-1]] + [entry])
+        self._write([other for other in others if other not in same[:-1]] + [entry], earlier)
 
     def forget(self, files: Sequence[str]) -> None:
-        self._write([entry for entry in self.entries() if entry.file not in files])
+        entries, earlier = self._read()
+        self._write([entry for entry in entries if entry.file not in files], earlier)
 
     def condition_of(self, file: str) -> Condition:
         """Compares a file's content with its checksum, which reads the whole file."""
         path = self._folder / file
         if not path.is_file():
             return Condition.MISSING
-        listed = [entry for entry in self.entries() if entry.file == file]
+        entries, earlier = self._read()
+        listed = [entry for entry in entries if entry.file == file]
         if not listed:
             return Condition.UNLISTED
+        if earlier.get(file) == _identity(path):  # listed, but killed before the new file took the name
+            return Condition.MISSING
         possible = {entry.sha256 for entry in listed if entry.num_bytes == path.stat().st_size}
         if not possible:  # the size alone says so; nothing needs to be read
             return Condition.DAMAGED
@@ -76,9 +82,38 @@ class Manifest:
                 digest.update(chunk)
         return Condition.INTACT if digest.hexdigest() in possible else Condition.DAMAGED
 
-    def _write(self, entries: list[Entry]) -> None:
+    def _read(self) -> tuple[list[Entry], dict[str, list[int]]]:
+        """The entries, and the identities of files of earlier runs by name."""
+        try:
+            content = json.loads((self._folder / MANIFEST).read_bytes())
+            entries = [Entry(**entry) for entry in content["checkpoints"]]
+            if not all(map(_is_sound, entries)):
+                raise ValueError("an entry has values that no run writes")
+            return entries, dict(content.get("of_earlier_runs", {}))
+        except (FileNotFoundError, NotADirectoryError):
+            return [], {}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            logging.getLogger(__name__).warning(f"{self._folder / MANIFEST} cannot be read, so it is ignored: {error}")
+            return [], {}
+
+    def _write(self, entries: Sequence[Entry], earlier: Mapping[str, list[int]]) -> None:
+        content = {"checkpoints": [entry._asdict() for entry in entries], "of_earlier_runs": earlier}
         with atomic_write(self._folder / MANIFEST, "w") as stream:
-            json.dump({"checkpoints": [entry._asdict() for entry in entries]}, stream, indent=1)
+            json.dump(content, stream, indent=1)
+
+
+def _is_sound(entry: Entry) -> bool:
+    """Whether its values are of the types of the fields, and the file is one of the folder and not elsewhere."""
+    types = (str, int, int, str, bool)
+    return all(type(value) is kind for value, kind in zip(entry, types, strict=True)) and (
+        Path(entry.file).name == entry.file and "\0" not in entry.file
+    )
+
+
+def _identity(file: Path) -> list[int]:
+    """Size and time of the last change: another one after the file was written again, with whatever content."""
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 class HashingStream:

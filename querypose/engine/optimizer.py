@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
+from querypose.d2 import comm
 from querypose.modeling import PoseModel
 
 NORM_LAYERS: tuple[type[nn.Module], ...] = (
@@ -27,7 +30,8 @@ def build_optimizer(
     weight_decay_norm: float,
     weight_decay_bias: float,
     betas: tuple[float, float] = (0.9, 0.999),
-) -> torch.optim.AdamW:
+    shard: bool = False,
+) -> torch.optim.Optimizer:
     """AdamW on the trainable parameters, in one group for each pair of learning rate and weight decay that occurs.
 
     The update equals that of one group per tensor, as the authors' code has them, in far fewer kernels. A warning names
@@ -42,6 +46,7 @@ def build_optimizer(
         weight_decay_norm: that of normalization layers.
         weight_decay_bias: that of biases, those of normalization layers included (as in detectron2).
         betas: decay rates of AdamW's two moments.
+        shard: each of several processes keeps the moments of some parameters alone (ZeRO stage 1); equal updates.
 
     Raises:
         ValueError: the model has no trainable parameter.
@@ -77,12 +82,17 @@ def build_optimizer(
     if not groups:
         raise ValueError(f"{type(model).__name__} has no trainable parameter; there is nothing to optimize.")
     trained = [parameter for parameters in groups.values() for parameter in parameters]
-    return torch.optim.AdamW(
-        [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()],
-        betas=betas,
+    settings: dict[str, Any] = {
+        "params": [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()],
+        "betas": betas,
         # The fused kernel alone can skip an update on the device (`TrainStep._update`); not every device has it.
-        fused=all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in trained),
-    )
+        "fused": all(
+            parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in trained
+        ),
+    }
+    if shard and comm.get_world_size() > 1:
+        return ZeroRedundancyOptimizer(optimizer_class=torch.optim.AdamW, **settings)
+    return torch.optim.AdamW(**settings)
 
 
 def is_bias(leaf: str) -> bool:

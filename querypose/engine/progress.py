@@ -18,7 +18,7 @@ _STAGE_LOSS = re.compile(r"loss_\w+_\d+$")
 
 
 class ProgressLine(EventWriter):
-    """Logs one line: iteration, epoch, ETA, img/s, losses, learning rate, data time, memory, and AP once there is one.
+    """Logs one line: iteration, epoch, ETA, img/s, losses, learning rate, data time, memory; AP and progress if any.
 
     Of the losses the line has the total and those of the last stage; `metrics.json` has all.
 
@@ -76,7 +76,8 @@ class ProgressLine(EventWriter):
         if "data_time" in scalars:
             parts.append(f"data {scalars['data_time']:.3f}s")
         parts.append(f"mem {peak_memory() / 2**30:.1f}G")
-        parts += [f"{name} {value:.2f}" for name, value in scalars.items() if name.endswith("keypoints/AP")]
+        evaluated = (name for name in scalars if name.endswith("keypoints/AP") or "progress/" in name)
+        parts += [f"{name.replace('progress/', '')} {scalars[name]:.2f}" for name in evaluated]
         logging.getLogger(__name__).info("  ".join(parts))
 
 

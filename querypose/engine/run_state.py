@@ -14,6 +14,7 @@ import torch
 from querypose.d2 import comm
 from querypose.data.training_order import TrainingOrder
 from querypose.engine.hooks import BestCheckpointer, PeriodicCheckpointer
+from querypose.engine.resuming import recorded_config
 
 _logger = logging.getLogger(__name__)
 
@@ -26,15 +27,15 @@ class RunState:
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._of_process: dict[str, Any] | None = None
+        self._random_states: Mapping[str, Any] | None = None
         self._is_resumed = False
 
     def entries(self) -> dict[str, Any]:
         """The entry "run" of a checkpoint; of the main process alone it is complete."""
         trainer = self._trainer
-        trainer.step.flush()
+        trainer.step.gather_state()
         of_process = {"random": random_states(), "scalars": trainer.step.scalars.state_dict()}
-        state: dict[str, Any] = {"processes": comm.gather(of_process)}
+        state: dict[str, Any] = {"processes": comm.gather(of_process), "config": recorded_config(trainer.cfg)}
         if (order := self._training_order()) is not None:
             state["data"] = order.state_dict()
         return {"run": state}
@@ -65,11 +66,15 @@ class RunState:
         elif "scalars" not in state["processes"][0]:
             problems.append("the checkpoint was written by an older version of this project")
         else:
-            self._of_process = state["processes"][comm.get_rank()]
+            of_process = state["processes"][comm.get_rank()]
+            trainer.step.scalars.load_state_dict(of_process["scalars"])
+            self._random_states = of_process["random"]
+            with untouched_random_states():  # what cannot be restored is told now
+                restore_random_states(self._random_states)
         restored = ["weights", "optimizer", "schedule"]
         restored += [f"averaged weights ({trainer.ema.num_updates} updates)"] if trainer.ema is not None else []
         restored += ["gradient scaler"] if trainer.step.grad_scaler.is_enabled() else []
-        restored += [f"random states of {comm.get_world_size()} processes"] if self._of_process else []
+        restored += [f"random states of {comm.get_world_size()} processes"] if self._random_states else []
         if "data" in state:
             restored.append(f"data position (image {trainer.start_iter * state['data']['batch_size']})")
         restored += [
@@ -86,15 +91,15 @@ class RunState:
             _logger.warning(f"This run is not bit-identical to one that never stopped: {'; '.join(problems)}.")
 
     def finish_iteration(self) -> None:
-        """Restores random states and scalars, and runs what was left of the hooks of the iteration that was saved."""
+        """Restores random states, and runs what was left of the hooks of the iteration that was saved."""
         trainer = self._trainer
-        if self._of_process is not None:
-            restore_random_states(self._of_process["random"])
-            trainer.step.scalars.load_state_dict(self._of_process["scalars"])
+        if self._random_states is not None:
+            restore_random_states(self._random_states)
         if self._is_resumed:
             trainer.iter = trainer.storage.iter = trainer.start_iter - 1
             # A checkpoint is taken in the midst of an iteration's hooks: those behind it have not run yet.
             [save] = self._hooks(PeriodicCheckpointer)
+            save.finish()
             for hook in trainer._hooks[trainer._hooks.index(save) + 1 :]:
                 hook.after_step()
 

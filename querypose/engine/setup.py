@@ -17,6 +17,8 @@ from querypose import d2
 from querypose.config import ConfigError, load_config
 from querypose.d2 import CfgNode, comm, default_setup, setup_logger
 from querypose.data import register_custom_datasets
+from querypose.engine.lost_output import watch_loggers
+from querypose.engine.run_lock import own_output_dir
 
 # What a user sets to tell glibc how to allocate; parameters of its mallopt, from malloc.h.
 _MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
@@ -26,8 +28,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def setup(args: argparse.Namespace) -> CfgNode:
     """Prepares a run from the command line.
 
-    Registers the config's own datasets, opens OUTPUT_DIR/log.txt, says which engine runs, writes
-    OUTPUT_DIR/config.yaml, and seeds every random generator, each process differently.
+    Registers the config's own datasets, takes the lock of OUTPUT_DIR, opens OUTPUT_DIR/log.txt, says which engine
+    runs, writes OUTPUT_DIR/config.yaml, and seeds every random generator, each process differently.
 
     Args:
         args: of `default_argument_parser`.
@@ -36,7 +38,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         the validated config, frozen.
 
     Raises:
-        ConfigError: the config file is missing, a key is unknown or has a value that is not allowed.
+        ConfigError: the config file is missing, a key is unknown or has a value that is not allowed, or another run
+            writes to OUTPUT_DIR.
         SkeletonError, DatasetError: DATASETS.SKELETONS or DATASETS.CUSTOM cannot be used.
     """
     try:
@@ -47,9 +50,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
         raise ConfigError(f"--config-file: {error}") from error
     register_custom_datasets(cfg)
     cfg.freeze()
+    own_output_dir(cfg.OUTPUT_DIR)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="querypose")
+    watch_loggers([logger])
     logger.info(f"Engine: {d2.ENGINE} {d2.ENGINE_VERSION}; torch {torch.__version__}; Python {sys.version.split()[0]}")
     default_setup(cfg, args)
+    watch_loggers(map(logging.getLogger, ("querypose", "fvcore", "detectron2")))
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
     prepare_process(cfg)

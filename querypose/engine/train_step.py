@@ -11,11 +11,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from querypose.config import ConfigError
 from querypose.d2 import comm, get_event_storage
 from querypose.engine.non_finite import GRAD_NORM, NON_FINITE, NonFiniteGuard, gradient_norms, nan_unless_finite
+from querypose.engine.resuming import load_optimizer_state, optimized_names
 from querypose.engine.scalars import ScalarQueue
 from querypose.modeling.pose_model import Batch, PoseModel
 
@@ -193,14 +195,24 @@ class TrainStep:
         if self.grad_scaler.is_enabled():  # it checks the gradient itself
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
-        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
+        elif getattr(fused := self._own_optimizer, "_step_supports_amp_scaling", False):
             # How the scaler tells a fused optimizer, which then does nothing on the device.
-            optimizer: Any = self.optimizer
-            optimizer.grad_scale, optimizer.found_inf = None, (~norm.isfinite()).float()
-            optimizer.step()
-            del optimizer.grad_scale, optimizer.found_inf
+            fused.grad_scale, fused.found_inf = None, (~norm.isfinite()).float()
+            self.optimizer.step()
+            del fused.grad_scale, fused.found_inf
         elif norm.isfinite():
             self.optimizer.step()
+
+    @property
+    def _own_optimizer(self) -> Any:
+        """What updates this process' share of the parameters, which is all of them where nothing is sharded."""
+        return self.optimizer.optim if isinstance(self.optimizer, ZeroRedundancyOptimizer) else self.optimizer
+
+    def gather_state(self) -> None:
+        """Brings what other processes hold of the state to the main one; all call it together, before it is saved."""
+        self.flush()
+        if isinstance(self.optimizer, ZeroRedundancyOptimizer):
+            self.optimizer.consolidate_state_dict(to=0)
 
     def flush(self) -> None:
         """Waits until all iterations so far are checked; every process must call it together, before any saves.
@@ -234,17 +246,26 @@ class TrainStep:
             storage.put_scalar(name, value, smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Raises NonFiniteError if a recent scalar is not finite: such a state is never saved."""
+        """After `gather_state`; that of a sharded optimizer is in the main process alone.
+
+        Raises:
+            NonFiniteError: a recent scalar is not finite; such a state is never saved.
+        """
         self.flush()
+        is_elsewhere = isinstance(self.optimizer, ZeroRedundancyOptimizer) and not comm.is_main_process()
         return {
             "iteration": self.iter,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {} if is_elsewhere else self.optimizer.state_dict(),
+            "parameters": optimized_names(self.pose_model, self.optimizer),
             "grad_scaler": self.grad_scaler.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave; a scaler's state is used where this run scales its loss too."""
+        """Restores what `state_dict` gave; a scaler's state is used where this run scales its loss too.
+
+        Rates, decays and their groups stay those of this run's config.
+        """
         self.iter = state_dict["iteration"]
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        load_optimizer_state(self.optimizer, optimized_names(self.pose_model, self.optimizer), state_dict)
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

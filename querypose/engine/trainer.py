@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import os
@@ -24,6 +25,7 @@ from querypose.d2 import (
     EventWriter,
     HookBase,
     JSONWriter,
+    LRMultiplier,
     PathManager,
     TensorboardXWriter,
     TrainerBase,
@@ -39,9 +41,12 @@ from querypose.engine.dumps import DumpWriter
 from querypose.engine.ema import ExponentialMovingAverage, load_evaluation_weights, require_weights
 from querypose.engine.hooks import BestCheckpointer, EMAHook, PeriodicCheckpointer, PeriodicWriter, build_hooks
 from querypose.engine.inference import InferenceModel
+from querypose.engine.lost_output import losses_said_again
 from querypose.engine.model_preparation import prepare_model
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.progress import ProgressLine
+from querypose.engine.resuming import check_resumable, restoring
+from querypose.engine.run_lock import own_output_dir
 from querypose.engine.run_state import RunState, untouched_random_states
 from querypose.engine.schedule import ENDLESS, EndableLoop, TimeLimit, iterations_per_epoch, with_iterations
 from querypose.engine.train_step import TrainStep
@@ -108,25 +113,60 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         """Restores the whole run from the last intact checkpoint of OUTPUT_DIR, or loads the weights of MODEL.WEIGHTS.
 
         Raises:
-            ConfigError: MODEL.WEIGHTS is to be loaded and is not there.
-            CheckpointError: the file is damaged, or no checkpoint of OUTPUT_DIR is intact.
+            ConfigError: MODEL.WEIGHTS is to be loaded and is not there, or a key cannot change while a run goes on.
+            CheckpointError: the file is damaged or of another model, or no checkpoint of OUTPUT_DIR is intact.
         """
         self.continues = resume
-        resumes = resume and self.checkpointer.has_checkpoint()
-        if not resumes:
+        if path := self.checkpointer.get_checkpoint_file() if resume else "":
+            self._resume(path)
+        else:
+            if resume:
+                logging.getLogger(__name__).info(f"{self.cfg.OUTPUT_DIR} has no checkpoint: nothing to resume yet.")
             require_weights(self.cfg.MODEL.WEIGHTS)
-        checkpoint = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resumes)
-        if resumes:
-            self.start_iter = self.iter + 1  # the checkpoint names the iteration that had just ended
-            self._run_state.resume(checkpoint)
-            if self.time_limit is not None and self.time_limit.share == 1:
-                self.max_iter = self.start_iter
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
         if self.ema is not None and self.ema.num_updates == 0:
             self.ema.reset()
 
+    def _resume(self, path: str) -> None:
+        base_lrs = self.scheduler.base_lrs
+        check = functools.partial(
+            check_resumable,
+            path=path,
+            cfg=self.cfg,
+            model=self.checkpointer.model,
+            optimizer=self.optimizer,
+        )
+        with restoring(path):
+            checkpoint = self.checkpointer.resume(path, check)
+            self.start_iter = self.iter + 1  # the checkpoint names the iteration that had just ended
+            if self.start_iter > self.max_iter:
+                raise ConfigError(
+                    f"The training ends after {self.max_iter} iterations (SOLVER.MAX_ITER or MAX_EPOCHS), but {path} "
+                    f"has {self.start_iter} behind it. Choose a greater number, or write the name of an earlier "
+                    "checkpoint into last_checkpoint."
+                )
+            rates = self.scheduler.get_last_lr()
+            if isinstance(self.scheduler, LRMultiplier):
+                # It brings the rates of the checkpoint; those of the config count.
+                self.scheduler.base_lrs = base_lrs
+                if self.time_limit is None:
+                    self.scheduler.last_epoch = self.start_iter  # also where minutes had decided until then
+                rates = self.scheduler.get_lr()
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            self._run_state.resume(checkpoint)
+        if self.time_limit is not None and self.time_limit.share == 1:
+            self.max_iter = self.start_iter
+
     def train(self) -> Any:  # type: ignore[override]  # as DefaultTrainer: the iterations are the config's
-        """As DefaultTrainer's; raises LoaderError where a process of the data loader died."""
-        with explain_loader_failures():
+        """As DefaultTrainer's.
+
+        Raises:
+            ConfigError: another run writes to OUTPUT_DIR.
+            LoaderError: a process of the data loader died.
+        """
+        own_output_dir(self.cfg.OUTPUT_DIR)
+        with losses_said_again(), explain_loader_failures():
             return super().train()
 
     def before_train(self) -> None:
@@ -212,6 +252,7 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
             weight_decay_norm=solver.WEIGHT_DECAY_NORM,
             weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
             betas=tuple(solver.BETAS),
+            shard=solver.SHARD_OPTIMIZER,
         )
 
     @classmethod
@@ -242,7 +283,8 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         load_evaluation_weights(
             model, cfg.MODEL.WEIGHTS, use_average=use_average, output_dir=cfg.OUTPUT_DIR, resume=resume
         )
-        results = cls.test(cfg, InferenceModel(cfg, model, in_place=True))
+        with losses_said_again():
+            results = cls.test(cfg, InferenceModel(cfg, model, in_place=True))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

@@ -11,6 +11,7 @@ from querypose.evaluation.detections import (
     read_json,
     write_json,
 )
+from querypose.evaluation.early_metrics import progress as progress
 from querypose.evaluation.evaluator import RESULTS_FILE, PoseEvaluator, inference_folder
 from querypose.evaluation.finishing import FINISHING_REGISTRY, FinishingStep
 from querypose.evaluation.metrics import (

@@ -51,10 +51,13 @@ add_keys((
     Key("TEST.BEST_METRIC", "keypoints",
         "its best weights stay as model_best.pth: a metric such as keypoints/AP, or a task, of which the first one "
         "counts (keypoints: the dataset's own, AP or MPII's PCKh); of several datasets the first one's; '' keeps none"),
-    Key("TEST.METRICS", [], "names of registered metrics besides the dataset's own; each is a task of the results",
+    Key("TEST.METRICS", ["progress"], "registered metrics besides the dataset's own; each is a task of the results. "
+        "progress moves while AP is still 0: mean OKS, PCK, AP50 of boxes, share of persons found",
         list_of_names(METRIC_REGISTRY)),
     Key("TEST.FINISHING", [], "steps for the poses of an image before its metrics, such as {name: oks_nms}",
         part_list(FINISHING_REGISTRY, given=("skeleton",))),
+    Key("TEST.PICTURES", 0, "images of every test dataset that each evaluation draws, always the same, into "
+        "OUTPUT_DIR/pictures (with an animation) and for TensorBoard; 0: none", at_least(0)),
     Key("TEST.EXPECTED_RESULTS", [], "[task, metric, value, tolerance] that the final evaluation must meet"),
 ), check_evaluation)
 # fmt: on

@@ -82,7 +82,13 @@ class Poses:
         """Of the boxes; without boxes of the keypoints' extents, as in the COCO API (N)."""
         if self.boxes_xywh is not None:
             return np.asarray(self.boxes_xywh[:, 2] * self.boxes_xywh[:, 3])
-        return np.asarray(np.ptp(self.keypoints[:, :, :2], axis=1).prod(axis=1))
+        return np.asarray(self.extents_xywh[:, 2:].prod(axis=1))
+
+    @property
+    def extents_xywh(self) -> NDArray[np.float64]:
+        """The smallest boxes round the keypoints (N, 4)."""
+        xy_NKD = self.keypoints[:, :, :2]
+        return np.concatenate([xy_NKD.min(axis=1), np.ptp(xy_NKD, axis=1)], axis=1)
 
     @staticmethod
     def joined(parts: Sequence[Poses], num_keypoints: int) -> Poses:

@@ -18,7 +18,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from querypose.d2 import Registry
+from querypose.config import build_part
+from querypose.d2 import CfgNode, Registry
 from querypose.evaluation.detections import Poses
 from querypose.evaluation.oks import similarity_of_poses
 from querypose.skeleton import Skeleton
@@ -26,6 +27,14 @@ from querypose.skeleton import Skeleton
 FinishingStep = Callable[[Poses], Poses]
 
 FINISHING_REGISTRY = Registry("FINISHING")
+
+
+def build_finishing(cfg: CfgNode, skeleton: Skeleton) -> list[FinishingStep]:
+    """The steps of TEST.FINISHING, in their order."""
+    return [
+        build_part(FINISHING_REGISTRY, entry, f"TEST.FINISHING[{index}]", skeleton=skeleton)
+        for index, entry in enumerate(cfg.TEST.FINISHING)
+    ]
 
 
 @FINISHING_REGISTRY.register()

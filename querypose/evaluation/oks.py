@@ -102,7 +102,7 @@ def object_keypoint_similarity(
     """
     is_labeled = truth[..., 2] > 0
     distances = found - truth[..., :2]
-    is_unlabeled = ~is_labeled.any(axis=-1, keepdims=True)
+    is_unlabeled = np.asarray(np.logical_not(is_labeled.any(axis=-1, keepdims=True)))
     if is_unlabeled.any():
         low, size = boxes_xywh[..., None, :2], boxes_xywh[..., None, 2:]
         beyond = np.maximum(0, low - size - found) + np.maximum(0, found - low - 2 * size)
@@ -146,20 +146,20 @@ class _OksEvaluation(COCOeval_faster):
         poses = detections.poses
         found = zip(detections.image_indices.tolist(), poses.areas.tolist(), poses.scores.tolist(), strict=True)
         super().__init__(
-            _coco(
+            build_coco(
                 num_images,
                 [
                     {"image_id": image + 1, "area": area, "iscrowd": int(is_crowd), "num_keypoints": count}
                     for image, area, is_crowd, count in persons
                 ],
             ),
-            _coco(
+            build_coco(
                 num_images,
                 [{"image_id": image + 1, "area": area, "score": score, "iscrowd": 0} for image, area, score in found],
             ),
             "keypoints",
             kpt_oks_sigmas=list(self._sigmas_K),
-            print_function=_silent,
+            print_function=discard,
         )
         self.params.catIds = [_CATEGORY]
         self.params.maxDets = [MAX_DETECTIONS]
@@ -210,9 +210,9 @@ class _OksEvaluation(COCOeval_faster):
         )
 
 
-def _coco(num_images: int, annotations: Sequence[dict[str, Any]]) -> COCO:
+def build_coco(num_images: int, annotations: Sequence[dict[str, Any]]) -> COCO:
     """The library's index over annotations or detections, numbered from 1."""
-    coco = COCO(print_function=_silent)
+    coco = COCO(print_function=discard)
     coco.dataset = {
         "images": [{"id": number} for number in range(1, num_images + 1)],
         "categories": [{"id": _CATEGORY}],
@@ -224,5 +224,5 @@ def _coco(num_images: int, annotations: Sequence[dict[str, Any]]) -> COCO:
     return coco
 
 
-def _silent(*_: object) -> None:
+def discard(*_: object) -> None:
     """Discards the lines that the library prints; `format_metrics` makes the table."""

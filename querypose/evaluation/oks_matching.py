@@ -259,7 +259,7 @@ def average_precision(
         return np.zeros(tp.shape[:-1])
     precision = tp / np.maximum(tp + fp, np.spacing(1))  # type: ignore[operator]
     best = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
-    passed = np.searchsorted(RECALLS, tp / np.asarray(num_persons)[..., None], side="right")  # type: ignore[operator]
+    passed = np.searchsorted(RECALLS, tp / np.asarray(num_persons)[..., None], side="right")
     return np.asarray((best * np.diff(passed, prepend=0, axis=-1)).sum(axis=-1) / len(RECALLS))
 
 
@@ -281,7 +281,7 @@ def ragged_product(
     """Each row number with each of the places `first`, `first` + 1, …, as many as the row's `count`."""
     row_M = np.repeat(np.arange(len(count_R)), count_R)
     begin_R = first_R - (count_R.cumsum() - count_R)
-    return row_M, begin_R[row_M] + np.arange(len(row_M))
+    return row_M, np.asarray(begin_R[row_M] + np.arange(len(row_M)), dtype=np.int64)
 
 
 def _ranks(group_F: NDArray[np.int64]) -> NDArray[np.int64]:

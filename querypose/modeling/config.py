@@ -37,20 +37,22 @@ def check_device(cfg: CfgNode) -> None:
 add_keys((
     Key("MODEL.META_ARCHITECTURE", "QueryPose", "class in META_ARCH_REGISTRY", registered(META_ARCH_REGISTRY)),
     Key("MODEL.DEVICE", "auto", "'auto' (a GPU where there is one, else the CPU), 'cpu', 'cuda' or 'cuda:N'",
-        resolve=lambda value: available_device() if value == "auto" else value),
+        resolve=lambda value: available_device() if value == "auto" else value, fixed=False),
     Key("MODEL.WEIGHTS", "", "checkpoint to start from; '' starts from the initialization"),
     Key("MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53], "per channel, range 0..255, order of INPUT.FORMAT",
         _THREE_NUMBERS),
     Key("MODEL.PIXEL_STD", [58.395, 57.12, 57.375], "per channel, range 0..255, order of INPUT.FORMAT",
         sequence_of("numbers > 0, one per channel", lambda value: is_finite(value) and value > 0, length=3)),
-    Key("MODEL.SYNC_BATCH_NORM", False, "every BatchNorm shares its statistics over the processes (GPU only)"),
+    Key("MODEL.SYNC_BATCH_NORM", False, "every BatchNorm shares its statistics over the processes (GPU only)",
+        fixed=False),
     Key("MODEL.CHANNELS_LAST", False,
-        "convolutions keep the channels of a cell side by side in memory (channels_last); equal but for rounding"),
+        "convolutions keep the channels of a cell side by side in memory (channels_last); equal but for rounding",
+        fixed=False),
     Key("MODEL.COMPILE", [],
         "components that torch.compile translates at their first call: names in the model's `components`, as backbone",
-        list_of_names()),
+        list_of_names(), fixed=False),
     Key("MODEL.RECOMPUTE", [],
         "components whose activations the backward pass computes again instead of keeping them (activation "
-        "checkpointing): less memory, more time; names as in MODEL.COMPILE", list_of_names()),
+        "checkpointing): less memory, more time; names as in MODEL.COMPILE", list_of_names(), fixed=False),
 ), check_device)
 # fmt: on

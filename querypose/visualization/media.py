@@ -103,6 +103,20 @@ def save_image(path: Path, image: NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(path)
 
 
+def save_animation(path: Path, frames: Sequence[NDArray[np.uint8]], *, seconds: float = 0.8) -> None:
+    """Writes frames (H, W, 3) RGB of one size as a GIF that repeats; the last one stays three times as long.
+
+    Args:
+        path: its folder is made.
+        frames: one at least.
+        seconds: that a frame is shown.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *others = (Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames)
+    durations = [round(1000 * seconds)] * len(others) + [round(3000 * seconds)]
+    first.save(path, save_all=True, append_images=others, duration=durations if others else durations[0], loop=0)
+
+
 def _opencv() -> ModuleType:
     try:
         import cv2

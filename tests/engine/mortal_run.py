@@ -185,20 +185,21 @@ def _run(arguments: Sequence[str], death: str | None, environment: Mapping[str, 
             raise
 
 
-class _FickleTrainer(PoseTrainer):
+class FickleTrainer(PoseTrainer):
     """Evaluates, and then gives an AP that follows from the weights but rises and falls."""
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         results = super().test(cfg, model, evaluators)
         if results:
-            results["keypoints"]["AP"] = model.get_parameter("flow.weight").abs().sum().item() * 1000 % 100
+            weights = torch.cat([parameter.double().flatten() for parameter in model.parameters()])
+            results["keypoints"]["AP"] = weights.abs().sum().item() * 1000 % 100
         return results
 
 
 def _main(args: Any) -> None:
     cfg = setup(args)
-    trainer = _FickleTrainer(cfg)
+    trainer = FickleTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 
@@ -271,9 +272,10 @@ def assert_same_run(folder: Path, reference: Path) -> None:
 
 
 def _without_timings(state: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint without the pending scalars that depend on the clock."""
+    """The checkpoint without the pending scalars that depend on the clock, and the config, which has paths."""
     if "trainer" in state:
         writer = state["trainer"]["hooks"]["PeriodicWriter"]
+        state["run"].pop("config")
         writer["pending"] = [scalar for scalar in writer["pending"] if scalar[0] not in TIMINGS]
     return state
 

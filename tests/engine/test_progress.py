@@ -28,6 +28,7 @@ def test_line_has_what_a_user_looks_for(lines: pytest.LogCaptureFixture) -> None
         storage.put_scalars(lr=2.5e-5, data_time=0.0125, smoothing_hint=False)
         storage.put_scalar("keypoints/AP", 43.21, smoothing_hint=False)
         storage.put_scalar("keypoints/AP50", 70.0, smoothing_hint=False)
+        storage.put_scalar("progress/OKS", 61.5, smoothing_hint=False)
         writer.write()
         assert storage.latest()["images_per_second"][0] == pytest.approx(8.0)
         assert storage.latest()["eta_seconds"][0] == pytest.approx(8.0 * 90)
@@ -36,7 +37,7 @@ def test_line_has_what_a_user_looks_for(lines: pytest.LogCaptureFixture) -> None
     assert line.startswith("iter 10/100  eta 0:12:00  8.0 img/s  loss 12.35  cls 1.5  keypoint 7.25  lr 2.5e-05")
     assert "data 0.013s" in line or "data 0.012s" in line
     assert re.search(r"mem \d+\.\d+G", line)
-    assert line.endswith("keypoints/AP 43.21")
+    assert line.endswith("keypoints/AP 43.21  OKS 61.50")
     assert "9.0" not in line.replace("8.0", "")
 
 

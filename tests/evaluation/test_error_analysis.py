@@ -36,7 +36,8 @@ PERSON = np.array([(10 + 80 * (index % 2), 10 * index) for index in range(K)], d
 
 
 def two_persons_in_each_of(num_images: int) -> dict[str, Any]:
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image in range(1, num_images + 1):
         images.append({"id": image, "file_name": f"{image}.jpg", "width": 640, "height": 480})
         for person in range(2):

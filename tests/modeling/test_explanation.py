@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from querypose.d2 import build_model
-from querypose.modeling import BoxLayer, MapLayer, PatchLayer, PointLayer, PoseLayer, PoseModel, ValueLayer
+from querypose.modeling import (
+    LQR,
+    BoxLayer,
+    MapLayer,
+    PatchLayer,
+    PointLayer,
+    PoseLayer,
+    PoseModel,
+    SHaRPose,
+    ValueLayer,
+)
 from tests.tiny import ARCHITECTURES, VERSIONS, keypoint_queries, random_batch, tiny_config
 
 KINDS = {
@@ -49,7 +59,7 @@ def test_every_version_shows_finite_layers_of_each_image_and_stays_as_it_was(ver
 @torch.inference_mode()
 def test_the_pose_of_the_last_stage_is_the_prediction(version: str) -> None:
     model, batch = _model(*VERSIONS[version]), random_batch([1], 17)
-    if hasattr(model, "flip_test"):
+    if isinstance(model, LQR | SHaRPose):
         model.flip_test = False
     shown = [layer for layer in model.explain(batch, num_poses=1)[0] if isinstance(layer, PoseLayer)]
     predicted = model(batch)[0]["instances"]

@@ -21,6 +21,7 @@ from querypose.engine.predictor import PosePredictor
 from querypose.visualization.media import MediaError
 from querypose.visualization.patches import FINE_COLOR
 from tests.scripts import load_script
+from tests.tiny import tiny_config
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 RED = (250, 20, 20)
@@ -260,15 +261,20 @@ def test_crops_by_the_boxes_of_a_file(demo: ModuleType, folder: Path, top_down: 
     box = {"image_id": 12, "category_id": 1, "bbox": [20, 10, 40, 40], "score": 0.8}
     boxes = [box, {**box, "bbox": [0, 0, 10, 20], "score": 0.6}, {**box, "score": 0.1}, {**box, "bbox": [5, 5, 0, 9]}]
     (folder / "boxes.json").write_text(json.dumps(boxes))
-    arguments = [*top_down, str(folder / "out"), "--boxes", str(folder / "boxes.json"), "--patches"]
+    arguments = [*top_down, str(folder / "out"), "--boxes", str(folder / "boxes.json"), "--attention"]
     code = demo.main(demo.parse_arguments([*arguments, "--results-json", str(folder / "poses.json")]))
     assert code == 1  # one file is no image
     assert [(result["image_id"], result["score"]) for result in results_of(folder)] == [
         (12, pytest.approx(0.8)), (12, pytest.approx(0.6))
     ]  # fmt: skip
     names = {path.name for path in (folder / "out").iterdir()}
-    assert names == {"img_0007.jpg", "img_0012.png", "img_0012_patches_1.png", "img_0012_patches_2.png"}
-    patches = load(folder / "out" / "img_0012_patches_1.png")
+    of_crops = {
+        f"img_0012_attention_crop_{crop}_{name}"
+        for crop in (1, 2)
+        for name in ("image.png", "pose_1.png", "stages.gif")
+    }
+    assert names == {"img_0007.jpg", "img_0012.png", *of_crops}
+    patches = load(folder / "out" / "img_0012_attention_crop_1_image.png")
     assert (patches == FINE_COLOR).all(-1).any()  # an untrained quality predictor refines every crop
 
 
@@ -331,6 +337,25 @@ def test_no_persons_to_crop(
         demo.main(demo.parse_arguments(arguments))
 
 
-def test_patches_are_those_of_a_model_that_selects_them(demo: ModuleType, folder: Path) -> None:
-    with pytest.raises(MediaError, match="--patches is for models that see parts of a crop finely"):
-        run(demo, folder, "--input", str(folder / "photos"), "--output", str(folder / "out"), "--patches")
+def test_attention_needs_a_model_that_shows_it_and_images(demo: ModuleType, folder: Path) -> None:
+    arguments = ["--input", str(folder / "photos"), "--output", str(folder / "out"), "--attention"]
+    with pytest.raises(MediaError, match="this model does not say what it looked at"):
+        run(demo, folder, *arguments)
+    with pytest.raises(MediaError, match="--attention draws that of images"):
+        run(demo, folder, "--input", "walk.mp4", *arguments[2:])
+
+
+def test_attention_of_queries_is_a_picture_a_pose_and_an_animation(demo: ModuleType, folder: Path) -> None:
+    cfg = tiny_config()
+    (folder / "tiny.yaml").write_text(cfg.dump())
+    photo = str(folder / "photos/img_0012.png")
+    arguments = ["--config-file", str(folder / "tiny.yaml"), "--input", photo, "--output", str(folder / "out")]
+    assert demo.main(demo.parse_arguments([*arguments, "--attention", "2"])) == 0
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == {
+        f"img_0012{name}"
+        for name in (".png", "_attention_image.png", "_attention_pose_1.png", "_attention_pose_2.png",
+                     "_attention_stages.gif")
+    }  # fmt: skip
+    with Image.open(folder / "out/img_0012_attention_stages.gif") as animation:
+        assert getattr(animation, "n_frames") == 2  # noqa: B009  # a frame a stage

@@ -27,7 +27,7 @@ from querypose.d2.builtin.modeling import (
     build_backbone,
     build_model,
 )
-from querypose.d2.builtin.schedule import LR_SCHEDULES
+from querypose.d2.builtin.schedule import LR_SCHEDULES, LRMultiplier
 from querypose.d2.builtin.structures import ImageList, Instances, Keypoints
 from querypose.d2.builtin.train_loop import HookBase, TrainerBase
 from querypose.d2.builtin.trainer import DefaultTrainer

@@ -17,7 +17,7 @@ add_keys((
         one_of("FrozenBN", "BN")),
     Key("MODEL.BACKBONE.FREEZE_AT", 2, "freeze the first N stages as detectron2 counts: 1 stem, 2 also res2; 0 none",
         one_of(0, 1, 2, 3, 4, 5)),
-    Key("MODEL.BACKBONE.DROP_PATH_RATE", 0.0, "stochastic depth of the backbone", between(0.0, 1.0)),
+    Key("MODEL.BACKBONE.DROP_PATH_RATE", 0.0, "stochastic depth of the backbone", between(0.0, 1.0), fixed=False),
     Key("MODEL.BACKBONE.OUTPUT_STRIDE", 32,
         "of the last features; less than 32 by dilation in place of stride (16 with ResNet-50: R50-DC5)",
         one_of(8, 16, 32)),

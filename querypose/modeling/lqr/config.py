@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from querypose.config import Allowed, ConfigError, Key, above, add_keys, at_least, is_finite, one_of
+from querypose.config import Allowed, ConfigError, Key, above, add_keys, at_least, is_finite, list_of_names, one_of
 from querypose.d2 import CfgNode
 from querypose.modeling.lqr.criterion import LABELS
 from querypose.modeling.lqr.keypoint_queries import AGGREGATIONS
+from querypose.modeling.lqr.loss_terms import LQR_LOSS_REGISTRY
 from querypose.modeling.lqr.pose_queries import PLACES
 
 
@@ -38,20 +39,25 @@ add_keys((
         one_of(*PLACES)),
     Key("MODEL.LQR.QUALITY_BRANCH", False, "a second head for the quality of a pose (Table 3)"),
     Key("MODEL.LQR.LABEL", "cir", "what a score is fitted to: the OKS of its pose (CIR), a Gaussian, or 1",
-        one_of(*LABELS)),
-    Key("MODEL.LQR.RADIUS", 4.0, "radius of a person's region about the center, in cells (gamma)", above(0)),
-    Key("MODEL.LQR.MIN_AREA", 1024.0, "smaller persons are background, in square pixels of the file", at_least(0)),
-    Key("MODEL.LQR.BACKGROUND_WEIGHT", 0.1, "weight of the scores outside of all regions", at_least(0)),
+        one_of(*LABELS), fixed=False),
+    Key("MODEL.LQR.RADIUS", 4.0, "radius of a person's region about the center, in cells (gamma)", above(0),
+        fixed=False),
+    Key("MODEL.LQR.MIN_AREA", 1024.0, "smaller persons are background, in square pixels of the file", at_least(0),
+        fixed=False),
+    Key("MODEL.LQR.BACKGROUND_WEIGHT", 0.1, "weight of the scores outside of all regions", at_least(0), fixed=False),
     Key("MODEL.LQR.LOSS.SCORE_WEIGHT", 1.0, "weight of loss_score", at_least(0)),
     Key("MODEL.LQR.LOSS.OFFSET_WEIGHT", 1.0, "weight of loss_offset", at_least(0)),
     Key("MODEL.LQR.LOSS.QUALITY_WEIGHT", 1.0, "weight of loss_quality", at_least(0)),
+    Key("MODEL.LQR.LOSS.EXTRA_TERMS", [], "further losses, registered in LQR_LOSS_REGISTRY",
+        list_of_names(LQR_LOSS_REGISTRY)),
     Key("MODEL.LQR.PEAK_WINDOW", 5, "side of the window in which a pose must have the best score, in cells",
-        Allowed("an odd integer >= 1", lambda value: type(value) is int and value >= 1 and value % 2 == 1)),
-    Key("MODEL.LQR.FLIP_TEST", True, "average the maps of an image with those of its mirror image"),
+        Allowed("an odd integer >= 1", lambda value: type(value) is int and value >= 1 and value % 2 == 1),
+        fixed=False),
+    Key("MODEL.LQR.FLIP_TEST", True, "average the maps of an image with those of its mirror image", fixed=False),
     Key("MODEL.LQR.TEST_SCALES", [1.0], "of the image in inference, 1 among them; the poses of all are joined",
         Allowed("a list of different numbers in [0.1, 10], 1 among them",
                 lambda value: isinstance(value, list | tuple)
                 and all(is_finite(scale) and 0.1 <= scale <= 10 for scale in value)
-                and len(set(value)) == len(value) and 1.0 in value)),
+                and len(set(value)) == len(value) and 1.0 in value), fixed=False),
 ), check_lqr)
 # fmt: on

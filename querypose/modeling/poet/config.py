@@ -24,7 +24,7 @@ add_keys((
     Key("MODEL.POET.DIM_FEEDFORWARD", 2048, "hidden width of every feed-forward network", at_least(1)),
     Key("MODEL.POET.NUM_ENCODER_LAYERS", 6, "layers of the encoder", at_least(0)),
     Key("MODEL.POET.NUM_DECODER_LAYERS", 6, "layers of the decoder", at_least(1)),
-    Key("MODEL.POET.DROPOUT", 0.1, "of the transformer", between(0, 0.999)),
+    Key("MODEL.POET.DROPOUT", 0.1, "of the transformer", between(0, 0.999), fixed=False),
     Key("MODEL.POET.EMPTY_CLASS", False,
         "a third class, for persons without a visible keypoint, as in the authors' code; their weights need it"),
     Key("MODEL.POET.LOSS.TERMS", "paper", "terms of loss and matching: those of eq. 3, or those of the authors' code",

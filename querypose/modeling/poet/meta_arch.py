@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, ImageList, Instances, build_backbone, configurable
 from querypose.layers import Transformer
+from querypose.layers.transformer import TransformerDecoderLayer
 from querypose.modeling.backbone import BackboneError
 from querypose.modeling.explanation import Layer, MapLayer, PoseLayer, recorded_inputs, to_array
 from querypose.modeling.images import has_padding, image_cells
@@ -127,7 +128,7 @@ class POET(PoseModel):
 
     def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `PoseModel.losses`; reads `gt_keypoints` of `instances`."""
-        outputs, _ = self._query_outputs(batch)
+        outputs = self._query_outputs(self.normalized_images(batch, self.backbone.size_divisibility))
         targets = PoseTargets.from_persons(self.person_targets(batch))
         matches_S = self.criterion.match(outputs, targets)
         extra_losses = self.extra_terms.losses(
@@ -141,18 +142,25 @@ class POET(PoseModel):
         POET predicts no scores of keypoints: they are 1. It predicts no boxes: `pred_boxes` are those around all
         keypoints of a pose, clipped to the image.
         """
-        outputs, images = self._query_outputs(batch)
-        poses = poses_in_images(outputs, images.image_sizes)
-        return poses.to_instances(batch, images.image_sizes, self.detections_per_image, self.score_threshold)
+        images = self.normalized_images(batch, self.backbone.size_divisibility)
+        return self.poses(images).to_instances(
+            batch, images.image_sizes, self.detections_per_image, self.score_threshold
+        )
+
+    def poses(self, images: ImageList) -> QueryPoses:
+        """As `PoseModel.poses`."""
+        return poses_in_images(self._query_outputs(images), images.image_sizes)
 
     def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
         """As `PoseModel.explain`: of each of the best poses, after every layer of the decoder, keypoints and attention.
 
         The attention is that of the pose's query to the cells of the feature map, the mean of the heads.
         """
-        cross_attentions = [layer.cross_attention for layer in self.pose_transformer.transformer.decoder_layers]
+        layers_S = cast("list[TransformerDecoderLayer]", list(self.pose_transformer.transformer.decoder_layers))
+        cross_attentions = [layer.cross_attention for layer in layers_S]
         with recorded_inputs(cross_attentions) as inputs:
-            outputs, images = self._query_outputs(batch, every_layer=True)
+            images = self.normalized_images(batch, self.backbone.size_divisibility)
+            outputs = self._query_outputs(images, every_layer=True)
         scores_SBQ = outputs.person_scores_SBQ()
         best_BN = scores_SBQ[-1].topk(min(num_poses, scores_SBQ.shape[-1]), dim=1).indices
         height, width = images.tensor.shape[-2:]
@@ -181,14 +189,15 @@ class POET(PoseModel):
                     ]
         return layers
 
-    def _query_outputs(self, batch: Batch, every_layer: bool = False) -> tuple[QueryOutputs, ImageList]:
-        images = self.normalized_images(batch, self.backbone.size_divisibility)
+    def _query_outputs(self, images: ImageList, every_layer: bool = False) -> QueryOutputs:
         (feature_BCHW,) = self.backbone(images.tensor).values()
         is_image_BHW = image_cells(images, feature_BCHW.shape[-2:])
-        return self.pose_transformer(feature_BCHW, is_image_BHW, has_padding(images), every_layer), images
+        return self.pose_transformer(feature_BCHW, is_image_BHW, has_padding(images), every_layer)
 
 
-def poses_in_images(outputs: QueryOutputs, image_sizes: Sequence[tuple[int, int]], layer: int = -1) -> QueryPoses:
+def poses_in_images(
+    outputs: QueryOutputs, image_sizes: Sequence[tuple[int, int]] | Tensor, layer: int = -1
+) -> QueryPoses:
     """The poses of a layer in pixels of the input images; the score is the probability of a person.
 
     Args:
@@ -197,8 +206,7 @@ def poses_in_images(outputs: QueryOutputs, image_sizes: Sequence[tuple[int, int]
         layer: of the decoder, the last by default.
     """
     poses_BQ = outputs.poses_SBQ[layer]
-    sizes = torch.tensor([(width, height) for height, width in image_sizes])
-    size_B11D = sizes.to(poses_BQ.center_D, non_blocking=True)[:, None, None]
+    size_B11D = torch.as_tensor(image_sizes).flip(-1).to(poses_BQ.center_D, non_blocking=True)[:, None, None]
     keypoints_BQKD = poses_BQ.keypoints_KD * size_B11D
     return QueryPoses(
         scores_BQ=outputs.person_scores_SBQ()[layer],

@@ -69,10 +69,10 @@ add_keys((
         one_of("box", "serial")),
     Key("MODEL.QUERYPOSE.TRAIN_QUERIES", "auto",
         "queries the keypoint decoder trains on; auto: matched for iteration 'box', all for 'serial'",
-        one_of("auto", "matched", "all")),
+        one_of("auto", "matched", "all"), fixed=False),
     Key("MODEL.QUERYPOSE.TEST_QUERIES", 0,
         "queries an image that the keypoint decoder runs on in inference, the best by class score (iteration 'serial': "
-        "at each stage); 0: all that can change the result; more than 0 may cost AP", at_least(0)),
+        "at each stage); 0: all that can change the result; more than 0 may cost AP", at_least(0), fixed=False),
     Key("MODEL.QUERYPOSE.MASK_PADDING", True,
         "the decoder reads zeros where the batch was padded; False as in the authors' code"),
     Key("MODEL.QUERYPOSE.BOX.IN_FEATURES", ["p2", "p3", "p4", "p5"], "levels the box decoder pools from",

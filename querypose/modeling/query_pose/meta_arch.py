@@ -26,6 +26,7 @@ from querypose.modeling.explanation import Layer
 from querypose.modeling.images import zero_padding
 from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
+from querypose.modeling.poses import QueryPoses
 from querypose.modeling.query_pose.box_decoder import BoxStage
 from querypose.modeling.query_pose.criterion import SetCriterion
 from querypose.modeling.query_pose.explanation import explain_stages
@@ -146,7 +147,7 @@ class QueryPose(PoseModel):
 
     def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `PoseModel.losses`; reads `gt_boxes` and `gt_keypoints` of `instances`."""
-        features, _ = self._features(batch)
+        features = self._features(self.normalized_images(batch, self.backbone.size_divisibility))
         targets = self.person_targets(batch)
         stages = self.decoder.decode_training(features, targets, self.matcher)
         losses = self.criterion(stages, targets, normalizers)
@@ -157,22 +158,30 @@ class QueryPose(PoseModel):
 
     def predict(self, batch: Batch) -> list[Instances]:
         """As `PoseModel.predict`; `scores` are the pose scores of Sec. 3.4."""
-        features, images = self._features(batch)
-        sizes = torch.tensor([(width, height) * 2 for height, width in images.image_sizes])
-        prediction = self.decoder.decode(features, sizes.to(self.pixel_mean, non_blocking=True), self.selection)
-        poses = prediction.to_poses()
-        return poses.to_instances(batch, images.image_sizes, self.selection.num_poses, self.selection.score_threshold)
+        images = self.normalized_images(batch, self.backbone.size_divisibility)
+        return self.poses(images).to_instances(
+            batch, images.image_sizes, self.selection.num_poses, self.selection.score_threshold
+        )
+
+    def poses(self, images: ImageList) -> QueryPoses:
+        """As `PoseModel.poses`."""
+        return self.decoder.decode(self._features(images), self._sizes(images), self.selection).to_poses()
 
     def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
         """As `PoseModel.explain`: boxes, poses, part attention and gates of every stage; see `explain_stages`."""
-        features, images = self._features(batch)
-        sizes = torch.tensor([(width, height) * 2 for height, width in images.image_sizes]).to(self.pixel_mean)
-        return explain_stages(self.decoder, features, sizes, self.skeleton.keypoints, num_poses)
-
-    def _features(self, batch: Batch) -> tuple[dict[str, Tensor], ImageList]:
         images = self.normalized_images(batch, self.backbone.size_divisibility)
+        return explain_stages(
+            self.decoder, self._features(images), self._sizes(images), self.skeleton.keypoints, num_poses
+        )
+
+    def _sizes(self, images: ImageList) -> Tensor:
+        """Width, height, width, height (B, 4) of the unpadded images."""
+        sizes_B4 = torch.as_tensor(images.image_sizes).flip(-1).repeat(1, 2)
+        return sizes_B4.to(self.pixel_mean, non_blocking=True)
+
+    def _features(self, images: ImageList) -> dict[str, Tensor]:
         features = {name: pooling_layout(feature) for name, feature in self.backbone(images.tensor).items()}
-        return (zero_padding(features, images) if self.mask_padding else features), images
+        return zero_padding(features, images) if self.mask_padding else features
 
 
 def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> PoseDecoder:

@@ -206,8 +206,8 @@ class PoseDecoder(nn.Module):
             num_stages: how many of the stages to run; all by default.
         """
         boxes_BQ4 = box_cxcywh_to_xyxy(self.proposal_boxes) * image_size_B4[:, None]
-        query_BQC = self.instance_queries.expand(len(image_size_B4), -1, -1)
-        num_slots = query_BQC.shape[:2].numel() if num_slots is None else num_slots
+        query_BQC = self.instance_queries.expand(image_size_B4.shape[0], -1, -1)
+        num_slots = query_BQC.shape[0] * query_BQC.shape[1] if num_slots is None else num_slots
         run = DecoderRun(self.part_queries.expand(num_slots, -1, -1))
         stages = list(zip(self.box_stages, self.keypoint_stages, strict=True))[:num_stages]
         for number, (box_stage, keypoint_stage) in enumerate(stages, start=1):

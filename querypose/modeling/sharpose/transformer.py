@@ -147,10 +147,10 @@ class CoarseToFineTransformer(nn.Module):
         learned: list[Tensor] = [self.keypoint_tokens]
         if self.quality_token is not None:
             learned.insert(0, self.quality_token)
-        learned_BTC = torch.cat(learned).expand(len(image_BCHW), -1, -1)
+        learned_BTC = torch.cat(learned).expand(image_BCHW.shape[0], -1, -1)
         token_BTC = torch.cat([learned_BTC.to(visual_BTC), visual_BTC], dim=1)
         num_tokens = token_BTC.shape[1]
-        attention_BTT = at_least_float32(token_BTC).new_zeros(len(token_BTC), num_tokens, num_tokens)
+        attention_BTT = at_least_float32(token_BTC).new_zeros(token_BTC.shape[0], num_tokens, num_tokens)
         for block in self.blocks[: self.first_scored_block]:
             token_BTC, _ = block(token_BTC)
         for block in self.blocks[self.first_scored_block :]:
@@ -187,7 +187,7 @@ class CoarseToFineTransformer(nn.Module):
         if self.reuse is not None:
             fine_BTC = fine_BTC + take_tokens(self.reuse(coarse.visual_BTC), selected_BT.repeat(1, self.ratio**2))
         kept_from_BTC = coarse.visual_input_BTC if self.kept_tokens == "input" else coarse.visual_BTC
-        keypoint_BKC = self.keypoint_tokens.expand(len(image_BCHW), -1, -1).to(fine_BTC)
+        keypoint_BKC = self.keypoint_tokens.expand(image_BCHW.shape[0], -1, -1).to(fine_BTC)
         return torch.cat([keypoint_BKC, fine_BTC, take_tokens(kept_from_BTC, kept_BT).to(fine_BTC)], dim=1)
 
     def _patches(self, image_BCHW: Tensor, size: tuple[int, ...]) -> Tensor:

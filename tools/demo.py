@@ -58,7 +58,6 @@ from querypose.visualization.media import (
 )
 
 SKIPPED_EXIT_CODE = 1
-UNUSABLE_EXIT_CODE = 2
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -281,11 +280,5 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("demo.py"):
-        try:
-            exit_code = main(parsed)
-        except MediaError as problem:
-            print(f"demo.py: error: {problem}", file=sys.stderr)
-            exit_code = UNUSABLE_EXIT_CODE
-    sys.exit(exit_code)
+        sys.exit(main(parse_arguments()))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from querypose.config import ConfigError, load_config
 from querypose.d2 import CheckpointError, read_checkpoint
 from querypose.data import DatasetError, register_custom_datasets
-from querypose.data.person_boxes import PersonBox, read_person_boxes
+from querypose.data.results import read_results
 from querypose.engine.predictor import PosePredictor
 
 Boxes = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -35,16 +35,18 @@ def boxes_of_file(file: str | Path, threshold: float) -> FindPersons:
     Raises:
         DatasetError: the file cannot be used.
     """
-    of_image: dict[object, list[PersonBox]] = {}
-    for box in read_person_boxes(file):
-        if box.has_area and box.score >= threshold:
-            of_image.setdefault(box.image_id if box.file_name is None else Path(box.file_name).name, []).append(box)
+    boxes = read_results(file)
+    of_image: dict[object, list[int]] = {}
+    is_shown = (boxes.boxes_xyxy[:, 2:] > boxes.boxes_xyxy[:, :2]).all(axis=1) & (boxes.scores >= threshold)
+    for index in np.flatnonzero(is_shown).tolist():
+        name = boxes.file_names[index]
+        of_image.setdefault(boxes.image_ids[index] if name is None else name, []).append(index)
     if not of_image:
         raise DatasetError(f"{file} has no box with a score of {threshold} or more. Lower --box-threshold.")
 
     def find(image: NDArray[np.uint8], image_id: int, file_name: str) -> Boxes:
-        boxes = of_image.get(Path(file_name).name, of_image.get(image_id, []))
-        return np.array([box.box_xyxy for box in boxes]).reshape(-1, 4), np.array([box.score for box in boxes])
+        chosen = np.array(of_image.get(Path(file_name).name, of_image.get(image_id, [])), np.int64)
+        return boxes.boxes_xyxy[chosen], boxes.scores[chosen]
 
     return find
 

@@ -39,9 +39,13 @@ def build_trackers(cfg: CfgNode, continues: bool) -> list[EventWriter]:
     """
     trackers: list[EventWriter] = []
     if cfg.TRACKING.WANDB:
-        trackers.append(WandbWriter(cfg.TRACKING.WANDB, Path(cfg.OUTPUT_DIR), to_plain(cfg), continues=continues))
+        trackers.append(
+            WandbWriter(cfg.TRACKING.WANDB, Path(cfg.OUTPUT_DIR), to_plain(cfg, "config"), continues=continues)
+        )
     if cfg.TRACKING.MLFLOW:
-        trackers.append(MLflowWriter(cfg.TRACKING.MLFLOW, Path(cfg.OUTPUT_DIR), to_plain(cfg), continues=continues))
+        trackers.append(
+            MLflowWriter(cfg.TRACKING.MLFLOW, Path(cfg.OUTPUT_DIR), to_plain(cfg, "config"), continues=continues)
+        )
     return trackers
 
 

@@ -38,7 +38,8 @@ Break = Callable[[dict[str, Any]], None]
 def people(num_images: int = 24) -> dict[str, Any]:
     """Two drawn persons in every image, without the drawing."""
     generator = np.random.default_rng(0)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image in range(1, num_images + 1):
         images.append({"id": image, "file_name": f"{image}.png", "width": WIDTH, "height": HEIGHT})
         for place in (40, 120):

@@ -21,7 +21,8 @@ from querypose.d2 import MetadataCatalog, atomic_write
 from querypose.data import DatasetError, register_custom_datasets
 from querypose.data.coco import PoseAnnotations
 from querypose.data.datasets import dataset_annotations
-from querypose.evaluation import EvaluationError, read_detections, read_json
+from querypose.data.results import read_results
+from querypose.evaluation import EvaluationError, detections_of
 from querypose.evaluation.error_analysis import REPAIRS, ErrorAnalysis, analyze_errors
 from querypose.evaluation.evaluator import PICTURES_FOLDER
 from querypose.evaluation.oks import person_areas
@@ -137,13 +138,13 @@ def _analyses(runs: Mapping[str, Run], dataset: str, notes: list[str]) -> dict[s
             continue
         try:
             analyses[name] = _analysis(path, annotations, dataset)
-        except EvaluationError as error:
+        except (DatasetError, EvaluationError) as error:
             notes.append(f"{name}: {error}")
     return analyses
 
 
 def _analysis(path: Path, annotations: PoseAnnotations, dataset: str) -> ErrorAnalysis:
-    detections = read_detections(read_json(path), annotations, str(path))
+    detections = detections_of(read_results(path, annotations.skeleton), annotations)
     return analyze_errors(
         annotations, detections, person_areas(annotations, MetadataCatalog.get(dataset).evaluator_type)
     )

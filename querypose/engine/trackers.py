@@ -40,11 +40,11 @@ def build_trackers(cfg: CfgNode, continues: bool) -> list[TrackingWriter]:
     trackers: list[TrackingWriter] = []
     if cfg.TRACKING.WANDB:
         trackers.append(
-            WandbWriter(cfg.TRACKING.WANDB, Path(cfg.OUTPUT_DIR), to_plain(cfg, "the config"), continues=continues)
+            WandbWriter(cfg.TRACKING.WANDB, Path(cfg.OUTPUT_DIR), to_plain(cfg, "config"), continues=continues)
         )
     if cfg.TRACKING.MLFLOW:
         trackers.append(
-            MLflowWriter(cfg.TRACKING.MLFLOW, Path(cfg.OUTPUT_DIR), to_plain(cfg, "the config"), continues=continues)
+            MLflowWriter(cfg.TRACKING.MLFLOW, Path(cfg.OUTPUT_DIR), to_plain(cfg, "config"), continues=continues)
         )
     return trackers
 

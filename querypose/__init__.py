@@ -8,5 +8,6 @@ from querypose import data as data
 from querypose import engine as engine
 from querypose import evaluation as evaluation
 from querypose import modeling as modeling
+from querypose.deployment import load as load
 
 __version__ = "0.1.0"

@@ -13,14 +13,17 @@ from querypose.config import solver as solver
 from querypose.config.imports import add_import_argument, import_modules
 from querypose.config.keys import (
     KEYS,
+    ORDERED,
     Allowed,
     ConfigError,
     Key,
     above,
     add_keys,
     at_least,
+    below,
     between,
     is_finite,
+    is_integer,
     list_of_names,
     lookup,
     one_of,
@@ -28,13 +31,14 @@ from querypose.config.keys import (
     require_one_unit,
     sequence_of,
 )
-from querypose.config.loading import add_querypose_config, get_cfg, load_config
+from querypose.config.loading import add_querypose_config, config_of_mapping, get_cfg, load_config
 from querypose.config.parts import build_part, part_list
 from querypose.config.solver import length_of_training
 from querypose.config.tables import add_row_argument, flatten, read_table
 
 __all__ = [
     "KEYS",
+    "ORDERED",
     "Allowed",
     "ConfigError",
     "Key",
@@ -44,12 +48,15 @@ __all__ = [
     "add_querypose_config",
     "add_row_argument",
     "at_least",
+    "below",
     "between",
     "build_part",
+    "config_of_mapping",
     "flatten",
     "get_cfg",
     "import_modules",
     "is_finite",
+    "is_integer",
     "length_of_training",
     "list_of_names",
     "load_config",

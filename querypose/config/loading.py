@@ -88,6 +88,23 @@ def load_config(
     return cfg
 
 
+def config_of_mapping(content: dict[str, Any], source: str) -> CfgNode:
+    """The config of keys that came with a model, without running code: IMPORTS is left out, `_BASE_` is not followed.
+
+    Args:
+        content: sections and keys, as a YAML file has them.
+        source: for messages.
+
+    Raises:
+        ConfigError: as `load_config`; a key that only a module of IMPORTS declares is unknown.
+    """
+    cfg = get_cfg()
+    merge_mapping(cfg, {name: value for name, value in content.items() if name not in ("IMPORTS", "_BASE_")}, source)
+    _resolve(cfg)
+    check_config(cfg)
+    return cfg
+
+
 def _resolve(cfg: CfgNode) -> None:
     """Replaces values such as "auto" by what they mean here: detectron2's own functions need the meaning."""
     for key in KEYS.values():

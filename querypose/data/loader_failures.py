@@ -17,9 +17,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from querypose.errors import UserError
 
-class LoaderError(RuntimeError):
+
+class LoaderError(UserError, RuntimeError):
     """A process of a data loader died or cannot pass its samples on: names the cause if it is known, and the remedy."""
+
+    met_by_all = False
 
 
 class StoppedWaitingError(Exception):

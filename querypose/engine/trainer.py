@@ -45,7 +45,14 @@ from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.dataset_check import require_sound_datasets
 from querypose.engine.dumps import DumpWriter
 from querypose.engine.ema import ExponentialMovingAverage, load_evaluation_weights, require_weights
-from querypose.engine.hooks import BestCheckpointer, EMAHook, PeriodicCheckpointer, PeriodicWriter, build_hooks
+from querypose.engine.hooks import (
+    BestCheckpointer,
+    EarlyStopping,
+    EMAHook,
+    PeriodicCheckpointer,
+    PeriodicWriter,
+    build_hooks,
+)
 from querypose.engine.inference import InferenceModel
 from querypose.engine.lost_output import losses_said_again
 from querypose.engine.model_preparation import prepare_model
@@ -55,6 +62,7 @@ from querypose.engine.resuming import check_resumable, restoring
 from querypose.engine.run_lock import own_output_dir
 from querypose.engine.run_state import RunState, untouched_random_states
 from querypose.engine.schedule import ENDLESS, EndableLoop, TimeLimit, iterations_per_epoch, with_iterations
+from querypose.engine.trackers import build_trackers
 from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
 from querypose.layers.precision import PRECISIONS
@@ -203,11 +211,16 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         if self.ema is not None:
             result.append(EMAHook(self.ema))
         result += build_hooks(cfg, weakref.proxy(self))
+        early = cfg.TEST.EARLY_STOPPING
+        if early.PATIENCE:
+            result.append(EarlyStopping(_name_of_metric(cfg, early.METRIC), cfg.TEST.EVAL_PERIOD, early.PATIENCE))
         result.append(PeriodicCheckpointer(self.checkpointer, period, keep, self._run_state.entries))
         # After the checkpoint, which then is there should the evaluation fail.
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0:
-            result.append(BestCheckpointer(self.checkpointer, _name_of_metric(cfg), cfg.TEST.EVAL_PERIOD))
+            result.append(
+                BestCheckpointer(self.checkpointer, _name_of_metric(cfg, cfg.TEST.BEST_METRIC), cfg.TEST.EVAL_PERIOD)
+            )
         # Last, so that the evaluation's metrics are written.
         trainer, metrics_file = weakref.proxy(self), Path(cfg.OUTPUT_DIR, "metrics.json")
         result.append(PeriodicWriter(lambda: trainer.build_writers(), cfg.LOG_PERIOD, metrics_file))
@@ -221,6 +234,8 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
                 self.max_iter, cfg.SOLVER.IMS_PER_BATCH, cfg.LOG_PERIOD, epoch=self.epoch, time_limit=self.time_limit
             ),
             JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
+            # Before TensorBoard, which takes the pictures away.
+            *build_trackers(cfg, continues=self.start_iter > 0),
             # What a stopped run had written after its last checkpoint is not shown.
             TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter or None),
         ]
@@ -282,21 +297,31 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         return PoseEvaluator(cfg, dataset_name, output_folder)
 
     @classmethod
-    def evaluate_weights(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+    def evaluate_weights(cls, cfg: CfgNode, resume: bool = False, random_weights: bool = False) -> dict[str, Any]:
         """--eval-only: evaluates MODEL.WEIGHTS on DATASETS.TEST and verifies TEST.EXPECTED_RESULTS.
 
         Args:
             cfg: with SOLVER.EMA.ENABLED the averaged weights are used.
             resume: evaluate the last checkpoint of OUTPUT_DIR, if there is one, in place of MODEL.WEIGHTS.
+            random_weights: evaluate the model as it is initialized where there is neither of the two.
 
         Returns:
             metrics by task, by dataset first where there are several.
+
+        Raises:
+            ConfigError: there are no weights, or no datasets.
+            DatasetError: a dataset has errors, see DATASETS.CHECK.
+            CheckpointError: the weights are not those of the model, or cannot be used.
         """
+        if not cfg.DATASETS.TEST:
+            raise ConfigError("DATASETS.TEST is empty, so there is nothing to evaluate on. Name a dataset there.")
+        require_sound_datasets(cfg, with_training=False)
         model = cls.build_model(cfg)
         use_average = cfg.SOLVER.EMA.ENABLED
         load_evaluation_weights(
-            model, cfg.MODEL.WEIGHTS, use_average=use_average, output_dir=cfg.OUTPUT_DIR, resume=resume
-        )
+            model, cfg.MODEL.WEIGHTS, use_average=use_average, output_dir=cfg.OUTPUT_DIR, resume=resume,
+            random_weights=random_weights,
+        )  # fmt: skip
         with losses_said_again():
             results = cls.test(cfg, InferenceModel(cfg, model, in_place=True))
         if comm.is_main_process():
@@ -378,9 +403,9 @@ def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     return convert_sync_batchnorm(model)
 
 
-def _name_of_metric(cfg: CfgNode) -> str:
-    """TEST.BEST_METRIC as the evaluation names it: behind the first dataset's name, where there are several."""
-    metric, datasets = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
+def _name_of_metric(cfg: CfgNode, metric: str) -> str:
+    """A metric as the evaluation names it: behind the first dataset's name, where there are several."""
+    datasets = cfg.DATASETS.TEST
     is_complete = len(datasets) < 2 or any(metric.startswith(f"{name}/") for name in datasets)
     return metric if is_complete else f"{datasets[0]}/{metric}"
 

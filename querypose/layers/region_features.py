@@ -66,7 +66,7 @@ class RegionPooler(nn.Module):
 
     def _pool(self, level: int, feature: Tensor, rois_R5: Tensor) -> Tensor:
         feature, scale = at_least_float32(feature), 1.0 / self.strides[level]
-        if feature.device.type == "cpu":
+        if feature.device.type == "cpu" and not torch.compiler.is_exporting():
             # torchvision's runs on one core.
             return roi_align_channels_last(feature, rois_R5, self.resolution, scale, self.sampling_ratio)
         return roi_align(feature, rois_R5, self.resolution, scale, self.sampling_ratio, aligned=True)

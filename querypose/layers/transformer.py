@@ -108,7 +108,7 @@ class Transformer(nn.Module):
             the queries (S, B, Q, C) after every layer of the decoder, normalized.
         """
         memory_BTC = self.encode(token_BTC, position_BTC, is_padding_BT)
-        query_position_BQC = self.queries.expand(len(token_BTC), -1, -1)
+        query_position_BQC = self.queries.expand(token_BTC.shape[0], -1, -1)
         query_BQC = torch.zeros_like(query_position_BQC)
         decoded = []
         for layer in self.decoder_layers:

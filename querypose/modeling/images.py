@@ -1,6 +1,7 @@
 """Normalization and padding of images before the backbone, and masks of the padding after it.
 
-Sizes are (height, width) in pixels.
+Sizes are (height, width) in pixels. Those of an `ImageList` are a list, or, in a graph that is being exported and knows
+no values, an int64 tensor (B, 2); such images count as padded.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def normalize_and_pad(
 
 def has_padding(images: ImageList) -> bool:
     """Whether any image is smaller than the padded batch."""
+    if isinstance(images.image_sizes, Tensor):
+        return True
     padded_size = tuple(images.tensor.shape[-2:])
     return any(tuple(size) != padded_size for size in images.image_sizes)
 
@@ -49,9 +52,10 @@ def image_cells(images: ImageList, size: Sequence[int]) -> Tensor:
     """
     device = images.tensor.device
     (height, width), (padded_height, padded_width) = size, images.tensor.shape[-2:]
-    sizes_B2 = torch.tensor(images.image_sizes).to(device, non_blocking=True)
-    top_HB = torch.arange(height, device=device)[:, None] * (padded_height / height) < sizes_B2[:, 0]
-    left_WB = torch.arange(width, device=device)[:, None] * (padded_width / width) < sizes_B2[:, 1]
+    sizes_B2 = torch.as_tensor(images.image_sizes).to(device, non_blocking=True)
+    # In whole numbers, which a graph that is being exported has too.
+    top_HB = torch.arange(height, device=device)[:, None] * padded_height < sizes_B2[:, 0] * height
+    left_WB = torch.arange(width, device=device)[:, None] * padded_width < sizes_B2[:, 1] * width
     return top_HB.T[:, :, None] & left_WB.T[:, None, :]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from querypose.d2 import Boxes, CfgNode, ImageList, Instances, Keypoints, comm
 from querypose.modeling.explanation import Layer
 from querypose.modeling.images import ImageSize, normalize_and_pad
+from querypose.modeling.poses import QueryPoses
 from querypose.modeling.targets import PersonTargets
 from querypose.skeleton import Skeleton, skeleton_of_datasets
 
@@ -97,6 +98,14 @@ class PoseModel(nn.Module, ABC):
         Returns:
             with `pred_boxes`, `scores`, `pred_classes` and `pred_keypoints`, (N, K, 3) as x, y and a score.
         """
+
+    def poses(self, images: ImageList) -> QueryPoses:
+        """The poses of normalized and padded images, in their pixels: what `predict` keeps the best of.
+
+        An exported file computes these, so that a model without them can be trained and evaluated, but not exported. In
+        an export `image_sizes` is a tensor, and nothing may depend on values that the host would have to know.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no `poses`.")
 
     def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
         """What led to the best poses of every sample: a list of named layers each, stage by stage.

@@ -13,6 +13,9 @@ from torch import Tensor
 from querypose.d2 import Boxes, Instances
 from querypose.modeling.images import ImageSize
 
+NO_POSE = -torch.inf
+"""The score of a query without a pose."""
+
 
 def output_frame(sample: Mapping[str, Any], image_size: ImageSize) -> tuple[np.ndarray, ImageSize]:
     """The frame in which the poses of a sample are returned: the map to it, and its size.
@@ -52,7 +55,7 @@ class QueryPoses:
     def best(self, num_poses: int) -> QueryPoses:
         """The `num_poses` poses of each image with the best scores, best first."""
         scores_BN, index_BN = self.scores_BQ.topk(min(num_poses, self.scores_BQ.shape[1]), dim=1)
-        image_B1 = torch.arange(len(scores_BN), device=scores_BN.device)[:, None]
+        image_B1 = torch.arange(scores_BN.shape[0], device=scores_BN.device)[:, None]
 
         def of_best(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[image_B1, index_BN]
@@ -81,38 +84,54 @@ class QueryPoses:
             models that predict them, and `pred_boxes`, clipped to the frame. Poses with an empty predicted box are
             left out. A model that predicts no boxes gets those around the keypoints, and no pose is left out then.
         """
-        best = self.best(num_poses)
+        frames = [output_frame(sample, size) for sample, size in zip(samples, image_sizes, strict=True)]
+        matrix_B23 = torch.from_numpy(np.stack([matrix for matrix, _ in frames]))
+        size_BD = torch.tensor([size for _, size in frames])
+        best = self.best(num_poses).in_frames(
+            matrix_B23.to(self.scores_BQ, non_blocking=True), size_BD.to(self.scores_BQ, non_blocking=True)
+        )
+        assert best.boxes_BQ4 is not None
         results = []
-        for index, (sample, image_size) in enumerate(zip(samples, image_sizes, strict=True)):
-            scores_N = best.scores_BQ[index]
-            matrix, output_size = output_frame(sample, image_size)
-            matrix_23 = torch.from_numpy(matrix).to(scores_N, non_blocking=True)
-            keypoints_NK3 = best.keypoints_BQK3[index]
-            xy_NKD = _mapped(keypoints_NK3[..., :2], matrix_23)
+        for index, (_, output_size) in enumerate(frames):
             instances = Instances(output_size)
-            kept_N = scores_N > score_threshold
-            if best.boxes_BQ4 is None:
-                bound_D = xy_NKD.new_tensor(output_size[::-1])
-                inside_NKD = xy_NKD.clamp(min=torch.zeros_like(bound_D), max=bound_D)
-                instances.pred_boxes = Boxes(torch.cat([inside_NKD.amin(1), inside_NKD.amax(1)], dim=-1))
-            else:
-                # The box around the four mapped corners, because a frame may be rotated.
-                corners_N4D = _mapped(
-                    best.boxes_BQ4[index][:, [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(1, (4, 2)), matrix_23
-                )
-                instances.pred_boxes = Boxes(torch.cat([corners_N4D.amin(1), corners_N4D.amax(1)], dim=-1))
-                instances.pred_boxes.clip(output_size)
-                is_box_N = (best.boxes_BQ4[index][:, 2:] > best.boxes_BQ4[index][:, :2]).all(-1)
-                kept_N = kept_N & is_box_N & instances.pred_boxes.nonempty()
-            instances.scores = scores_N
-            instances.pred_classes = torch.zeros_like(scores_N, dtype=torch.long)
-            instances.pred_keypoints = torch.cat([xy_NKD, keypoints_NK3[..., 2:]], dim=-1)
+            instances.scores = best.scores_BQ[index]
+            instances.pred_classes = torch.zeros_like(instances.scores, dtype=torch.long)
+            instances.pred_keypoints = best.keypoints_BQK3[index]
+            instances.pred_boxes = Boxes(best.boxes_BQ4[index])
             if best.visibilities_BQK is not None:
                 instances.pred_visibilities = best.visibilities_BQK[index]
-            results.append(instances[kept_N.nonzero().squeeze(1)])
+            results.append(instances[(instances.scores > score_threshold).nonzero().squeeze(1)])
         return results
 
+    def in_frames(self, matrix_B23: Tensor, size_BD: Tensor) -> QueryPoses:
+        """The poses in other frames, with boxes that are clipped to them; the score of an empty box is `NO_POSE`.
 
-def _mapped(xy: Tensor, matrix_23: Tensor) -> Tensor:
-    """Points (…, 2) under an affine map; as sums, because a GPU may round a matrix product's factors to TF32."""
-    return (xy[..., None, :] * matrix_23[:, :2]).sum(-1) + matrix_23[:, 2]
+        Args:
+            matrix_B23: from (x, y, 1) of the input images to x, y of these frames.
+            size_BD: height and width of these.
+
+        Returns:
+            with `boxes_BQ4`; those of a model that predicts none are around the keypoints.
+        """
+        xy_BQKD = _mapped(self.keypoints_BQK3[..., :2], matrix_B23)
+        bound_B11D = size_BD.flip(-1)[:, None, None].to(xy_BQKD)
+        scores_BQ = self.scores_BQ
+        if self.boxes_BQ4 is None:
+            corners_BQND = xy_BQKD
+        else:
+            # The box around the four mapped corners, because a frame may be rotated.
+            corners_BQND = _mapped(self.boxes_BQ4[..., [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(-1, (4, 2)), matrix_B23)
+        corners_BQND = torch.minimum(corners_BQND.clamp(min=0), bound_B11D)
+        boxes_BQ4 = torch.cat([corners_BQND.amin(2), corners_BQND.amax(2)], dim=-1)
+        if self.boxes_BQ4 is not None:
+            has_area_BQ = (self.boxes_BQ4[..., 2:] > self.boxes_BQ4[..., :2]).all(-1)
+            has_area_BQ = has_area_BQ & (boxes_BQ4[..., 2:] > boxes_BQ4[..., :2]).all(-1)
+            scores_BQ = torch.where(has_area_BQ, scores_BQ, NO_POSE)
+        keypoints_BQK3 = torch.cat([xy_BQKD, self.keypoints_BQK3[..., 2:]], dim=-1)
+        return QueryPoses(scores_BQ, keypoints_BQK3, boxes_BQ4, self.visibilities_BQK)
+
+
+def _mapped(xy_BQND: Tensor, matrix_B23: Tensor) -> Tensor:
+    """Points under their image's affine map; as sums, because a GPU may round a matrix product's factors to TF32."""
+    matrix_B1123 = matrix_B23[:, None, None]
+    return (xy_BQND[..., None, :] * matrix_B1123[..., :2]).sum(-1) + matrix_B1123[..., 2]

@@ -149,7 +149,7 @@ def _bomb(levels: int, merge: bool) -> str:
 )
 def test_aliases_of_aliases_are_refused_at_once(text: str, tmp_path: Path) -> None:
     (tmp_path / "bomb.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"bomb\.yaml: a value cannot be read \((its aliases stand|an alias stands)"):
+    with pytest.raises(ConfigError, match=r"bomb\.yaml: a value cannot be read \(its aliases unfold"):
         load_config(tmp_path / "bomb.yaml")
 
 

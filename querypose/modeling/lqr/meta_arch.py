@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, Instances, build_backbone, configurable
+from querypose.d2 import META_ARCH_REGISTRY, Backbone, CfgNode, ImageList, Instances, build_backbone, configurable
 from querypose.data.coco import AREA_OF_BOX
 from querypose.modeling.backbone import BackboneError
 from querypose.modeling.explanation import Layer
 from querypose.modeling.images import image_cells
+from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.lqr.criterion import LQRCriterion
 from querypose.modeling.lqr.decoding import joined_scales, mirrored_images, mirrored_maps, peaks
 from querypose.modeling.lqr.explanation import explain_points
 from querypose.modeling.lqr.keypoint_queries import KeypointQueries, KeypointQueryEncoding
+from querypose.modeling.lqr.loss_terms import LQR_LOSS_REGISTRY
 from querypose.modeling.lqr.pose_queries import PoseQueryEncoding, PoseScores
 from querypose.modeling.lqr.regions import STRIDE, Regions, valid_cells
 from querypose.modeling.lqr.sampling import cell_positions
@@ -48,6 +50,7 @@ class LQR(PoseModel):
         peak_window: side of the window in which a pose must have the best score, in cells.
         flip_test: whether the maps of an image are averaged with those of its mirror image.
         test_scales: of the image in inference, 1 among them.
+        extra_terms: further losses, by name.
     """
 
     @configurable
@@ -68,6 +71,7 @@ class LQR(PoseModel):
         peak_window: int = 5,
         flip_test: bool = True,
         test_scales: Sequence[float] = (1.0,),
+        extra_terms: Mapping[str, LossTerm] | None = None,
     ) -> None:
         super().__init__(skeleton=skeleton, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.backbone = backbone
@@ -81,6 +85,7 @@ class LQR(PoseModel):
         self.peak_window = peak_window
         self.flip_test = flip_test
         self.test_scales = tuple(test_scales)
+        self.extra_terms = LossTerms(extra_terms)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -120,6 +125,7 @@ class LQR(PoseModel):
             "peak_window": lqr.PEAK_WINDOW,
             "flip_test": lqr.FLIP_TEST,
             "test_scales": lqr.TEST_SCALES,
+            "extra_terms": {name: LQR_LOSS_REGISTRY.build(name, cfg, skeleton=skeleton) for name in loss.EXTRA_TERMS},
         }
 
     @property
@@ -133,11 +139,15 @@ class LQR(PoseModel):
         return {name: Component([module], varying_dims=(-2, -1)) for name, module in modules.items()}
 
     def loss_normalizers(self, batch: Batch) -> dict[str, Tensor]:
-        """`cells` that have an owner and a supervised score, and `coordinates` that are labeled at owned cells."""
+        """`cells` with an owner and a supervised score, `coordinates` labeled at owned cells; those of the terms."""
         sizes = [tuple(sample["image"].shape[-2:]) for sample in batch]
         height, width = (-(-max(sides) // STRIDE) for sides in zip(*sizes, strict=True))
         regions = self.regions(batch, (height, width), torch.device("cpu"))
-        return {"cells": regions.num_scored().double(), "coordinates": regions.num_coordinates().double()}
+        return {
+            "cells": regions.num_scored().double(),
+            "coordinates": regions.num_coordinates().double(),
+            **self.extra_terms.normalizers(batch),
+        }
 
     def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `PoseModel.losses`; reads `gt_keypoints` and `gt_boxes`.
@@ -148,7 +158,11 @@ class LQR(PoseModel):
         images = self.normalized_images(batch, self.backbone.size_divisibility)
         keypoints, scores = self._maps(images.tensor)
         regions = self.regions(batch, scores.score_BHW.shape[1:], self.device)
-        return self.criterion(keypoints.keypoint_BKDHW, scores, regions, normalizers)
+        losses = self.criterion(keypoints.keypoint_BKDHW, scores, regions, normalizers)
+        extra_losses = self.extra_terms.losses(
+            keypoints=keypoints, scores=scores, regions=regions, normalizers=normalizers
+        )
+        return {**losses, **extra_losses}
 
     def regions(self, batch: Batch, map_size: Sequence[int], device: torch.device) -> Regions:
         """The regions of the persons of a batch on a map of `map_size` (height, width)."""
@@ -207,20 +221,26 @@ class LQR(PoseModel):
         for scale in self.test_scales:
             size = [max(1, round(side * scale)) for side in (height, width)]
             resized = [{"image": _resized(sample["image"].to(self.pixel_mean), size)} for sample in samples]
-            images = self.normalized_images(resized, self.backbone.size_divisibility)
-            score_BHW, pose_BKDHW = self._score_and_pose(images.tensor)
-            if self.flip_test:
-                mirrored = self._score_and_pose(mirrored_images(images.tensor))
-                other_BHW, other_BKDHW = mirrored_maps(*mirrored, self.skeleton.flip_indices)
-                score_BHW, pose_BKDHW = (score_BHW + other_BHW) / 2, (pose_BKDHW + other_BKDHW) / 2
-            is_image_BHW = image_cells(images, score_BHW.shape[1:])
-            score_BQ, keypoints_BQKD = peaks(
-                score_BHW, pose_BKDHW, is_image_BHW, self.peak_window, self.detections_per_image
-            )
+            score_BQ, keypoints_BQKD = self._peaks(self.normalized_images(resized, self.backbone.size_divisibility))
             scores.append(score_BQ)
             keypoints.append(keypoints_BQKD * keypoints_BQKD.new_tensor([width / size[1], height / size[0]]))
         score_BQ, keypoints_BQKD = joined_scales(scores, keypoints, self.test_scales)
         return QueryPoses(score_BQ, F.pad(keypoints_BQKD, (0, 1), value=1.0))
+
+    def poses(self, images: ImageList) -> QueryPoses:
+        """As `PoseModel.poses`, of one scale."""
+        score_BQ, keypoints_BQKD = self._peaks(images)
+        return QueryPoses(score_BQ, F.pad(keypoints_BQKD, (0, 1), value=1.0))
+
+    def _peaks(self, images: ImageList) -> tuple[Tensor, Tensor]:
+        """Scores (B, Q) and keypoints (B, Q, K, D) of the peaks of one scale."""
+        score_BHW, pose_BKDHW = self._score_and_pose(images.tensor)
+        if self.flip_test:
+            mirrored = self._score_and_pose(mirrored_images(images.tensor))
+            other_BHW, other_BKDHW = mirrored_maps(*mirrored, self.skeleton.flip_indices)
+            score_BHW, pose_BKDHW = (score_BHW + other_BHW) / 2, (pose_BKDHW + other_BKDHW) / 2
+        is_image_BHW = image_cells(images, score_BHW.shape[1:])
+        return peaks(score_BHW, pose_BKDHW, is_image_BHW, self.peak_window, self.detections_per_image)
 
     def _score_and_pose(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """What poses are chosen by, (B, H, W), and absolute poses in cells, (B, K, D, H, W)."""

@@ -1,4 +1,4 @@
-"""Bilinear reading of a map at displaced positions."""
+"""Reading of a map: bilinear at displaced positions, and at chosen cells."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ def reading_grid(displacement_RDHW: Tensor) -> Tensor:
     -1 and 1 are the outermost cells of the map.
     """
     height, width = displacement_RDHW.shape[-2:]
-    position_RDHW = displacement_RDHW + cell_positions(height, width, displacement_RDHW)
-    last_D11 = position_RDHW.new_tensor([max(width - 1, 1), max(height - 1, 1)])[:, None, None]
-    return (position_RDHW * (2 / last_D11) - 1).permute(0, 2, 3, 1)
+    cell_DHW = cell_positions(height, width, displacement_RDHW)
+    last_D11 = cell_DHW[:, -1:, -1:].clamp(min=1)
+    return ((displacement_RDHW + cell_DHW) * (2 / last_D11) - 1).permute(0, 2, 3, 1)
 
 
 def read(map_RCHW: Tensor, grid_RMWD: Tensor) -> Tensor:
     """Bilinear values of a map, (R, C, M, W), at positions of `reading_grid`; those outside clamp to the border."""
     return F.grid_sample(map_RCHW, grid_RMWD, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def read_cells(values: Tensor, cell_BM: Tensor) -> Tensor:
+    """What maps (B, …, H, W) have at M cells of theirs, given as places in the flattened map, (B, M, …)."""
+    index = cell_BM.view(len(cell_BM), *[1] * (values.dim() - 3), -1).expand(*values.shape[:-2], -1)
+    return values.flatten(-2).gather(-1, index).movedim(-1, 1)

@@ -7,7 +7,7 @@ the N best if its class score is not above the N-th best pose score so far, what
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,6 +66,9 @@ class QuerySelection:
             mean and sigma (B, Q, K, D). Where a query was not decoded they are 0 and 1, so its pose scores 0.
         """
         num_images, num_queries = class_scores_BQ.shape
+        if torch.compiler.is_exporting():
+            # A graph has one round, because it does not know the scores that decide how many there are.
+            self = replace(self, num_queries=self.num_queries or num_queries, score_threshold=0.0)
         ranked_BQ = class_scores_BQ.argsort(dim=1, descending=True, stable=True)
         scores_BQ = torch.zeros_like(class_scores_BQ)
         bar_B1 = scores_BQ.new_full((num_images, 1), self.score_threshold)
@@ -101,5 +104,5 @@ def best_rows(logits_BQ: Tensor, num_queries: int) -> Tensor:
 
 
 def _rows(query_BN: Tensor, num_queries: int) -> Tensor:
-    first_row_B = torch.arange(len(query_BN), device=query_BN.device) * num_queries
+    first_row_B = torch.arange(query_BN.shape[0], device=query_BN.device) * num_queries
     return (query_BN + first_row_B[:, None]).flatten()

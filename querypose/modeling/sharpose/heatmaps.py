@@ -101,7 +101,7 @@ def decode_heatmaps(heatmap_BKHW: Tensor, kernel_size: int = 11) -> tuple[Tensor
     width = heatmap_BKHW.shape[-1]
     value_BK, index_BK = heatmap_BKHW.flatten(2).max(dim=-1)
     peak_BKD = torch.stack([index_BK % width, index_BK // width], dim=-1)
-    log_BKHW = gaussian_blur(heatmap_BKHW, kernel_size).clamp(1e-3, 50).log()
+    log_BKHW = gaussian_blur(heatmap_BKHW, kernel_size).clamp(1e-3, 50.0).log()
     padded_BKT = F.pad(log_BKHW, (1, 1, 1, 1), mode="replicate").flatten(2)
     # The 3x3 cells about the peak; the padded map is two cells wider, and one cell further.
     offset_9 = torch.tensor([dy * (width + 2) + dx for dy in range(3) for dx in range(3)], device=index_BK.device)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from querypose.d2 import META_ARCH_REGISTRY, CfgNode, CheckpointError, Instances, configurable
+from querypose.d2 import META_ARCH_REGISTRY, CfgNode, CheckpointError, ImageList, Instances, configurable
 from querypose.layers import at_least_float32
 from querypose.modeling.explanation import Layer, PatchLayer, PoseLayer, to_array
 from querypose.modeling.images import ImageSize
@@ -194,14 +194,9 @@ class SHaRPose(PoseModel):
         Beside the usual fields: `pred_areas` (1,) of the crop; `quality` (1,); `patch_relevance` and `refined_patches`
         (1, rows, columns) on the coarse grid; no patch is refined of a crop that the coarse stage was sure of.
         """
-        heatmap_BKHW, outputs = self.average_heatmaps(self._crops(batch))
-        cell_BKD, value_BK = decode_heatmaps(heatmap_BKHW, self.kernel_size)
-        xy_BKD = cell_BKD / self._cells_per_pixel(cell_BKD) + 0.5  # pixel i covers [i, i + 1)
+        poses, outputs = self._poses_and_outputs(self._crops(batch))
         scores = [float(crop.get("box_score", 1.0)) for crop in batch]
-        poses = QueryPoses(
-            scores_BQ=value_BK.new_tensor(scores)[:, None],
-            keypoints_BQK3=torch.cat([xy_BKD, value_BK[..., None]], dim=-1)[:, None],
-        )
+        poses = replace(poses, scores_BQ=poses.scores_BQ.new_tensor(scores)[:, None])
         results = poses.to_instances(
             batch, [self.transformer.image_size] * len(batch), num_poses=1, score_threshold=-1.0
         )
@@ -211,12 +206,23 @@ class SHaRPose(PoseModel):
         for index, (crop, instances) in enumerate(zip(batch, results, strict=True)):
             matrix, _ = output_frame(crop, (height, width))
             area = abs(float(np.linalg.det(matrix[:, :2]))) * (height - 1) * (width - 1)
-            instances.pred_areas = value_BK.new_tensor([area])
+            instances.pred_areas = poses.scores_BQ.new_tensor([area])
             instances.patch_relevance = outputs.relevance_BT[index].view(1, rows, columns)
             instances.refined_patches = refined_BT[index].view(1, rows, columns)
             if outputs.quality_B is not None:
                 instances.quality = at_least_float32(outputs.quality_B[index, None])
         return results
+
+    def poses(self, images: ImageList) -> QueryPoses:
+        """As `PoseModel.poses`: one a crop, scored 1."""
+        return self._poses_and_outputs(images.tensor)[0]
+
+    def _poses_and_outputs(self, crop_BCHW: Tensor) -> tuple[QueryPoses, StageOutputs]:
+        heatmap_BKHW, outputs = self.average_heatmaps(crop_BCHW)
+        cell_BKD, value_BK = decode_heatmaps(heatmap_BKHW, self.kernel_size)
+        xy_BKD = cell_BKD / self._cells_per_pixel(cell_BKD) + 0.5  # pixel i covers [i, i + 1)
+        keypoints_BQK3 = torch.cat([xy_BKD, value_BK[..., None]], dim=-1)[:, None]
+        return QueryPoses(torch.ones_like(keypoints_BQK3[:, :, 0, 0]), keypoints_BQK3), outputs
 
     def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
         """As `PoseModel.explain`: the pose after each stage, and which patches the second one saw finely.
@@ -257,8 +263,9 @@ class SHaRPose(PoseModel):
             outputs = self.stage_outputs(crop_BCHW)
             return outputs.heatmaps[-1], outputs
         outputs = self.stage_outputs(torch.cat([crop_BCHW, crop_BCHW.flip(-1)]))
-        heatmap_BKHW, mirrored_BKHW = outputs.heatmaps[-1].chunk(2)
-        return (heatmap_BKHW + flip_heatmaps(mirrored_BKHW, self.skeleton.flip_indices)) / 2, outputs
+        heatmap_BKHW, num_crops = outputs.heatmaps[-1], crop_BCHW.shape[0]
+        mirrored_BKHW = flip_heatmaps(heatmap_BKHW[num_crops:], self.skeleton.flip_indices)
+        return (heatmap_BKHW[:num_crops] + mirrored_BKHW) / 2, outputs
 
     def stage_outputs(self, crop_BCHW: Tensor) -> StageOutputs:
         """Runs the coarse stage, and the fine one on all crops in training, else on those that seem to need it.
@@ -267,13 +274,17 @@ class SHaRPose(PoseModel):
             crop_BCHW: normalized.
         """
         coarse = self.transformer.coarse_stage(crop_BCHW)
-        refined_B = torch.full((len(crop_BCHW),), self.transformer.has_fine_stage, device=crop_BCHW.device)
+        refined_B = torch.full((crop_BCHW.shape[0],), self.transformer.has_fine_stage, device=crop_BCHW.device)
         predictor = self.transformer.quality_predictor
         if predictor is not None and not self.training:
             assert coarse.quality_B is not None
             refined_B = refined_B & ((coarse.quality_B < self.quality_threshold) | ~predictor.is_trained)
         heatmaps = [self.head(coarse.keypoint_BKC)]
-        if self.transformer.has_fine_stage:
+        if self.transformer.has_fine_stage and torch.compiler.is_exporting():
+            # A graph does not choose crops: the fine stage sees all, and those that do not need it stay coarse.
+            fine_BKHW = self.head(self.transformer.fine_stage(crop_BCHW, coarse))
+            heatmaps.append(torch.where(refined_B[:, None, None, None], fine_BKHW, heatmaps[0]))
+        elif self.transformer.has_fine_stage:
             # In training without a look at the device: all are refined.
             index_R = None if self.training else refined_B.nonzero().squeeze(1)
             if index_R is None or len(index_R) == len(crop_BCHW):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from querypose.config import ConfigError
 from querypose.layers import at_least_float32
 from querypose.modeling.sharpose.blocks import MLP, TransformerBlock
 from querypose.modeling.sharpose.quality import QualityPredictor
@@ -147,10 +148,10 @@ class CoarseToFineTransformer(nn.Module):
         learned: list[Tensor] = [self.keypoint_tokens]
         if self.quality_token is not None:
             learned.insert(0, self.quality_token)
-        learned_BTC = torch.cat(learned).expand(len(image_BCHW), -1, -1)
+        learned_BTC = torch.cat(learned).expand(image_BCHW.shape[0], -1, -1)
         token_BTC = torch.cat([learned_BTC.to(visual_BTC), visual_BTC], dim=1)
         num_tokens = token_BTC.shape[1]
-        attention_BTT = at_least_float32(token_BTC).new_zeros(len(token_BTC), num_tokens, num_tokens)
+        attention_BTT = at_least_float32(token_BTC).new_zeros(token_BTC.shape[0], num_tokens, num_tokens)
         for block in self.blocks[: self.first_scored_block]:
             token_BTC, _ = block(token_BTC)
         for block in self.blocks[self.first_scored_block :]:
@@ -187,7 +188,7 @@ class CoarseToFineTransformer(nn.Module):
         if self.reuse is not None:
             fine_BTC = fine_BTC + take_tokens(self.reuse(coarse.visual_BTC), selected_BT.repeat(1, self.ratio**2))
         kept_from_BTC = coarse.visual_input_BTC if self.kept_tokens == "input" else coarse.visual_BTC
-        keypoint_BKC = self.keypoint_tokens.expand(len(image_BCHW), -1, -1).to(fine_BTC)
+        keypoint_BKC = self.keypoint_tokens.expand(image_BCHW.shape[0], -1, -1).to(fine_BTC)
         return torch.cat([keypoint_BKC, fine_BTC, take_tokens(kept_from_BTC, kept_BT).to(fine_BTC)], dim=1)
 
     def _patches(self, image_BCHW: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -201,12 +202,12 @@ def grid_size(image_size: tuple[int, int], scale: float, patch_size: int) -> Gri
     """Rows and columns of the patches of an image of `image_size` that is rescaled by `scale`.
 
     Raises:
-        ValueError: a side of the rescaled image is no multiple of the patch.
+        ConfigError: a side of the rescaled image is no multiple of the patch.
     """
     rows, columns = (side * scale / patch_size for side in image_size)
     if not (rows.is_integer() and columns.is_integer() and rows > 0 and columns > 0):
-        raise ValueError(
+        raise ConfigError(
             f"An image of {image_size[0]}x{image_size[1]} pixels at scale {scale} is not divided by patches of "
-            f"{patch_size} pixels."
+            f"{patch_size} pixels; change INPUT.PERSON_CROP.SIZE or MODEL.SHARPOSE.PATCH_SIZE."
         )
     return int(rows), int(columns)

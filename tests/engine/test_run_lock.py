@@ -43,7 +43,7 @@ def owner_of(folder: Path) -> tuple[int, int]:
     return owner, child
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_folder_has_one_owner_until_it_is_dead(tmp_path: Path, number: int) -> None:
     """Also where a process that it has started, as of a data loader, outlives it."""
     owner, child = owner_of(tmp_path / "output")

@@ -6,9 +6,13 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+from querypose.errors import UserError
 
-class LoaderError(RuntimeError):
+
+class LoaderError(UserError, RuntimeError):
     """A process of a data loader died or cannot pass its samples on: names the cause if it is known, and the remedy."""
+
+    met_by_all = False
 
 
 _SHARED_MEMORY = (

@@ -122,7 +122,7 @@ class BestCheckpointer(HookBase):
 
     Args:
         checkpointer: does the saving.
-        metric: such as "keypoints/AP"; greater is better.
+        metric: such as "keypoints/AP"; greater is better. Of a task, "keypoints", it is the first metric.
         period: that of the evaluation.
     """
 
@@ -147,22 +147,26 @@ class BestCheckpointer(HookBase):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes up the best value so far; that of another metric is forgotten."""
-        self.best = dict(state_dict) if state_dict["metric"] == self._metric else {}
+        self.best = dict(state_dict) if self._is_meant(state_dict["metric"]) else {}
 
     def _save_if_best(self) -> None:
         if not comm.is_main_process():
             return  # it alone has the metrics
         latest = self.trainer.storage.latest()
-        if self._metric not in latest:
+        metric = next(filter(self._is_meant, latest), None)
+        if metric is None:
             _logger.warning(
                 f"model_best.pth is not written: TEST.BEST_METRIC is {self._metric!r}, and the evaluation gives "
                 f"no such metric. Choose one of: {', '.join(name for name in sorted(latest) if '/' in name)}."
             )
             return
-        value, iteration = latest[self._metric]
+        value, iteration = latest[metric]
         if math.isfinite(value) and value > self.best.get("value", -math.inf):
-            self.best = {"metric": self._metric, "value": value, "iteration": iteration}
+            self.best = {"metric": metric, "value": value, "iteration": iteration}
             self._checkpointer.save_weights("model_best", iteration=iteration, best=self.best)
+
+    def _is_meant(self, name: str) -> bool:
+        return self._metric in (name, name.rpartition("/")[0])
 
 
 class EarlyStopping(HookBase):

@@ -283,21 +283,31 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         return PoseEvaluator(cfg, dataset_name, output_folder)
 
     @classmethod
-    def evaluate_weights(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+    def evaluate_weights(cls, cfg: CfgNode, resume: bool = False, random_weights: bool = False) -> dict[str, Any]:
         """--eval-only: evaluates MODEL.WEIGHTS on DATASETS.TEST and verifies TEST.EXPECTED_RESULTS.
 
         Args:
             cfg: with SOLVER.EMA.ENABLED the averaged weights are used.
             resume: evaluate the last checkpoint of OUTPUT_DIR, if there is one, in place of MODEL.WEIGHTS.
+            random_weights: evaluate the model as it is initialized where there is neither of the two.
 
         Returns:
             metrics by task, by dataset first where there are several.
+
+        Raises:
+            ConfigError: there are no weights, or no datasets.
+            DatasetError: a dataset has errors, see DATASETS.CHECK.
+            CheckpointError: the weights are not those of the model, or cannot be used.
         """
+        if not cfg.DATASETS.TEST:
+            raise ConfigError("DATASETS.TEST is empty, so there is nothing to evaluate on. Name a dataset there.")
+        require_sound_datasets(cfg, with_training=False)
         model = cls.build_model(cfg)
         use_average = cfg.SOLVER.EMA.ENABLED
         load_evaluation_weights(
-            model, cfg.MODEL.WEIGHTS, use_average=use_average, output_dir=cfg.OUTPUT_DIR, resume=resume
-        )
+            model, cfg.MODEL.WEIGHTS, use_average=use_average, output_dir=cfg.OUTPUT_DIR, resume=resume,
+            random_weights=random_weights,
+        )  # fmt: skip
         with losses_said_again():
             results = cls.test(cfg, InferenceModel(cfg, model, in_place=True))
         if comm.is_main_process():

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from querypose.config import ConfigError, load_config
+from querypose.d2 import CheckpointError, read_checkpoint
 from querypose.data import DatasetError, register_custom_datasets
 from querypose.data.results import read_results
 from querypose.engine.predictor import PosePredictor
@@ -55,12 +56,13 @@ def detector(name: str, weights: str, threshold: float) -> FindPersons:
 
     Args:
         name: a YAML file of a model here that predicts boxes, as QueryPose; or one of torchvision's detectors
-            (`fasterrcnn_resnet50_fpn_v2`), whose pretrained weights are downloaded.
-        weights: of the former.
+            (`fasterrcnn_resnet50_fpn_v2`).
+        weights: file of its weights; those of torchvision's are downloaded where none is named.
         threshold: persons with less score are left out.
 
     Raises:
-        ConfigError: there is no such detector.
+        ConfigError: there is no such detector, it predicts no boxes, or its weights cannot be downloaded.
+        CheckpointError: the file of weights cannot be used.
     """
     if name.endswith((".yaml", ".yml")):
         cfg = load_config(name, ["MODEL.WEIGHTS", weights])
@@ -69,13 +71,15 @@ def detector(name: str, weights: str, threshold: float) -> FindPersons:
 
         def find(image: NDArray[np.uint8], image_id: int, file_name: str) -> Boxes:
             persons = predictor(image)
-            persons = persons[persons.scores >= threshold]
+            if not persons.has("pred_boxes"):
+                raise ConfigError(f"The model of {name} predicts no boxes of persons. Name another --detector.")
+            persons = persons[(persons.scores >= threshold) & persons.pred_boxes.nonempty()]
             return persons.pred_boxes.tensor.double().numpy(), persons.scores.double().numpy()
 
         return find
 
     from torchvision.models import detection as detection_models
-    from torchvision.models import get_model, list_models
+    from torchvision.models import get_model, get_model_weights, list_models
 
     known = list_models(module=detection_models)
     if name not in known:
@@ -84,7 +88,21 @@ def detector(name: str, weights: str, threshold: float) -> FindPersons:
             f"{', '.join(known)}."
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = get_model(name, weights="DEFAULT").eval().to(device)
+    if weights:
+        model = get_model(name, weights=None, weights_backbone=None)
+        try:
+            model.load_state_dict(read_checkpoint(weights))
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{weights} does not hold the weights of torchvision's {name} ({error}).") from error
+    else:
+        try:
+            model = get_model(name, weights="DEFAULT")
+        except OSError as error:  # no network, or a full disk
+            raise ConfigError(
+                f"The weights of torchvision's {name} cannot be downloaded ({error}). Download "
+                f"{get_model_weights(name).DEFAULT.url} elsewhere, and name the file with --detector-weights."
+            ) from error
+    model.eval().to(device)
 
     @torch.inference_mode()
     def find_by_torchvision(image: NDArray[np.uint8], image_id: int, file_name: str) -> Boxes:

@@ -75,8 +75,9 @@ add_keys((
     Key("TEST.PRECISION", "float32", "of the forward pass in inference; geometry and regressors stay float32",
         registered(PRECISIONS, without=("float16",))),
     Key("TEST.COMPILE", False, "compile backbone and decoder stages for inference; pays where there are many images"),
-    Key("TEST.BEST_METRIC", "keypoints/AP",
-        "its best weights stay as model_best.pth; of several datasets the first one's; '' keeps none"),
+    Key("TEST.BEST_METRIC", "keypoints",
+        "its best weights stay as model_best.pth: a metric such as keypoints/AP, or a task, of which the first one "
+        "counts (keypoints: the dataset's own, AP or MPII's PCKh); of several datasets the first one's; '' keeps none"),
     Key("TEST.EARLY_STOPPING.PATIENCE", 0,
         "evaluations without a new best value after which the training ends; 0: it runs to its end", at_least(0)),
     Key("TEST.EARLY_STOPPING.METRIC", "progress/OKS", "the value that must rise; of several datasets the first one's"),

@@ -91,8 +91,8 @@ def write_report(
                 f"{num_missing} of {len(images)} images cannot be read from {root}: their poses are shown on gray."
             )
     content["notes"] = notes
-    for file in PAGE.iterdir():
-        shutil.copyfile(file, output / file.name)
+    for path in PAGE.iterdir():
+        shutil.copyfile(path, output / path.name)
     for name, text in (("plotly.js", library), ("data.js", f"window.REPORT = {_json(content)};\n")):
         with atomic_write(output / name, "w") as stream:
             stream.write(text)

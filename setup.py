@@ -41,6 +41,7 @@ setup(
     ],
     extras_require={
         "report": ["plotly"],
+        "trackers": ["mlflow", "wandb"],
         "video": ["opencv-python-headless"],
         "test": [
             "hypothesis",

@@ -29,6 +29,7 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
+from querypose.progress import progress
 from querypose.skeleton import CROWDPOSE_SKELETON
 
 # The order of joints.mat, which has 14 joints x (x, y, flag) x images.
@@ -101,7 +102,7 @@ def prepare_lsp(source: Path, output: Path, val_share: float = 0.1, max_images: 
         raise LspError(f"--val-share is {val_share}; allowed: a number between 0 and 1.")
     joints, images = _read_download(source)
     photos = []
-    for number, content in images.items():
+    for number, content in progress(images.items(), "reading"):
         photo = read_photo(number, content, joints[:, :, number - 1])
         if is_usable(photo):
             photos.append(photo)
@@ -216,7 +217,7 @@ def _write(output: Path, splits: dict[str, list[Photo]]) -> None:
             if name == "tiny":
                 continue  # its photos are in train/
             (unfinished / name).mkdir()
-            for photo in photos:
+            for photo in progress(photos, f"writing {name}"):
                 (unfinished / name / _file_name(photo)).write_bytes(photo.content)
         unfinished.rename(output)
     finally:

@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from querypose.progress import progress
 from querypose.skeleton import COCO_SKELETON
 
 # The columns of annotations.csv; the latter two hold json, an entry an animal.
@@ -178,7 +179,7 @@ def _write(source: Path, output: Path, photos: Sequence[Photo], splits: dict[str
     try:
         unfinished.chmod(0o755)
         (unfinished / "images").mkdir()
-        for photo in photos:
+        for photo in progress(photos, "copying"):
             shutil.copyfile(source / "images" / photo.file_name, unfinished / "images" / photo.file_name)
         first_id = np.cumsum([1, *(len(photo.macaques) for photo in photos)]).tolist()
         for name, numbers in splits.items():

@@ -32,6 +32,7 @@ from PIL import Image
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
+from querypose.progress import progress
 from querypose.skeleton import MPII_SKELETON
 
 PIXELS_PER_SCALE = 200
@@ -154,7 +155,7 @@ def document(persons: Sequence[Person], folder: Path) -> dict[str, Any]:
     """The json of a split."""
     names = sorted({person.image for person in persons})
     image_ids = {name: index for index, name in enumerate(names, start=1)}
-    sizes = {name: _image_size(folder / "images" / name) for name in names}
+    sizes = {name: _image_size(folder / "images" / name) for name in progress(names, "reading sizes")}
     return {
         "info": {"description": "MPII Human Pose", "contributor": "Andriluka et al., 2014"},
         "licenses": [],

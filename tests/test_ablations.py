@@ -24,8 +24,9 @@ from tests.test_configs import CONFIGS, ROWS, TABLES, leaves, load
 ABLATIONS = CONFIGS / "ablations"
 LQR_ROWS = [name for name in ROWS if name.startswith("ablations/lqr/")]
 POET_ROWS = [name for name in ROWS if name.startswith("ablations/poet/")]
+DENSE_ROWS = [name for name in ROWS if name.startswith("ablations/querypose_dense/")]
 SHARPOSE_ROWS = [name for name in ROWS if name.startswith("ablations/sharpose/")]
-QUERY_POSE_ROWS = [name for name in ROWS if name not in {*POET_ROWS, *LQR_ROWS, *SHARPOSE_ROWS}]
+QUERY_POSE_ROWS = [name for name in ROWS if name not in {*POET_ROWS, *LQR_ROWS, *DENSE_ROWS, *SHARPOSE_ROWS}]
 # Of the rows of each model: the keys that they may set, and a small experiment that they can stand on.
 OWN_KEYS = {
     "QueryPose": "MODEL.QUERYPOSE.",
@@ -34,7 +35,7 @@ OWN_KEYS = {
     "SHaRPose": "MODEL.SHARPOSE.",
 }
 LIGHT_BASES = {
-    "QueryPose": "quickstart.yaml",
+    "QueryPose": "querypose/querypose_tiny.yaml",
     "POET": "lsp/poet_r18.yaml",
     "LQR": "lsp/lqr_r18.yaml",
     "SHaRPose": "lsp/sharpose_overfit_tiny.yaml",
@@ -48,7 +49,7 @@ def table_and_row(name: str) -> tuple[Table, TableRow]:
 
 def test_every_file_is_a_table() -> None:
     assert {str(path.relative_to(CONFIGS)) for path in ABLATIONS.rglob("*.yaml")} == {*TABLES}
-    assert len(ROWS) == 83
+    assert len(ROWS) == 94
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -69,7 +70,7 @@ def test_a_row_is_a_delta_that_can_stand_on_another_base(name: str) -> None:
     light = CONFIGS / LIGHT_BASES[meta_architecture]
     there, base = dict(leaves(load_config(light, row.overrides))), dict(leaves(load_config(light)))
     assert {key for key in there if there[key] != base[key]} <= {*row.keys}
-    assert parameter_shapes(light, tuple(row.overrides))
+    assert parameter_shapes(light, tuple(map(str, row.overrides)))
 
 
 # What each row has in its keypoint decoder, counted from the paper's description; see `expected_parameters`.

@@ -3,7 +3,7 @@
 
     python tools/ablate.py configs/ablations/table2a.yaml --dry-run
     python tools/ablate.py configs/ablations/lqr/table2.yaml --dry-run --image-size 512x512 MODEL.LQR.FLIP_TEST False
-    python tools/ablate.py configs/ablations/table2a.yaml --base configs/quickstart.yaml --max-iter 2000 --jobs 2
+    python tools/ablate.py configs/ablations/table2a.yaml --base configs/querypose/querypose_tiny.yaml --max-iter 2000
     python tools/ablate.py configs/ablations/table2d.yaml --cluster slurm --partition gpu --gpus-per-node 8
     python tools/ablate.py configs/quickstart.yaml my/other.yaml --output output/compared
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from querypose.analysis.report_attention import attention_entries
 from querypose.analysis.report_figures import curve_figures, error_figures
 from querypose.analysis.report_images import best_threshold, image_entries
 from querypose.analysis.runs import Run, common_names, config_rows
@@ -31,7 +32,13 @@ PAGE = Path(__file__).with_name("report_page")
 
 
 def write_report(
-    runs: Sequence[Run], output: Path, *, dataset: str = "", num_images: int = 60, max_side: int = 960
+    runs: Sequence[Run],
+    output: Path,
+    *,
+    dataset: str = "",
+    num_images: int = 60,
+    max_side: int = 960,
+    num_explained: int = 0,
 ) -> Path:
     """Writes the report; what cannot be shown is said in it, and the rest is shown.
 
@@ -41,6 +48,7 @@ def write_report(
         dataset: whose results are shown; by default the first of DATASETS.TEST of the first run that has a config.
         num_images: that are shown at most.
         max_side: of their JPEGs, in pixels.
+        num_explained: of the worst of them, that the last run's model is asked about what it looked at.
 
     Returns:
         index.html.
@@ -61,12 +69,21 @@ def write_report(
         "config": config_rows(runs),
         "pictures": _training_pictures(dict(zip(names, runs, strict=True)), output / PICTURES_FOLDER),
         "images": [],
+        "attention": [],
     }
     analyses = _analyses(dict(zip(names, runs, strict=True)), dataset, notes)
     if analyses:
         content |= _of_errors(analyses)
         images, num_missing = image_entries(analyses, num_images, output / "images", max_side)
         content["images"] = images
+        if num_explained:
+            name, analysis = list(analyses.items())[-1]
+            file = analysis.evaluation.annotations
+            worst = [file.image_ids.index(image["id"]) for image in images[:num_explained]]
+            try:
+                content["attention"] = attention_entries(runs[names.index(name)], file, worst, output / "attention")
+            except EvaluationError as error:
+                notes.append(f"{name}: {error}")
         if num_missing:
             root = next(iter(analyses.values())).evaluation.annotations.image_root
             notes.append(

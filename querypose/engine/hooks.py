@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from querypose.config import ConfigError
 from querypose.d2 import CfgNode, EventWriter, HookBase, JSONWriter, Registry, RunStopped, atomic_write, comm
 from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.ema import ExponentialMovingAverage
@@ -162,6 +163,61 @@ class BestCheckpointer(HookBase):
         if math.isfinite(value) and value > self.best.get("value", -math.inf):
             self.best = {"metric": self._metric, "value": value, "iteration": iteration}
             self._checkpointer.save_weights("model_best", iteration=iteration, best=self.best)
+
+
+class EarlyStopping(HookBase):
+    """Ends a training whose metric has not risen for some evaluations; the last weights are saved and evaluated.
+
+    It acts in the iteration after an evaluation, so that a run that goes on from a checkpoint ends where it would have.
+
+    Args:
+        metric: such as "progress/OKS"; greater is better.
+        period: iterations between two evaluations.
+        patience: evaluations without a new best value that end the training.
+    """
+
+    def __init__(self, metric: str, period: int, patience: int) -> None:
+        self._metric = metric
+        self._period = period
+        self._patience = patience
+        self._best = -math.inf
+        self._num_without = 0
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        if trainer.iter == 0 or trainer.iter % self._period:
+            return
+        if comm.is_main_process():  # it alone has the metrics
+            self._take(trainer.storage.latest())
+        if not comm.all_gather(self._num_without >= self._patience)[0]:
+            return
+        _logger.info(
+            f"{self._metric} has not risen above {self._best:.2f} in the last {self._num_without} evaluations. The "
+            "training ends early (TEST.EARLY_STOPPING)."
+        )
+        trainer.max_iter = trainer.iter + 1
+        trainer.step.write_scalars()  # as the last iteration does
+
+    def state_dict(self) -> dict[str, Any]:
+        """The metric's name, its best value, and the number of evaluations since."""
+        return {"metric": self._metric, "best": self._best, "num_without": self._num_without}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes up the count; that of another metric is forgotten."""
+        if state_dict["metric"] == self._metric:
+            self._best, self._num_without = state_dict["best"], state_dict["num_without"]
+
+    def _take(self, latest: Mapping[str, tuple[float, int]]) -> None:
+        if self._metric not in latest:
+            raise ConfigError(
+                f"TEST.EARLY_STOPPING.METRIC is {self._metric!r}, and the evaluation gives no such metric. Choose one "
+                f"of: {', '.join(name for name in sorted(latest) if '/' in name)}."
+            )
+        value = latest[self._metric][0]
+        if value > self._best:
+            self._best, self._num_without = value, 0
+        else:  # NaN too
+            self._num_without += 1
 
 
 class EMAHook(HookBase):

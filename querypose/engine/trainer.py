@@ -39,7 +39,14 @@ from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.dataset_check import require_sound_datasets
 from querypose.engine.dumps import DumpWriter
 from querypose.engine.ema import ExponentialMovingAverage, load_evaluation_weights, require_weights
-from querypose.engine.hooks import BestCheckpointer, EMAHook, PeriodicCheckpointer, PeriodicWriter, build_hooks
+from querypose.engine.hooks import (
+    BestCheckpointer,
+    EarlyStopping,
+    EMAHook,
+    PeriodicCheckpointer,
+    PeriodicWriter,
+    build_hooks,
+)
 from querypose.engine.inference import InferenceModel
 from querypose.engine.lost_output import losses_said_again
 from querypose.engine.model_preparation import prepare_model
@@ -49,6 +56,7 @@ from querypose.engine.resuming import check_resumable, restoring
 from querypose.engine.run_lock import own_output_dir
 from querypose.engine.run_state import RunState, untouched_random_states
 from querypose.engine.schedule import ENDLESS, EndableLoop, TimeLimit, iterations_per_epoch, with_iterations
+from querypose.engine.trackers import build_trackers
 from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
 from querypose.layers.precision import PRECISIONS
@@ -189,11 +197,16 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         if self.ema is not None:
             result.append(EMAHook(self.ema))
         result += build_hooks(cfg, weakref.proxy(self))
+        early = cfg.TEST.EARLY_STOPPING
+        if early.PATIENCE:
+            result.append(EarlyStopping(_name_of_metric(cfg, early.METRIC), cfg.TEST.EVAL_PERIOD, early.PATIENCE))
         result.append(PeriodicCheckpointer(self.checkpointer, period, keep, self._run_state.entries))
         # After the checkpoint, which then is there should the evaluation fail.
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0:
-            result.append(BestCheckpointer(self.checkpointer, _name_of_metric(cfg), cfg.TEST.EVAL_PERIOD))
+            result.append(
+                BestCheckpointer(self.checkpointer, _name_of_metric(cfg, cfg.TEST.BEST_METRIC), cfg.TEST.EVAL_PERIOD)
+            )
         # Last, so that the evaluation's metrics are written.
         trainer, metrics_file = weakref.proxy(self), Path(cfg.OUTPUT_DIR, "metrics.json")
         result.append(PeriodicWriter(lambda: trainer.build_writers(), cfg.LOG_PERIOD, metrics_file))
@@ -207,6 +220,8 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
                 self.max_iter, cfg.SOLVER.IMS_PER_BATCH, cfg.LOG_PERIOD, epoch=self.epoch, time_limit=self.time_limit
             ),
             JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
+            # Before TensorBoard, which takes the pictures away.
+            *build_trackers(cfg, continues=self.start_iter > 0),
             # What a stopped run had written after its last checkpoint is not shown.
             TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter or None),
         ]
@@ -361,9 +376,9 @@ def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     return convert_sync_batchnorm(model)
 
 
-def _name_of_metric(cfg: CfgNode) -> str:
-    """TEST.BEST_METRIC as the evaluation names it: behind the first dataset's name, where there are several."""
-    metric, datasets = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
+def _name_of_metric(cfg: CfgNode, metric: str) -> str:
+    """A metric as the evaluation names it: behind the first dataset's name, where there are several."""
+    datasets = cfg.DATASETS.TEST
     is_complete = len(datasets) < 2 or any(metric.startswith(f"{name}/") for name in datasets)
     return metric if is_complete else f"{datasets[0]}/{metric}"
 

@@ -30,10 +30,20 @@ def check_evaluators(cfg: CfgNode) -> None:
             )
 
 
+def check_early_stopping(cfg: CfgNode) -> None:
+    """Refuses to stop early where nothing is evaluated on the way."""
+    if cfg.TEST.EARLY_STOPPING.PATIENCE and not (cfg.TEST.EVAL_PERIOD or cfg.TEST.EVAL_EPOCHS):
+        raise ConfigError(
+            "TEST.EARLY_STOPPING.PATIENCE counts evaluations, but TEST.EVAL_PERIOD and TEST.EVAL_EPOCHS are 0; set one "
+            "of them, or PATIENCE 0."
+        )
+
+
 def check_evaluation(cfg: CfgNode) -> None:
     """Runs the checks of this file."""
     check_expected_results(cfg)
     check_evaluators(cfg)
+    check_early_stopping(cfg)
 
 
 # fmt: off
@@ -50,6 +60,9 @@ add_keys((
     Key("TEST.COMPILE", False, "compile backbone and decoder stages for inference; pays where there are many images"),
     Key("TEST.BEST_METRIC", "keypoints/AP",
         "its best weights stay as model_best.pth; of several datasets the first one's; '' keeps none"),
+    Key("TEST.EARLY_STOPPING.PATIENCE", 0,
+        "evaluations without a new best value after which the training ends; 0: it runs to its end", at_least(0)),
+    Key("TEST.EARLY_STOPPING.METRIC", "progress/OKS", "the value that must rise; of several datasets the first one's"),
     Key("TEST.METRICS", ["progress"], "registered metrics besides the dataset's own; each is a task of the results. "
         "progress moves while AP is still 0: mean OKS, PCK, AP50 of boxes, share of persons found",
         list_of_names(METRIC_REGISTRY)),

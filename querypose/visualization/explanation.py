@@ -125,7 +125,8 @@ def _draw_map(view: _View, layer: MapLayer) -> Picture:
     dark = picture.convert("L").point(lambda value: value * 5 // 8).convert("RGB")
     mask = Image.new("L", picture.size)
     (left, top), (right, bottom) = np.round(view.place(np.reshape(layer.box, (2, 2)))).astype(int).tolist()
-    weights_HW = np.clip(layer.values_HW, 0, None) / max(float(layer.values_HW.max(initial=0)), 1e-12)
+    # What is the same everywhere shows nothing.
+    weights_HW = (layer.values_HW - layer.values_HW.min()) / max(float(layer.values_HW.max()), 1e-12)
     has_extent = right > left and bottom > top
     if has_extent:
         # Only the part that is seen is enlarged: a box may be far larger than the picture.
@@ -137,7 +138,7 @@ def _draw_map(view: _View, layer: MapLayer) -> Picture:
                 (seen[0] - left) * per_x, (seen[1] - top) * per_y, (seen[2] - left) * per_x, (seen[3] - top) * per_y,
             )  # fmt: skip
             size = (seen[2] - seen[0], seen[3] - seen[1])
-            heat = Image.fromarray(np.uint8(np.round(235 * weights_HW)))
+            heat = Image.fromarray(np.uint8(np.round(235 * np.clip(weights_HW, 0, 1))))
             mask.paste(heat.resize(size, Image.Resampling.BILINEAR, box=part), seen[:2])
     drawn = Image.composite(Image.new("RGB", picture.size, _HEAT), dark, mask)
     if has_extent:

@@ -55,7 +55,7 @@ def test_heat_lies_where_the_weights_are() -> None:
 
 @pytest.mark.parametrize("box", [(-500, -500, 900, 900), (200, 200, 300, 300), (30, 30, 30, 30), (50, 50, 20, 20)])
 def test_boxes_beyond_the_image_or_empty_are_drawn_as_far_as_they_are_seen(box: tuple[float, ...]) -> None:
-    layer = MapLayer(name="attention", values_HW=np.ones((3, 3), np.float32), box=box)  # type: ignore[arg-type]
+    layer = MapLayer(name="attention", values_HW=np.eye(3, dtype=np.float32), box=box)  # type: ignore[arg-type]
     picture = draw_explanation(GRAY, [layer], COCO_SKELETON)["image"]
     assert (red(picture) > 100).any() == (box[0] < 0)
 

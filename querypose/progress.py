@@ -28,4 +28,5 @@ def progress(
 
 def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
     """The same bar for work that is no loop: a context whose `update()` counts one more."""
-    return tqdm(desc=description, total=total, unit=unit, disable=None)
+    bar: tqdm[None] = tqdm(desc=description, total=total, unit=unit, disable=None)
+    return bar

@@ -38,6 +38,7 @@ from querypose.engine import report_user_errors
 
 FAILED_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
+_MAX_HOURS = 24 * 366
 TRAIN_NET = Path(__file__).resolve().with_name("train_net.py")
 
 
@@ -82,13 +83,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "they share the cores of a machine",
     )  # fmt: skip
     where.add_argument(
-        "--gpus-per-node", type=int, metavar="N",
+        "--gpus-per-node", type=not_negative, metavar="N",
         help="GPUs of a row, all on one machine; 0 trains on the CPU (default: 1 where torch sees a GPU and on SLURM)",
     )  # fmt: skip
     where.add_argument("--partition", metavar="NAME", help="of SLURM")
     where.add_argument("--cpus", type=positive, metavar="N", help="CPU cores of a row on SLURM")
     where.add_argument(
-        "--timeout", type=float, default=24.0, metavar="HOURS",
+        "--timeout", type=hours, default=24.0, metavar="HOURS",
         help="of a job on SLURM; a row that takes longer saves and goes on in another job (default: %(default)g)",
     )  # fmt: skip
     where.add_argument(
@@ -114,6 +115,20 @@ def positive(text: str) -> int:
     return value
 
 
+def not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is less than 0")
+    return value
+
+
+def hours(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= _MAX_HOURS:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {_MAX_HOURS} (a year)")
+    return value
+
+
 def seeds(text: str) -> list[int]:
     values = [int(part) for part in text.split(",")]
     if len(set(values)) < len(values) or min(values) < 0:
@@ -126,13 +141,17 @@ def parameter(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: the value is not valid YAML") from error
 
 
 def visible_gpus() -> list[int]:
     """The GPUs that this process may use, as CUDA numbers them."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return [int(index) for index in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if all(index.strip().isdecimal() for index in visible):  # else it is not set, or names GPUs by their UUIDs
+        return [int(index) for index in visible]
     return list(range(torch.cuda.device_count()))
 
 
@@ -182,11 +201,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parsed_arguments = parse_arguments()
     with report_user_errors("ablate.py"):
         try:
-            exit_code = main(parsed_arguments)
+            sys.exit(main(parse_arguments()))
         except KeyboardInterrupt:
             print("\nInterrupted. To go on, run the same command again.", file=sys.stderr)
-            exit_code = INTERRUPTED_EXIT_CODE
-    sys.exit(exit_code)
+            sys.exit(INTERRUPTED_EXIT_CODE)

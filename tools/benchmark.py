@@ -25,8 +25,9 @@ from querypose.analysis.benchmark_report import format_benchmark, format_compari
 from querypose.analysis.benchmark_subjects import SUBJECTS, Workload
 from querypose.analysis.complexity import parse_image_size
 from querypose.config import ConfigError, add_import_argument, add_row_argument
+from querypose.data.json_files import read_json
 from querypose.engine import report_user_errors
-from querypose.evaluation import read_json, write_json
+from querypose.evaluation import write_json
 
 DEFAULT = ("complexity", "train", "inference")
 FAILED_EXIT_CODE = 1
@@ -140,7 +141,5 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("benchmark.py"):
-        exit_code = main(parsed)
-    sys.exit(exit_code)
+        sys.exit(main(parse_arguments()))

@@ -58,7 +58,6 @@ from querypose.visualization.media import (
 )
 
 SKIPPED_EXIT_CODE = 1
-UNUSABLE_EXIT_CODE = 2
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -88,9 +87,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument(
         "--detector", metavar="D",
         help="what finds persons for a model that is fed crops: the YAML file of a model here that predicts boxes, or "
-        "a detector of torchvision, such as fasterrcnn_resnet50_fpn_v2, whose weights are downloaded",
+        "a detector of torchvision, such as fasterrcnn_resnet50_fpn_v2",
     )  # fmt: skip
-    parser.add_argument("--detector-weights", default="", metavar="FILE", help="checkpoint of a --detector of YAML")
+    parser.add_argument(
+        "--detector-weights", default="", metavar="FILE",
+        help="checkpoint of the --detector; those of torchvision's are downloaded where none is named",
+    )  # fmt: skip
     parser.add_argument(
         "--box-threshold", type=float, default=0.5, metavar="T",
         help="least score of a box of --boxes or --detector (default: %(default)s)",
@@ -278,11 +280,5 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("demo.py"):
-        try:
-            exit_code = main(parsed)
-        except MediaError as problem:
-            print(f"demo.py: error: {problem}", file=sys.stderr)
-            exit_code = UNUSABLE_EXIT_CODE
-    sys.exit(exit_code)
+        sys.exit(main(parse_arguments()))

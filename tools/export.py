@@ -37,6 +37,5 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("export.py"):
-        main(parsed)
+        main(parse_arguments())

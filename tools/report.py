@@ -60,6 +60,5 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parsed_arguments = parse_arguments()
     with report_user_errors("report.py"):
-        main(parsed_arguments)
+        main(parse_arguments())

@@ -66,11 +66,11 @@ def visualize(cfg: CfgNode, split: str, num: int, seed: int, output: Path) -> No
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    with report_user_errors("visualize_data.py"):
-        cfg = load_config(options.config_file, options.opts, options.imports)
-        register_custom_datasets(cfg)
-        visualize(cfg, options.split, options.num, options.seed, options.output)
+    cfg = load_config(options.config_file, options.opts, options.imports)
+    register_custom_datasets(cfg)
+    visualize(cfg, options.split, options.num, options.seed, options.output)
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors("visualize_data.py"):
+        main()

@@ -21,7 +21,8 @@ from querypose.d2 import MetadataCatalog, atomic_write
 from querypose.data import DatasetError, register_custom_datasets
 from querypose.data.coco import PoseAnnotations
 from querypose.data.datasets import dataset_annotations
-from querypose.evaluation import EvaluationError, read_detections, read_json
+from querypose.data.results import read_results
+from querypose.evaluation import EvaluationError, detections_of
 from querypose.evaluation.error_analysis import REPAIRS, ErrorAnalysis, analyze_errors
 from querypose.evaluation.evaluator import PICTURES_FOLDER
 from querypose.evaluation.oks import person_areas
@@ -90,8 +91,8 @@ def write_report(
                 f"{num_missing} of {len(images)} images cannot be read from {root}: their poses are shown on gray."
             )
     content["notes"] = notes
-    for file in PAGE.iterdir():
-        shutil.copyfile(file, output / file.name)
+    for path in PAGE.iterdir():
+        shutil.copyfile(path, output / path.name)
     for name, text in (("plotly.js", library), ("data.js", f"window.REPORT = {_json(content)};\n")):
         with atomic_write(output / name, "w") as stream:
             stream.write(text)
@@ -137,13 +138,13 @@ def _analyses(runs: Mapping[str, Run], dataset: str, notes: list[str]) -> dict[s
             continue
         try:
             analyses[name] = _analysis(path, annotations, dataset)
-        except EvaluationError as error:
+        except (DatasetError, EvaluationError) as error:
             notes.append(f"{name}: {error}")
     return analyses
 
 
 def _analysis(path: Path, annotations: PoseAnnotations, dataset: str) -> ErrorAnalysis:
-    detections = read_detections(read_json(path), annotations, str(path))
+    detections = detections_of(read_results(path, annotations.skeleton), annotations)
     return analyze_errors(
         annotations, detections, person_areas(annotations, MetadataCatalog.get(dataset).evaluator_type)
     )

@@ -38,7 +38,7 @@ class PosePredictor:
         """
         require_weights(cfg.MODEL.WEIGHTS)  # before the model is built, which takes longer
         model = build_model(cfg)
-        load_evaluation_weights(model, cfg.MODEL.WEIGHTS, use_average=cfg.SOLVER.EMA.ENABLED)
+        load_evaluation_weights(model, cfg.MODEL.WEIGHTS, use_average=cfg.SOLVER.EMA.ENABLED, random_weights=True)
         return {
             "model": InferenceModel(cfg, model, in_place=True),
             "pipeline": build_pipeline(cfg, is_train=False),

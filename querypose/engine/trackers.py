@@ -30,18 +30,22 @@ def check_trackers(cfg: CfgNode) -> None:
             )
 
 
-def build_trackers(cfg: CfgNode, continues: bool) -> list[EventWriter]:
+def build_trackers(cfg: CfgNode, continues: bool) -> list[TrackingWriter]:
     """The trackers that TRACKING names.
 
     Args:
         cfg: of the run; it is stored with it.
         continues: go on with the tracker's run of OUTPUT_DIR, if there is one.
     """
-    trackers: list[EventWriter] = []
+    trackers: list[TrackingWriter] = []
     if cfg.TRACKING.WANDB:
-        trackers.append(WandbWriter(cfg.TRACKING.WANDB, Path(cfg.OUTPUT_DIR), to_plain(cfg), continues=continues))
+        trackers.append(
+            WandbWriter(cfg.TRACKING.WANDB, Path(cfg.OUTPUT_DIR), to_plain(cfg, "config"), continues=continues)
+        )
     if cfg.TRACKING.MLFLOW:
-        trackers.append(MLflowWriter(cfg.TRACKING.MLFLOW, Path(cfg.OUTPUT_DIR), to_plain(cfg), continues=continues))
+        trackers.append(
+            MLflowWriter(cfg.TRACKING.MLFLOW, Path(cfg.OUTPUT_DIR), to_plain(cfg, "config"), continues=continues)
+        )
     return trackers
 
 

@@ -21,6 +21,7 @@ from querypose.evaluation.detections import (
 from querypose.evaluation.finishing import FinishingStep, build_finishing
 from querypose.evaluation.metrics import Metric, format_metrics, metrics_of_dataset, require_usable
 from querypose.evaluation.pictures import EvaluationPictures
+from querypose.paths import path_within
 
 RESULTS_FILE = "coco_instances_results.json"
 PICTURES_FOLDER = "pictures"
@@ -196,4 +197,4 @@ def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
 
 def _folder_of_dataset(cfg: CfgNode, name: str, dataset_name: str) -> Path:
     folder = Path(cfg.OUTPUT_DIR) / name
-    return folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder
+    return path_within(folder, dataset_name, "the name of a dataset") if len(cfg.DATASETS.TEST) > 1 else folder

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from querypose.errors import UserError
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 CAMERA = "webcam"
@@ -25,7 +27,7 @@ _JPEG_QUALITY = 95
 _DEFAULT_FPS = 25.0
 
 
-class MediaError(ValueError):
+class MediaError(UserError, ValueError):
     """An input or output that cannot be used: names it and the remedy."""
 
 

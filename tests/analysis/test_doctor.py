@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from querypose.analysis import doctor_training
 from querypose.analysis.ceiling import ceilings
-from querypose.analysis.doctor import CHECK_REGISTRY, Case, Finding, examine
+from querypose.analysis.doctor import CHECK_REGISTRY, Case, Finding, _with_sides, examine
 from querypose.analysis.doctor_page import as_html, as_text, summary
 from querypose.config import load_config
 from querypose.d2 import META_ARCH_REGISTRY, configurable
@@ -38,7 +38,8 @@ Break = Callable[[dict[str, Any]], None]
 def people(num_images: int = 24) -> dict[str, Any]:
     """Two drawn persons in every image, without the drawing."""
     generator = np.random.default_rng(0)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image in range(1, num_images + 1):
         images.append({"id": image, "file_name": f"{image}.png", "width": WIDTH, "height": HEIGHT})
         for place in (40, 120):
@@ -98,6 +99,15 @@ def test_sound_labels_are_good(sound: Case, check: str) -> None:
     finding = find(sound, check)
     assert finding.verdict == "good", finding.text
     assert finding.advice == ""
+
+
+def test_the_left_of_every_person_is_marked(sound: Case) -> None:
+    sample = sound.samples[0]
+    picture = find(sound, "labels").picture
+    assert picture is not None
+    assert (picture == (230, 30, 30)).all(axis=-1).any()
+    nobody = {**sample, "instances": sample["instances"][:0]}
+    assert not (_with_sides(nobody, sound) == (230, 30, 30)).all(axis=-1).any()
 
 
 def _corners_as_boxes(document: dict[str, Any]) -> None:

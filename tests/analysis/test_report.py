@@ -128,7 +128,7 @@ def test_results_of_another_dataset_are_said_and_the_other_run_is_shown(tmp_path
     ("file", "text", "note"),
     [
         ("inference/coco_instances_results.json", None, "no results of toy yet"),
-        ("inference/coco_instances_results.json", "[{", "is not a json file"),
+        ("inference/coco_instances_results.json", "[{", "is not valid json"),
         ("metrics.json", None, "has not written any metrics yet"),
         ("metrics.json", "nonsense\n{}\n", "metrics cannot be read"),
         ("config.yaml", "SOLVER: {BASE_LR: fast}", "config cannot be read"),

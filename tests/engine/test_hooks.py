@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from querypose.config import ConfigError, load_config
-from querypose.d2 import CfgNode, HookBase
+from querypose.d2 import CfgNode, EventStorage, HookBase
 from querypose.data import register_custom_datasets
 from querypose.engine import HOOK_REGISTRY, PoseTrainer
-from querypose.engine.hooks import PeriodicCheckpointer, drop_lines_after
+from querypose.engine.hooks import BestCheckpointer, PeriodicCheckpointer, drop_lines_after
 from tests.engine.toy_pose import write_toy_config
 
 
@@ -127,3 +128,34 @@ def test_lines_after_the_checkpoint_and_an_unfinished_one_are_dropped(tmp_path: 
     drop_lines_after(file, last)
     assert file.read_text() == "".join(lines[:kept])
     drop_lines_after(tmp_path / "none.json", last)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "metric"),
+    [("keypoints", "keypoints/PCKh"), ("keypoints/PCKh@0.1", "keypoints/PCKh@0.1"), ("pck", "pck/PCK20"), ("AP", None)],
+)
+def test_best_weights_by_a_metric_or_by_the_first_one_of_a_task(
+    chosen: str, metric: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved: list[dict[str, Any]] = []
+    checkpointer: Any = SimpleNamespace(save_weights=lambda name, iteration, best: saved.append(best))
+    hook = BestCheckpointer(checkpointer, chosen, period=1)
+    with EventStorage(0) as storage:
+        hook.trainer = SimpleNamespace(iter=4, max_iter=9, storage=storage)
+        for storage.iter, better in enumerate((0.0, 1.0, -5.0)):
+            for name, value in {
+                "lr": 9.0,
+                "keypoints/PCKh": 40.0,
+                "keypoints/PCKh@0.1": 70.0,
+                "pck/PCK20": 3.0,
+            }.items():
+                storage.put_scalar(name, value + better, smoothing_hint=False)
+            hook.after_step()
+    assert [best["metric"] for best in saved] == ([] if metric is None else [metric] * 2)
+    assert ("TEST.BEST_METRIC is 'AP', and the evaluation gives" in caplog.text) == (metric is None)
+    if metric is not None:
+        again = BestCheckpointer(checkpointer, chosen, period=1)
+        again.load_state_dict(hook.state_dict())
+        assert again.best == {"metric": metric, "value": saved[1]["value"], "iteration": 1}
+        again.load_state_dict({"metric": "other/AP", "value": 99.0, "iteration": 0})
+        assert again.best == {}

@@ -95,12 +95,13 @@ def test_mlflow_has_scalars_pictures_and_config_in_plain_files(tmp_path: Path, m
 
 
 def test_wandb_writes_a_run_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb", reason="wandb, an extra, is not installed")
+    wandb = pytest.importorskip("wandb", reason="wandb, an extra, is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     cfg = load_config(write_toy_config(tmp_path), ["TRACKING.WANDB", "poses"])
     (writer,) = build_trackers(cfg, continues=False)
     train(writer)
+    wandb.teardown()  # its process writes the file to its end
     (file,) = (tmp_path / "output/wandb").glob("offline-run-*/run-*.wandb")
     content = file.read_bytes()
     assert all(name in content for name in (b"loss", b"PCKh@0.1", b"BASE_LR"))

@@ -17,8 +17,8 @@ from querypose.skeleton import COCO_SKELETON
 from tests.engine.toy_pose import write_toy_dataset
 
 
-@pytest.fixture
-def annotations(tmp_path: Path) -> PoseAnnotations:
+@pytest.fixture(name="annotations")
+def annotations_of_toys(tmp_path: Path) -> PoseAnnotations:
     json_file = write_toy_dataset(tmp_path / "data")
     return read_annotations(json_file, json_file.parent, COCO_SKELETON)
 

@@ -5,15 +5,17 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models import get_model
 
 from querypose.config import ConfigError, get_cfg
-from querypose.d2 import META_ARCH_REGISTRY, Boxes, CfgNode, Instances, configurable
+from querypose.d2 import META_ARCH_REGISTRY, Boxes, CfgNode, CheckpointError, Instances, configurable
 from querypose.data import DatasetError
 from querypose.engine.predictor import PosePredictor
 from querypose.visualization.media import MediaError
@@ -281,6 +283,43 @@ def test_crops_by_a_detector(demo: ModuleType, folder: Path, top_down: list[str]
     arguments = [*top_down, str(folder / "out"), "--detector", str(folder / "config.yaml")]
     demo.main(demo.parse_arguments([*arguments, "--results-json", str(folder / "poses.json")]))
     assert [result["score"] for result in results_of(folder)] == pytest.approx([0.9, 0.9])
+
+
+def one_person_weights() -> dict[str, Tensor]:
+    """Of torchvision's smallest detector, random but for the heads, which see one person as large as the picture."""
+    model = get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None)
+    classes, boxes = model.head.classification_head.module_list, model.head.regression_head.module_list
+    for layer in [level[-1] for level in (*classes, *boxes)]:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    for level in classes:
+        level[-1].bias.data.view(-1, 91)[:, 0] = 10.0  # background
+    classes[-1][-1].bias.data.view(-1, 91)[0, 1] = 20.0
+    return dict(model.state_dict())
+
+
+def test_crops_by_a_detector_of_torchvision(
+    demo: ModuleType, folder: Path, top_down: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(one_person_weights(), folder / "detector.pth")
+    named = [*top_down, str(folder / "out"), "--detector", "ssdlite320_mobilenet_v3_large"]
+    weights = ["--detector-weights", str(folder / "detector.pth")]
+    demo.main(demo.parse_arguments([*named, *weights, "--results-json", str(folder / "poses.json")]))
+    assert [(result["image_id"], result["score"]) for result in results_of(folder)] == [
+        (7, pytest.approx(1.0, abs=1e-3)), (12, pytest.approx(1.0, abs=1e-3))
+    ]  # fmt: skip
+
+    torch.save({"conv.weight": torch.zeros(1)}, folder / "detector.pth")
+    with pytest.raises(CheckpointError, match="does not hold the weights of torchvision's ssdlite320"):
+        demo.main(demo.parse_arguments([*named, *weights]))
+
+    def without_network(*given: Any, **options: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", without_network)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", without_network)
+    with pytest.raises(ConfigError, match=r"cannot be downloaded .*no route to host.*https://.*--detector-weights"):
+        demo.main(demo.parse_arguments(named))
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_train_then_evaluate(
     assert list(output.glob("events.out.tfevents.*"))
     log = (output / "log.txt").read_text()
     assert "Engine: " in log.splitlines()[0]
-    assert "iter 40/40  eta 0:00:00" in log
+    assert "iter 40/40  epoch 26.67  eta 0:00:00" in log
     scalars = rows(output)[-1]
     assert "keypoints/AP" in scalars
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from querypose.config import ConfigError
 from querypose.d2 import (
     META_ARCH_REGISTRY,
     Backbone,
@@ -195,14 +196,14 @@ def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> 
     """The decoder that MODEL.QUERYPOSE describes, for the pyramid of `backbone` and the parts of `skeleton`.
 
     Raises:
-        ValueError: a level in BOX.IN_FEATURES or KEYPOINT.IN_FEATURE is not among the backbone's.
+        ConfigError: a level in BOX.IN_FEATURES or KEYPOINT.IN_FEATURE is not among the backbone's.
     """
     query_pose, dim = cfg.MODEL.QUERYPOSE, cfg.MODEL.FPN.OUT_CHANNELS
     box, keypoint = query_pose.BOX, query_pose.KEYPOINT
     strides = {name: shape.stride for name, shape in backbone.output_shape().items() if shape.stride is not None}
     for key, names in (("BOX.IN_FEATURES", box.IN_FEATURES), ("KEYPOINT.IN_FEATURE", [keypoint.IN_FEATURE])):
         if unknown := [name for name in names if name not in strides]:
-            raise ValueError(f"MODEL.QUERYPOSE.{key} has {unknown}; allowed with this backbone: {sorted(strides)}.")
+            raise ConfigError(f"MODEL.QUERYPOSE.{key} has {unknown}; allowed with this backbone: {sorted(strides)}.")
 
     def box_stage() -> BoxStage:
         return BoxStage(

@@ -67,6 +67,7 @@ add_keys((
         "before training, refuse datasets with errors: in the json files; with 'files' also in the images' headers",
         registered(CHECKS)),
     Key("DATALOADER.NUM_WORKERS", 4, "loader processes per training process; 0 loads in the main one", between(0, 512)),
+    Key("DATALOADER.TIMEOUT", 600.0, "seconds without a batch of the loader processes that end the run", above(0)),
     Key("DATALOADER.MAX_BAD_IMAGES", 0.01,
         "share of the training images that may be unreadable: each is skipped with a warning, more are an error",
         between(0, 1)),

@@ -70,6 +70,7 @@ class PeriodicCheckpointer(HookBase):
         self._period = period
         self._keep = keep
         self._run_state = run_state
+        self._saved: int | None = None
         self._stop = StopSignal()
 
     def before_train(self) -> None:
@@ -105,14 +106,40 @@ class PeriodicCheckpointer(HookBase):
         if self.trainer.iter + 1 == self.trainer.max_iter and not is_saved:
             self._save(_FINAL)
 
+    def is_overdue(self) -> bool:
+        """Whether a signal is to stop the run, and waiting for a batch has taken too long since then."""
+        return self._stop.is_overdue()
+
+    def stop_waiting(self, hooks_done: bool) -> None:
+        """Saves and stops the run, which waits for a batch in vain.
+
+        Args:
+            hooks_done: of the iteration that has ended last; else the run that goes on begins with the rest of them.
+
+        Raises:
+            RunStopped: always. What cannot be saved is said: several processes could save only together.
+        """
+        trainer = self.trainer
+        is_alone = comm.get_world_size() == 1
+        if is_alone and trainer.start_iter <= trainer.iter < trainer.max_iter and trainer.iter != self._saved:
+            self._save(f"model_{trainer.iter:07d}", hooks_done=hooks_done)
+        self._checkpointer.wait()
+        _logger.warning(
+            "The data loader gives no batch, so that the run stops without it. "
+            + ("" if is_alone else "Nothing was saved, as the processes do not meet: the last checkpoint counts. ")
+            + "To go on, run the same command with --resume."
+        )
+        raise RunStopped(STOPPED_EXIT_CODE)
+
     def after_train(self) -> None:
         """Waits for the last file, and gives the signals back unless they have stopped the run."""
         self._checkpointer.wait()
         if not self._stop.is_requested:
             self._stop.release(wait=self.trainer.iter >= self.trainer.max_iter)
 
-    def _save(self, name: str) -> None:
-        self._checkpointer.save(name, keep=self._keep, iteration=self.trainer.iter, **self._run_state())
+    def _save(self, name: str, **entries: Any) -> None:
+        self._saved = self.trainer.iter
+        self._checkpointer.save(name, keep=self._keep, iteration=self._saved, **self._run_state(), **entries)
 
 
 class BestCheckpointer(HookBase):

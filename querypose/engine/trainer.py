@@ -34,7 +34,13 @@ from querypose.d2 import (
     setup_logger,
     verify_results,
 )
-from querypose.data import build_test_loader, build_train_loader, explain_loader_failures
+from querypose.data import (
+    StoppedWaitingError,
+    build_test_loader,
+    build_train_loader,
+    explain_loader_failures,
+    waiting_stops_if,
+)
 from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.dataset_check import require_sound_datasets
 from querypose.engine.dumps import DumpWriter
@@ -174,8 +180,12 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
             LoaderError: a process of the data loader died.
         """
         own_output_dir(self.cfg.OUTPUT_DIR)
-        with losses_said_again(), explain_loader_failures():
-            return super().train()
+        [self._saver] = [hook for hook in self._hooks if isinstance(hook, PeriodicCheckpointer)]
+        with losses_said_again(), explain_loader_failures(), waiting_stops_if(self._saver.is_overdue):
+            try:
+                return super().train()
+            finally:
+                self.step.stop_loading()
 
     def before_train(self) -> None:
         super().before_train()
@@ -186,7 +196,11 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         self._trainer.iter = self.iter
         limit = self.time_limit
         self._trainer.pose_model.progress = self.iter / self.max_iter if limit is None else limit.share
-        self._trainer.run_step(self.after_backward)
+        try:
+            self._trainer.run_step(self.after_backward)
+        except StoppedWaitingError:
+            self.iter = self._trainer.iter = self.iter - 1  # this iteration has changed nothing
+            self._saver.stop_waiting(hooks_done=True)
         if self.iter == self.max_iter - 1:
             self._trainer.write_scalars()
 
@@ -335,10 +349,13 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
     def _evaluate(self) -> dict[str, Any]:
         # Not through DistributedDataParallel: processes may have different numbers of batches.
         model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
-        # A training does not depend on how often, and with how many loader processes, it is evaluated.
-        with untouched_random_states(), self.ema.in_model() if self.ema is not None else contextlib.nullcontext():
-            share_buffers(model)
-            self._last_eval_results = self.test(self.cfg, model)
+        try:
+            # A training does not depend on how often, and with how many loader processes, it is evaluated.
+            with untouched_random_states(), self.ema.in_model() if self.ema is not None else contextlib.nullcontext():
+                share_buffers(model)
+                self._last_eval_results = self.test(self.cfg, model)
+        except StoppedWaitingError:
+            self._saver.stop_waiting(hooks_done=False)
         return self._last_eval_results
 
 

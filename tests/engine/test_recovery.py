@@ -82,6 +82,8 @@ def test_another_seed_gives_another_run(unbroken: Path, tmp_path: Path) -> None:
         ("by SIGINT", STOPPED_EXIT_CODE, 2),
         ("by SIGTERM where an evaluation is due", STOPPED_EXIT_CODE, 0),
         ("by SIGTERM between two rows of metrics.json", STOPPED_EXIT_CODE, 0),
+        ("by SIGTERM while loader processes are stopped", STOPPED_EXIT_CODE, 1),
+        ("by SIGTERM while loader processes of an evaluation are stopped", STOPPED_EXIT_CODE, 1),
         ("by two SIGINT", -signal.SIGINT, 0),
     ],
 )

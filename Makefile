@@ -1,19 +1,22 @@
 # Two commands set everything up on a fresh machine: `make quickstart` and `make test`.
 # PYTHON is the interpreter (3.10 or later), VENV the folder of the virtual environment, QUICKSTART the folder of
-# the run, TEST_WORKERS the number of processes that run tests: `make test TEST_WORKERS=8`.
+# the run, PRETRAIN_MINUTES the length of `make pretrain`, TEST_WORKERS the number of processes that run tests:
+# `make test TEST_WORKERS=8`.
 
 PYTHON ?= python3
 VENV ?= .venv
 QUICKSTART ?= output/quickstart
 TEST_WORKERS ?= 2
+PRETRAIN_MINUTES ?= 30
 export DETECTRON2_DATASETS ?= datasets
 
 RUN = $(VENV)/bin/python
 
-.PHONY: help install quickstart test gpu lint clean
+.PHONY: help install quickstart pretrain test gpu lint clean
 
 help:
 	@echo "make quickstart   install, train on drawn people, evaluate, draw, report: about twelve minutes on four CPU cores"
+	@echo "make pretrain     install, train on drawn people of all kinds for PRETRAIN_MINUTES: weights to start from"
 	@echo "make test         install, lint, check types, run the tests: about ten minutes on two CPU cores"
 	@echo "make gpu          on a machine with a GPU: tests, measures, docs/gpu.md; nothing is installed, nine minutes"
 	@echo "make lint         install, ruff and mypy alone"
@@ -36,7 +39,12 @@ quickstart: install
 		--results $(QUICKSTART)/test/inference/coco_instances_results.json --output $(QUICKSTART)/predictions \
 		--metrics $(QUICKSTART)/metrics.json --num 8
 	@echo "Predictions and the loss curve are in $(QUICKSTART)/predictions."
-	$(RUN) tools/report.py $(QUICKSTART) --output $(QUICKSTART)/report
+	$(RUN) tools/report.py $(QUICKSTART) --attention --output $(QUICKSTART)/report
+
+pretrain: install
+	$(RUN) tools/train_net.py --config-file configs/quickstart.yaml OUTPUT_DIR output/pretrain \
+		DATASETS.TRAIN "['synthetic_train', 'synthetic_hard_train']" DATASETS.TEST "['synthetic_hard_val']" \
+		INPUT.MIN_SIZE_TRAIN "[112, 128, 144, 160]" SOLVER.MAX_MINUTES $(PRETRAIN_MINUTES)
 
 lint: install
 	$(RUN) -m ruff check .

@@ -44,6 +44,7 @@ setup(
         "app": ["gradio"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "report": ["plotly"],
+        "trackers": ["mlflow", "wandb"],
         "video": ["opencv-python-headless"],
         "test": [
             "hypothesis",

@@ -16,19 +16,26 @@ import argparse
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.io
-from PIL import Image
 
+from querypose.data import ImageReadError
+from querypose.data.image_io import read_image_size
+from querypose.engine import report_user_errors
+from querypose.errors import UserError
+from querypose.paths import open_regular_file
+from querypose.progress import progress
 from querypose.skeleton import CROWDPOSE_SKELETON
 
 # The order of joints.mat, which has 14 joints x (x, y, flag) x images.
@@ -42,10 +49,11 @@ _MIN_SIDE, _MAX_PIXELS = 80, 200_000  # of a photo
 _MARGIN, _MARGIN_OF_LONGER, _HEAD_DISC = 0.12, 0.065, 0.25
 _AREA_OF_BOX = 0.53  # a person's area, as a share of its box; the rule of CrowdPose
 _NUM_TINY = 16
+_MAX_FILE = 2**28  # bytes, of a photo or of joints.mat, which has 4 MB
 _SPLIT_SEED = 0
 
 
-class LspError(ValueError):
+class LspError(UserError, ValueError):
     """A download that is not what it should be: says what is missing and the remedy."""
 
 
@@ -70,11 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--val-share", type=float, default=0.1, help="share of the photos in val (default: 0.1)")
     parser.add_argument("--max-images", type=int, help="take so many photos at most, drawn evenly (default: all)")
     options = parser.parse_args(arguments)
-    try:
-        counts = prepare_lsp(options.source, options.output, options.val_share, options.max_images)
-    except LspError as error:
-        print(f"prepare_lsp: {error}", file=sys.stderr)
-        return 1
+    counts = prepare_lsp(options.source, options.output, options.val_share, options.max_images)
     print(f"Wrote {counts['train']} photos to train, {counts['val']} to val, {counts['tiny']} of train to tiny, in "
           f"{options.output}; left out {counts['left out']}.")  # fmt: skip
     return 0
@@ -99,9 +103,11 @@ def prepare_lsp(source: Path, output: Path, val_share: float = 0.1, max_images: 
         raise LspError(f"{output} is there already; remove it or name another folder with --output.")
     if not 0 < val_share < 1:
         raise LspError(f"--val-share is {val_share}; allowed: a number between 0 and 1.")
+    if max_images is not None and max_images < 2:
+        raise LspError(f"--max-images is {max_images}; allowed: 2 or more.")
     joints, images = _read_download(source)
     photos = []
-    for number, content in images.items():
+    for number, content in progress(images.items(), "reading"):
         photo = read_photo(number, content, joints[:, :, number - 1])
         if is_usable(photo):
             photos.append(photo)
@@ -128,8 +134,10 @@ def read_photo(number: int, content: bytes, joints: np.ndarray) -> Photo:
         joints: (14, 3), x, y, flag in the order of `LSP_JOINTS`. Joints with flag 0 or outside the photo become 0, 0,
             0.
     """
-    with Image.open(io.BytesIO(content)) as image:
-        width, height = image.size
+    try:
+        height, width = read_image_size(f"im{number:05d}.jpg", content)
+    except ImageReadError as error:
+        raise LspError(str(error)) from error
     is_labeled = (joints[:, 2] > 0) & (joints[:, :2] >= 0).all(axis=1)
     is_labeled &= (joints[:, 0] < width) & (joints[:, 1] < height)
     rows = np.where(is_labeled[:, None], np.column_stack([joints[:, :2].round(1), np.full(len(joints), 2)]), 0.0)
@@ -173,36 +181,70 @@ def bounding_box(keypoints: np.ndarray, height: int, width: int) -> list[float]:
 
 def _read_download(source: Path) -> tuple[np.ndarray, dict[int, bytes]]:
     """Joints (14, 3, N), and the photos by number, 1 to N."""
-    if source.is_dir():
-        files: dict[str, Callable[[], bytes]] = {
-            path.relative_to(source).as_posix(): path.read_bytes for path in source.rglob("*")
-        }
-    elif zipfile.is_zipfile(source):
-        archive = zipfile.ZipFile(source)
-        files = {name: partial(archive.read, name) for name in archive.namelist()}
-    else:
-        raise LspError(f"{source} is neither a folder nor a zip; download lspet_dataset.zip and name it here.")
+    try:
+        if source.is_dir():
+            return _read_files(
+                source, {path.relative_to(source).as_posix(): partial(_read_file, path) for path in source.rglob("*")}
+            )
+        if source.is_file() and zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
+                return _read_files(source, {name: partial(_read_member, archive, name) for name in archive.namelist()})
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError, OSError) as error:
+        if isinstance(error, LspError) or (isinstance(error, OSError) and error.filename is not None):
+            raise
+        raise LspError(f"{source} is damaged ({error}); download it again.") from error
+    raise LspError(f"{source} is neither a folder nor a zip; download lspet_dataset.zip and name it here.")
+
+
+def _read_file(path: Path) -> bytes:
+    with open_regular_file(path) as stream:
+        return stream.read(_MAX_FILE + 1)
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Of an archive whose members may claim any size, and be encrypted."""
+    try:
+        with archive.open(name) as stream:
+            return stream.read(_MAX_FILE + 1)
+    except RuntimeError as error:
+        raise LspError(f"{name} cannot be read ({error}); download the archive again.") from error
+
+
+def _read_files(source: Path, files: Mapping[str, Callable[[], bytes]]) -> tuple[np.ndarray, dict[int, bytes]]:
+    def read(name: str) -> bytes:
+        content = files[name]()
+        if len(content) > _MAX_FILE:
+            raise LspError(f"{name} of {source} is larger than {_MAX_FILE:,} bytes; download it again.")
+        return content
+
     matrices = [name for name in files if PurePosixPath(name).name == "joints.mat"]
     if len(matrices) != 1:
         raise LspError(f"{source} has {len(matrices)} files joints.mat; one is needed, that of LSP-Extended.")
-    joints = scipy.io.loadmat(io.BytesIO(files[matrices[0]]())).get("joints")
-    if joints is None or joints.ndim != 3 or joints.shape[:2] != (len(LSP_JOINTS), 3):
+    try:
+        joints = scipy.io.loadmat(io.BytesIO(read(matrices[0]))).get("joints")
+    except LspError:
+        raise
+    except Exception as error:  # scipy raises whatever it met in a damaged file
+        raise LspError(f"{matrices[0]} of {source} is no file of Matlab ({error!r}); download it again.") from error
+    if joints is None or joints.ndim != 3 or joints.shape[:2] != (len(LSP_JOINTS), 3) or joints.dtype.kind not in "iuf":
         shape = None if joints is None else joints.shape
         raise LspError(
             f"{matrices[0]} of {source} has joints of shape {shape}; it must be ({len(LSP_JOINTS)}, 3, N), as in "
             "LSP-Extended (the smaller LSP has another layout)."
         )
+    if not np.isfinite(joints).all():
+        raise LspError(f"{matrices[0]} of {source} has joints that are not finite; download it again.")
     photos = {
         int(path.stem.removeprefix("im")): name
         for path, name in ((PurePosixPath(name), name) for name in files)
-        if path.suffix == ".jpg" and path.stem.removeprefix("im").isdigit()
+        if path.suffix == ".jpg" and re.fullmatch("[0-9]{1,9}", path.stem.removeprefix("im"))
     }
     if missing := set(range(1, joints.shape[2] + 1)) - photos.keys():
         raise LspError(
             f"{source} lacks {len(missing)} of {joints.shape[2]} photos, first im{min(missing):05d}.jpg; download it "
             "again."
         )
-    return joints.astype(np.float64), {number: files[photos[number]]() for number in range(1, joints.shape[2] + 1)}
+    return joints.astype(np.float64), {number: read(photos[number]) for number in range(1, joints.shape[2] + 1)}
 
 
 def _write(output: Path, splits: dict[str, list[Photo]]) -> None:
@@ -216,7 +258,7 @@ def _write(output: Path, splits: dict[str, list[Photo]]) -> None:
             if name == "tiny":
                 continue  # its photos are in train/
             (unfinished / name).mkdir()
-            for photo in photos:
+            for photo in progress(photos, f"writing {name}"):
                 (unfinished / name / _file_name(photo)).write_bytes(photo.content)
         unfinished.rename(output)
     finally:
@@ -268,4 +310,5 @@ def _document(name: str, photos: list[Photo]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with report_user_errors("prepare_lsp.py"):
+        sys.exit(main())

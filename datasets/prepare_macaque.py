@@ -25,8 +25,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from querypose.data import ImageReadError
+from querypose.data.coco import INFINITE
+from querypose.data.image_io import read_image_size
+from querypose.engine import report_user_errors
+from querypose.errors import UserError
+from querypose.paths import path_within
+from querypose.progress import progress
 from querypose.skeleton import COCO_SKELETON
 
 # The columns of annotations.csv; the latter two hold json, an entry an animal.
@@ -36,7 +42,7 @@ VISIBLE = 2
 Area = Literal["box", "mask"]
 
 
-class MacaqueError(ValueError):
+class MacaqueError(UserError, ValueError):
     """A download that is not what it should be: says what is wrong and the remedy."""
 
 
@@ -65,20 +71,23 @@ def main(arguments: list[str] | None = None) -> int:
         "--output", type=Path, default=default_output, help=f"folder to write (default: {default_output})"
     )
     parser.add_argument("--val-share", type=float, default=0.2, help="share of the photos in val (default: 0.2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the split (default: 0)")
     parser.add_argument(
         "--area", choices=("box", "mask"), default="box",
         help="what the evaluation takes for an animal's area: its box, as POET does, or its mask, as COCO does, which "
         "is stricter (default: box)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    try:
-        counts = prepare_macaque(options.source, options.output, options.val_share, options.seed, options.area)
-    except MacaqueError as error:
-        print(f"prepare_macaque: {error}", file=sys.stderr)
-        return 1
+    counts = prepare_macaque(options.source, options.output, options.val_share, options.seed, options.area)
     print(f"Wrote {counts['train']} photos to train and {counts['val']} to val, in {options.output}.")
     return 0
+
+
+def seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is less than 0")
+    return value
 
 
 def prepare_macaque(
@@ -119,8 +128,11 @@ def read_download(source: Path) -> list[Photo]:
     if not table.is_file():
         raise MacaqueError(f"{source} has no annotations.csv; name the folder that the download unpacks to.")
     csv.field_size_limit(sys.maxsize)  # a mask can have thousands of corners
-    with table.open(newline="", encoding="utf-8") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise MacaqueError(f"{table} is not a csv in UTF-8 ({error}); download it again.") from error
     if tuple(name.strip() for name in header[:3]) != COLUMNS:
         raise MacaqueError(f"{table} begins with {header[:3]}; the columns of MacaquePose are {list(COLUMNS)}.")
     return [_read_row(source, f"{table}, line {line}", row) for line, row in enumerate(rows, start=2)]
@@ -130,23 +142,28 @@ def _read_row(source: Path, where: str, row: Sequence[str]) -> Photo:
     try:
         file_name, keypoints, masks = row[0], json.loads(row[1]), json.loads(row[2])
         macaques = [
-            Macaque(read_keypoints(animal), [np.array(part["segment"], dtype=np.float64) for part in mask])
+            Macaque(read_keypoints(animal), [_read_polygon(part["segment"]) for part in mask])
             for animal, mask in zip(keypoints, masks, strict=True)
         ]
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise MacaqueError(
             f"{where}: keypoints and segmentation do not describe the same animals in MacaquePose's format "
             f"({type(error).__name__}: {error}); download the file again."
         ) from error
-    if not all(len(macaque.polygons) and all(p.ndim == 2 and p.shape[1] == 2 for p in macaque.polygons)
-               for macaque in macaques):  # fmt: skip
+    if not all(macaque.polygons for macaque in macaques):
         raise MacaqueError(f"{where}: an animal has no mask, from which its box would follow; remove the line.")
     try:
-        with Image.open(source / "images" / file_name) as image:
-            width, height = image.size
-    except OSError as error:
-        raise MacaqueError(f"{where}: images/{file_name} is missing or no image; download it again.") from error
+        height, width = read_image_size(path_within(source / "images", file_name, where))
+    except ImageReadError as error:
+        raise MacaqueError(f"{where}: {error}") from error
     return Photo(file_name, height, width, macaques)
+
+
+def _read_polygon(segment: Any) -> np.ndarray:
+    polygon = np.array(segment, dtype=np.float64)
+    if polygon.ndim != 2 or polygon.shape[1] != 2 or not len(polygon) or not (np.abs(polygon) < INFINITE).all():
+        raise ValueError("a segment is not a list of x, y")
+    return polygon
 
 
 def read_keypoints(animal: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -155,7 +172,10 @@ def read_keypoints(animal: Sequence[dict[str, Any]]) -> np.ndarray:
     if unknown := position.keys() - set(COCO_SKELETON.keypoints):
         raise ValueError(f"unknown keypoints {sorted(unknown)}")
     rows = [position.get(name) for name in COCO_SKELETON.keypoints]
-    return np.array([[0.0, 0.0, 0.0] if xy is None else [xy[0], xy[1], VISIBLE] for xy in rows])
+    array = np.array([[0.0, 0.0, 0.0] if xy is None else [xy[0], xy[1], VISIBLE] for xy in rows], dtype=np.float64)
+    if not (np.abs(array) < INFINITE).all():
+        raise ValueError("a position is not two finite numbers")
+    return array
 
 
 def bounding_box(polygons: Sequence[np.ndarray]) -> list[float]:
@@ -178,8 +198,10 @@ def _write(source: Path, output: Path, photos: Sequence[Photo], splits: dict[str
     try:
         unfinished.chmod(0o755)
         (unfinished / "images").mkdir()
-        for photo in photos:
-            shutil.copyfile(source / "images" / photo.file_name, unfinished / "images" / photo.file_name)
+        for photo in progress(photos, "copying"):
+            copy = path_within(unfinished / "images", photo.file_name, "annotations.csv")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / "images" / photo.file_name, copy)
         first_id = np.cumsum([1, *(len(photo.macaques) for photo in photos)]).tolist()
         for name, numbers in splits.items():
             document = _document(name, [(number, photos[number], first_id[number]) for number in numbers], area)
@@ -233,4 +255,5 @@ def _annotation(annotation_id: int, image_id: int, macaque: Macaque, area: Area)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with report_user_errors("prepare_macaque.py"):
+        sys.exit(main())

@@ -20,7 +20,6 @@ Cite: Andriluka et al., "2D Human Pose Estimation: New Benchmark and State of th
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -28,10 +27,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
+from querypose.data import ImageReadError
+from querypose.data.coco import INFINITE
+from querypose.data.image_io import read_image_size
+from querypose.data.json_files import read_json
+from querypose.engine import report_user_errors
+from querypose.errors import UserError
+from querypose.evaluation import write_json
+from querypose.paths import path_within
+from querypose.progress import progress
 from querypose.skeleton import MPII_SKELETON
 
 PIXELS_PER_SCALE = 200
@@ -42,7 +48,7 @@ HEAD_SHARE = 0.6
 AREA_SHARE = 0.53
 
 
-class MpiiError(ValueError):
+class MpiiError(UserError, ValueError):
     """A download that is not what it should be: says what is wrong and the remedy."""
 
 
@@ -63,27 +69,30 @@ def main(arguments: list[str] | None = None) -> int:
     folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "mpii"
     parser.add_argument("--folder", type=Path, default=folder, help=f"has images/, gets the json (default: {folder})")
     parser.add_argument("--val-images", type=Path, help="list of the photos of val; default: a tenth of all, drawn")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the draw (default: 0)")
     options = parser.parse_args(arguments)
-    try:
-        persons = read_persons(options.source)
-        names = sorted({person.image for person in persons})
-        if options.val_images is not None:
-            val_images = read_image_list(options.val_images)
-        else:
-            val_images = set(np.random.default_rng(options.seed).permutation(names)[: max(1, len(names) // 10)])
-        documents = {
-            "train": document([person for person in persons if person.image not in val_images], options.folder),
-            "val": document([person for person in persons if person.image in val_images], options.folder),
-        }
-    except MpiiError as error:
-        print(f"prepare_mpii: {error}", file=sys.stderr)
-        return 1
+    persons = read_persons(options.source)
+    names = sorted({person.image for person in persons})
+    if options.val_images is not None:
+        val_images = read_image_list(options.val_images)
+    else:
+        val_images = set(np.random.default_rng(options.seed).permutation(names)[: max(1, len(names) // 10)])
+    documents = {
+        "train": document([person for person in persons if person.image not in val_images], options.folder),
+        "val": document([person for person in persons if person.image in val_images], options.folder),
+    }
     for split, content in documents.items():
-        (options.folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
+        write_json(options.folder / f"{split}.json", content)
         print(f"{split}: {len(content['images'])} photos, {len(content['annotations'])} persons")
     print(f"Wrote them to {options.folder}.")
     return 0
+
+
+def seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is less than 0")
+    return value
 
 
 def read_persons(source: Path) -> list[Person]:
@@ -103,58 +112,76 @@ def read_persons(source: Path) -> list[Person]:
 def read_image_list(path: Path) -> Collection[str]:
     """Names of images: a line each, or the `image` of each entry of a json."""
     try:
-        text = path.read_text(encoding="utf-8")
-        names = [entry["image"] for entry in json.loads(text)] if path.suffix == ".json" else text.split()
+        if path.suffix == ".json":
+            names = [entry["image"] for entry in read_json(path)]
+        else:
+            names = path.read_text(encoding="utf-8").split()
+        return {Path(name).name for name in names}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MpiiError(f"--val-images {path} is no list of images ({error!r}).") from error
-    return {Path(name).name for name in names}
 
 
 def _persons_of_mat(source: Path) -> Iterator[Person]:
     try:
         release = loadmat(source, struct_as_record=False, squeeze_me=True)["RELEASE"]
         photos = list(zip(np.atleast_1d(release.annolist), np.atleast_1d(release.img_train), strict=True))
-    except (MatReadError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
+        for photo, is_train in photos:
+            for person in np.atleast_1d(photo.annorect) if is_train else ():
+                yield from _person_of_mat(photo, person)
+    except MpiiError:
+        raise
+    except Exception as error:  # scipy raises whatever it met in a damaged file
         raise MpiiError(f"{source} is not MPII's file of annotations ({error!r}); download it again.") from error
-    for photo, is_train in photos:
-        if not is_train:
-            continue
-        for person in np.atleast_1d(photo.annorect):
-            points = np.atleast_1d(getattr(getattr(person, "annopoints", None), "point", np.array([])))
-            position: Any = getattr(person, "objpos", None)
-            if len(points) == 0 or not hasattr(position, "x"):
-                continue  # a rectangle of a head alone
-            keypoints = np.zeros((MPII_SKELETON.num_keypoints, 3))
-            for point in points:
-                # Empty where the annotators did not say; pelvis and thorax never have it.
-                visible = getattr(point, "is_visible", np.array([]))
-                is_visible = np.size(visible) == 0 or bool(int(visible))
-                keypoints[int(point.id)] = float(point.x) - 1, float(point.y) - 1, 2 if is_visible else 1
-            diagonal = np.hypot(float(person.x2) - float(person.x1), float(person.y2) - float(person.y1))
-            center = (float(position.x) - 1, float(position.y) - 1)
-            yield Person(photo.image.name, center, float(person.scale), keypoints, HEAD_SHARE * float(diagonal))
+
+
+def _person_of_mat(photo: Any, person: Any) -> Iterator[Person]:
+    points = np.atleast_1d(getattr(getattr(person, "annopoints", None), "point", np.array([])))
+    position: Any = getattr(person, "objpos", None)
+    if len(points) == 0 or not hasattr(position, "x"):
+        return  # a rectangle of a head alone
+    keypoints = np.zeros((MPII_SKELETON.num_keypoints, 3))
+    for point in points:
+        # Empty where the annotators did not say; pelvis and thorax never have it.
+        visible = getattr(point, "is_visible", np.array([]))
+        is_visible = np.size(visible) == 0 or bool(int(visible))
+        keypoints[int(point.id)] = float(point.x) - 1, float(point.y) - 1, 2 if is_visible else 1
+    diagonal = np.hypot(float(person.x2) - float(person.x1), float(person.y2) - float(person.y1))
+    center = (float(position.x) - 1, float(position.y) - 1)
+    head_size = HEAD_SHARE * float(diagonal)
+    yield _checked(Person(photo.image.name, center, float(person.scale), keypoints, head_size))
 
 
 def _persons_of_json(source: Path) -> Iterator[Person]:
     try:
-        for entry in json.loads(source.read_text(encoding="utf-8")):
+        for entry in read_json(source):
             is_labelled = np.array(entry["joints_vis"], dtype=np.float64) > 0
             positions = np.array(entry["joints"], dtype=np.float64).reshape(MPII_SKELETON.num_keypoints, 2) - 1
             keypoints = np.column_stack([positions, np.full(len(positions), 2.0)]) * is_labelled[:, None]
-            x, y = entry["center"]
-            yield Person(entry["image"], (x - 1, y - 1), float(entry["scale"]), keypoints, None)
-    except (ValueError, KeyError, TypeError) as error:
+            x, y = map(float, entry["center"])
+            yield _checked(Person(entry["image"], (x - 1, y - 1), float(entry["scale"]), keypoints, None))
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise MpiiError(
             f"{source} is not a json of MPII as top-down codes share it: a list of persons with image, center, scale, "
             f"joints and joints_vis ({error!r})."
         ) from error
 
 
+def _checked(person: Person) -> Person:
+    """Raises ValueError where a number is not finite, or the name of the image is none."""
+    path_within("images", person.image, "an image")
+    numbers = np.array([*person.center, person.scale, person.head_size or 0.0, *person.keypoints.flatten()])
+    if not (np.abs(numbers) < INFINITE).all():
+        raise ValueError(f"a person of {person.image} has numbers that are not finite")
+    return person
+
+
 def document(persons: Sequence[Person], folder: Path) -> dict[str, Any]:
     """The json of a split."""
     names = sorted({person.image for person in persons})
     image_ids = {name: index for index, name in enumerate(names, start=1)}
-    sizes = {name: _image_size(folder / "images" / name) for name in names}
+    sizes = {
+        name: _image_size(path_within(folder / "images", name, "an image")) for name in progress(names, "reading sizes")
+    }
     return {
         "info": {"description": "MPII Human Pose", "contributor": "Andriluka et al., 2014"},
         "licenses": [],
@@ -198,12 +225,14 @@ def _annotation(annotation_id: int, image_id: int, person: Person, size: tuple[i
 
 
 def _image_size(path: Path) -> tuple[int, int]:
+    """Width and height."""
     try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise MpiiError(f"{path} is missing or no image; unpack the photos there.") from error
+        height, width = read_image_size(path)
+    except ImageReadError as error:
+        raise MpiiError(f"{error} Unpack the photos there.") from error
+    return width, height
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with report_user_errors("prepare_mpii.py"):
+        sys.exit(main())

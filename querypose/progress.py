@@ -11,7 +11,7 @@ _Item = TypeVar("_Item")
 
 
 def progress(
-    items: Iterable[_Item], description: str, *, total: int | None = None, unit: str = "image"
+    items: Iterable[_Item], description: str, *, total: int | None = None, unit: str = "image", shown: bool = True
 ) -> Iterable[_Item]:
     """`items`, with a bar on stderr that says how far they have come; none where stderr is not a terminal.
 
@@ -20,6 +20,13 @@ def progress(
         description: begins the bar.
         total: how many there are, where `items` does not know.
         unit: what an item is.
+        shown: False for no bar anywhere.
     """
     # disable=None is tqdm's word for "off a terminal".
-    return tqdm(items, desc=description, total=total, unit=unit, disable=None)
+    return tqdm(items, desc=description, total=total, unit=unit, disable=None if shown else True)
+
+
+def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
+    """The same bar for work that is no loop: a context whose `update()` counts one more."""
+    bar: tqdm[None] = tqdm(desc=description, total=total, unit=unit, disable=None)
+    return bar

@@ -6,16 +6,21 @@ number of a keypoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from querypose.d2 import MetadataCatalog
+from querypose.errors import UserError
+from querypose.paths import short
 
 Part = tuple[int, ...]
 
+SIGMA_BOUNDS = (1e-3, 1.0)
+"""Of COCO's, 0.025 to 0.107 are in use; beyond these bounds every pose, or none, is right."""
 
-class SkeletonError(ValueError):
+
+class SkeletonError(UserError, ValueError):
     """A skeleton that contradicts itself, or is unknown: names it, the keypoint and the remedy."""
 
 
@@ -50,10 +55,13 @@ class Skeleton:
     head_segment: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        low, high = SIGMA_BOUNDS
         if not self.keypoints or len(set(self.keypoints)) != len(self.keypoints):
             raise self._error(f"keypoints are {list(self.keypoints)}; allowed: one or more different names")
-        if len(self.sigmas) != len(self.keypoints) or not all(sigma > 0 for sigma in self.sigmas):
-            raise self._error(f"sigmas must be {len(self.keypoints)} positive numbers, not {list(self.sigmas)}")
+        if len(self.sigmas) != len(self.keypoints) or not all(low <= sigma <= high for sigma in self.sigmas):
+            raise self._error(
+                f"sigmas must be {len(self.keypoints)} numbers in [{low}, {high}], not {list(self.sigmas)}"
+            )
         if not all(0 <= index < len(self.keypoints) for index in self.upper_body):
             raise self._error(f"upper_body {self.upper_body} must be indices below {len(self.keypoints)}")
         head_segments = () if self.head_segment is None else (self.head_segment,)
@@ -109,38 +117,33 @@ class Skeleton:
         Raises:
             SkeletonError: a field is missing or unknown, or a name is not among the keypoints.
         """
-        name = str(entry.get("name", "?"))
-        required, optional = {"name", "keypoints", "sigmas"}, {"flip_pairs", "edges", "part_schemes"}
-        optional = optional | {"default_part_scheme", "upper_body", "head_segment"}
-        if missing := required - entry.keys():
-            raise SkeletonError(
-                f"Skeleton {name!r} of DATASETS.SKELETONS: the fields {sorted(missing)} are missing; add them."
-            )
-        if unknown := entry.keys() - required - optional:
-            raise SkeletonError(
-                f"Skeleton {name!r} of DATASETS.SKELETONS: unknown fields {sorted(unknown)}; "
-                f"allowed: {sorted(required | optional)}."
-            )
-        keypoints = tuple(str(keypoint) for keypoint in entry["keypoints"])
+        if not isinstance(entry, Mapping):
+            raise SkeletonError(f"DATASETS.SKELETONS has the entry {short(entry)}; allowed: mappings.")
+        where = f"Skeleton {short(entry.get('name', '?'))} of DATASETS.SKELETONS"
+        if missing := _REQUIRED_FIELDS - entry.keys():
+            raise SkeletonError(f"{where}: the fields {sorted(missing)} are missing; add them.")
+        if unknown := sorted(map(str, entry.keys() - _FIELDS.keys())):
+            raise SkeletonError(f"{where}: unknown fields {unknown}; allowed: {sorted(_FIELDS)}.")
+        for name, value in entry.items():
+            description, is_allowed = _FIELDS[name]
+            if not is_allowed(value):
+                raise SkeletonError(f"{where}: {name} is {short(value)}; allowed: {description}.")
+        keypoints = tuple(entry["keypoints"])
 
         def indices(names: Iterable[str]) -> tuple[int, ...]:
             for keypoint in names:
                 if keypoint not in keypoints:
-                    raise SkeletonError(f"Skeleton {name!r}: {keypoint!r} is not one of its keypoints {keypoints}.")
+                    raise SkeletonError(f"{where}: {keypoint!r} is not one of its keypoints {keypoints}.")
             return tuple(keypoints.index(keypoint) for keypoint in names)
 
         def pairs(groups: Iterable[Sequence[str]]) -> tuple[tuple[int, int], ...]:
-            return tuple(indices(group) for group in groups)  # type: ignore[misc]  # __post_init__ checks the length
+            return tuple(indices(group) for group in groups)  # type: ignore[misc]  # their lengths are checked
 
-        part_schemes = entry.get("part_schemes", {})
-        if not isinstance(part_schemes, Mapping) or not all(map(_is_list_of_lists, part_schemes.values())):
-            raise SkeletonError(
-                f"Skeleton {name!r}: part_schemes is {part_schemes!r}; allowed: names with lists of parts, each part "
-                "a list of keypoints, as in {hands: [[left_hand, right_hand], [head]]}."
-            )
-        schemes = {str(scheme): tuple(indices(part) for part in parts) for scheme, parts in part_schemes.items()}
+        schemes = {
+            scheme: tuple(indices(part) for part in parts) for scheme, parts in entry.get("part_schemes", {}).items()
+        }
         return cls(
-            name=name,
+            name=entry["name"],
             keypoints=keypoints,
             flip_pairs=pairs(entry.get("flip_pairs", ())),
             sigmas=tuple(float(sigma) for sigma in entry["sigmas"]),
@@ -167,8 +170,43 @@ class Skeleton:
         return SkeletonError(f"Skeleton {self.name!r}: {what}.")
 
 
-def _is_list_of_lists(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(item, list | tuple) for item in value)
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _list_of(is_allowed: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list | tuple) and (length is None or len(value) == length) and all(map(is_allowed, value))
+    )
+
+
+def _is_part_schemes(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_name(name) and _list_of(_list_of(_is_name))(parts) for name, parts in value.items()
+    )
+
+
+# Of an entry of DATASETS.SKELETONS: what is allowed, and whether a value is that. YAML reads on, off, yes, no as true
+# or false, and numbers as numbers.
+_FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("text", _is_name),
+    "keypoints": ("a list of names, each text (in quotes where YAML would read something else)", _list_of(_is_name)),
+    "sigmas": ("a list of numbers", _list_of(_is_number)),
+    "flip_pairs": ("a list of pairs of keypoints, [[left, right], …]", _list_of(_list_of(_is_name, 2))),
+    "edges": ("a list of pairs of keypoints, [[first, second], …]", _list_of(_list_of(_is_name, 2))),
+    "part_schemes": (
+        "names with lists of parts, each part a list of keypoints, as in {hands: [[left_hand, right_hand], [head]]}",
+        _is_part_schemes,
+    ),
+    "default_part_scheme": ("the name of a part scheme", _is_name),
+    "upper_body": ("a list of keypoints", _list_of(_is_name)),
+    "head_segment": ("two keypoints", _list_of(_is_name, 2)),
+}
+_REQUIRED_FIELDS = {"name", "keypoints", "sigmas"}
 
 
 def skeleton_of_datasets(names: Sequence[str]) -> Skeleton:

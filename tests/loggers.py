@@ -26,6 +26,7 @@ def restored_loggers() -> Iterator[None]:
             logger.propagate = propagate
             for handler in [handler for handler in logger.handlers if handler not in handlers]:
                 logger.removeHandler(handler)
-                handler.close()
+                with contextlib.suppress(OSError):  # a test's full disk; logging ignores it too where a program ends
+                    handler.close()
         if hasattr(setup_logger, "cache_clear"):  # detectron2 remembers which loggers it has set up
             setup_logger.cache_clear()

@@ -13,18 +13,20 @@ from typing import Any
 import pytest
 import torch
 
+from querypose.analysis.complexity import count_flops
 from querypose.config import load_config
 from querypose.config.tables import Table, TableRow
 from querypose.d2 import META_ARCH_REGISTRY, build_model
-from querypose.modeling import POET, QueryPose
+from querypose.modeling import LQR, POET, QueryPose
 from querypose.skeleton import SkeletonError
 from tests.test_configs import CONFIGS, ROWS, TABLES, leaves, load
 
 ABLATIONS = CONFIGS / "ablations"
 LQR_ROWS = [name for name in ROWS if name.startswith("ablations/lqr/")]
 POET_ROWS = [name for name in ROWS if name.startswith("ablations/poet/")]
+DENSE_ROWS = [name for name in ROWS if name.startswith("ablations/querypose_dense/")]
 SHARPOSE_ROWS = [name for name in ROWS if name.startswith("ablations/sharpose/")]
-QUERY_POSE_ROWS = [name for name in ROWS if name not in {*POET_ROWS, *LQR_ROWS, *SHARPOSE_ROWS}]
+QUERY_POSE_ROWS = [name for name in ROWS if name not in {*POET_ROWS, *LQR_ROWS, *DENSE_ROWS, *SHARPOSE_ROWS}]
 # Of the rows of each model: the keys that they may set, and a small experiment that they can stand on.
 OWN_KEYS = {
     "QueryPose": "MODEL.QUERYPOSE.",
@@ -33,7 +35,7 @@ OWN_KEYS = {
     "SHaRPose": "MODEL.SHARPOSE.",
 }
 LIGHT_BASES = {
-    "QueryPose": "quickstart.yaml",
+    "QueryPose": "querypose/querypose_tiny.yaml",
     "POET": "lsp/poet_r18.yaml",
     "LQR": "lsp/lqr_r18.yaml",
     "SHaRPose": "lsp/sharpose_overfit_tiny.yaml",
@@ -47,7 +49,7 @@ def table_and_row(name: str) -> tuple[Table, TableRow]:
 
 def test_every_file_is_a_table() -> None:
     assert {str(path.relative_to(CONFIGS)) for path in ABLATIONS.rglob("*.yaml")} == {*TABLES}
-    assert len(ROWS) == 83
+    assert len(ROWS) == 94
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -68,7 +70,7 @@ def test_a_row_is_a_delta_that_can_stand_on_another_base(name: str) -> None:
     light = CONFIGS / LIGHT_BASES[meta_architecture]
     there, base = dict(leaves(load_config(light, row.overrides))), dict(leaves(load_config(light)))
     assert {key for key in there if there[key] != base[key]} <= {*row.keys}
-    assert parameter_shapes(light, tuple(row.overrides))
+    assert parameter_shapes(light, tuple(map(str, row.overrides)))
 
 
 # What each row has in its keypoint decoder, counted from the paper's description; see `expected_parameters`.
@@ -263,6 +265,21 @@ def test_a_row_of_lqr_has_the_parameters_of_the_paper(name: str) -> None:
     assert round(number / 1e6, 3) == LQR_PARAMETERS[short(name).removeprefix("lqr/")]
     if short(name) == "lqr/table6:learned":
         assert number - sum(math.prod(shape) for shape in base.values()) == 19_618
+
+
+# Billions of multiplications and additions at 512 x 512 as LQR's counts have them.
+LQR_GMACS = {
+    "table2:baseline": 45.13, "table2:cir": 45.13, "table2:cir_kqe": 45.37, "table2:kqe_pqe": 46.44,
+    "table2:model": 46.44,
+    "table4:0": 46.32, "table4:3": 46.36, "table4:6": 46.40, "table4:9": 46.44, "table4:12": 46.48, "table4:15": 46.52,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in LQR_ROWS if short(name).removeprefix("lqr/") in LQR_GMACS])
+def test_a_row_of_lqr_has_the_operations_of_the_paper(name: str) -> None:
+    model = LQR(load(name, "MODEL.LQR.FLIP_TEST", "False"))
+    gmacs = sum(count_flops(model, (64, 64), depth=1).values()) / 2e9  # a 64th of the cells
+    assert round(64 * gmacs, 2) == LQR_GMACS[short(name).removeprefix("lqr/")]
 
 
 def test_every_table_of_lqr_has_a_row_that_is_the_model() -> None:

@@ -54,6 +54,7 @@ REDUCED = [
 ]  # fmt: skip
 SMALL_ARCHS = {
     "resnet": "resnet18",
+    "test_resnet": "test_resnet",
     "regnetx": "regnetx_002",
     "hrnet": "hrnet_w18_small",
     "vit": "test_vit",
@@ -185,7 +186,10 @@ def test_trains_a_step_at_a_reduced_size(name: str, monkeypatch: pytest.MonkeyPa
 
 
 def is_idle(parameter_name: str, cfg: CfgNode) -> bool:
-    """Whether the parameter waits for patches that are seen finely, where a row of SHaRPose has none."""
+    """Whether the parameter waits for patches that are seen finely, where a row of SHaRPose has none, or for a person
+    that is large enough for its level of the pyramid, where boxes begin at one size."""
+    if cfg.MODEL.QUERYPOSE.PROPOSAL_INIT == "dense":
+        return parameter_name.startswith(("backbone.fpn_", "backbone.lateral_conv"))
     return cfg.MODEL.SHARPOSE.ALPHA == 0 and parameter_name.startswith(
         ("transformer.fine_positions", "transformer.reuse")
     )

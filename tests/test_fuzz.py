@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from querypose.config import KEYS, ConfigError, load_config
 from querypose.d2 import CfgNode, CheckpointError, read_checkpoint
 from querypose.data import DatasetError, read_annotations
-from querypose.evaluation import METRICS, EvaluationError, read_detections
+from querypose.data.results import ResultsError
+from querypose.evaluation import METRICS, read_detections
 from querypose.evaluation.oks import coco
 from tests.data.toy_dataset import TOY_SKELETON, read_records, toy_annotation, toy_document, write_dataset
 from tests.evaluation.generated import read
@@ -156,7 +157,7 @@ ANNOTATIONS = read(toy_document(annotations=[toy_annotation()]), TOY_SKELETON)
 def test_whatever_stands_anywhere_in_a_results_file(path: tuple[Any, ...], value: Any) -> None:
     try:
         metrics = coco(ANNOTATIONS, read_detections(replaced(RESULTS, path, value), ANNOTATIONS, "res.json"))
-    except EvaluationError as refusal:
+    except ResultsError as refusal:
         assert "res.json" in str(refusal)  # noqa: PT017
     else:
         assert set(metrics) >= {"AP", "AP50", "AR"}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from querypose.d2 import BACKBONE_REGISTRY, Backbone, CfgNode, ShapeSpec, build_model
 from querypose.engine import PoseTrainer
-from tests.tiny import FULL_VERSION, random_batch, tiny_config
+from tests.tiny import FULL_VERSION, LQR, random_batch, tiny_config
 
 NUM_STEPS = 20
 # fmt: off
@@ -32,12 +32,22 @@ GOLDEN = {
         51.9901, 50.7879, 48.9347, 48.0403, 47.3077, 46.7337, 46.0683, 45.4046, 44.7301, 44.0016,
         43.1251, 42.2062, 41.2973, 40.5034, 39.7368, 39.0788, 38.4381, 37.8373, 37.1912, 36.5708,
     ],
+    "LQR": [
+        2.1106, 2.0592, 1.9811, 1.884, 1.7723, 1.6486, 1.521, 1.4007, 1.2969, 1.2128,
+        1.1396, 1.067, 0.9969, 0.9357, 0.8844, 0.8379, 0.7921, 0.7471, 0.7036, 0.6617,
+    ],
+    "LQR, discrete, quality": [
+        3.1091, 3.047, 2.9514, 2.8304, 2.6904, 2.5347, 2.3709, 2.2148, 2.0764, 1.9558,
+        1.8471, 1.7422, 1.642, 1.5504, 1.4689, 1.3954, 1.3262, 1.2589, 1.1929, 1.1278,
+    ],
 }
 # fmt: on
 OVERRIDES: dict[str, list[str]] = {
     "light": [],
     "full": FULL_VERSION,
     "POET": ["MODEL.META_ARCHITECTURE", "POET", "MODEL.BACKBONE.OUT_FEATURES", "['p4']"],
+    "LQR": LQR,
+    "LQR, discrete, quality": [*LQR, "MODEL.LQR.LABEL", "discrete", "MODEL.LQR.QUALITY_BRANCH", "True"],
 }
 
 

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,13 +70,15 @@ def dataset(name: str, change: Callable[[dict[str, Any]], Any], *message: str) -
     return Case(f"dataset: {name}", message, arguments)
 
 
-def weights(name: str, write: Callable[[Path], Any], *message: str, evaluate: bool = True) -> Case:
+def weights(
+    name: str, write: Callable[[Path], Any], *message: str, evaluate: bool = True, extra: Sequence[str] = ()
+) -> Case:
     """A file MODEL.WEIGHTS."""
 
     def arguments(folder: Path) -> list[str]:
         write(folder / "w.pth")
         mode = ["--eval-only"] if evaluate else []
-        return ["--config-file", str(write_toy_config(folder)), *mode, "MODEL.WEIGHTS", str(folder / "w.pth")]
+        return ["--config-file", str(write_toy_config(folder)), *mode, "MODEL.WEIGHTS", str(folder / "w.pth"), *extra]
 
     return Case(f"weights: {name}", message, arguments)
 
@@ -127,6 +129,9 @@ def flipped(path: Path) -> None:
     path.write_bytes(content)
 
 
+SKELETON = {"name": "s", "keypoints": ["a", "b"], "sigmas": [0.1, 0.1]}
+
+
 def custom(**entry: Any) -> list[str]:
     return ["DATASETS.CUSTOM", repr([entry])]
 
@@ -174,6 +179,16 @@ CASES: tuple[Case, ...] = (
     config("base that is missing", "_BASE_: nowhere.yaml", "bad.yaml", "_BASE_", "nowhere.yaml", "does not exist"),
     config("base that leads back", "_BASE_: bad.yaml", "bad.yaml", "leads back to itself"),
     config("base that is a number", "_BASE_: 3", "bad.yaml", "_BASE_"),
+    config("base with NUL", '_BASE_: "a\\0.yaml"', "bad.yaml", "_BASE_", "no name of a file"),
+    config("section twice", "SOLVER: {BASE_LR: 1}\nSOLVER: {MAX_ITER: 5}", "bad.yaml", "SOLVER is in line 1 and again"),
+    config("section twice, in quotes", "SOLVER: {BASE_LR: 1}\n'SOLVER': {MAX_ITER: 5}", "SOLVER is in line 1 and"),
+    config("section that is merged and written", "<<: {SOLVER: {BASE_LR: 1}}\nSOLVER: {MAX_ITER: 5}", "SOLVER is in"),
+    config("section in two merges", "<<: [{SOLVER: {BASE_LR: 1}}, {SOLVER: {MAX_ITER: 5}}]", "SOLVER is in line 1"),
+    config("two merges", "<<: {SEED: 1}\n<<: {SEED: 2}", "<< is in line 1 and again in line 2"),
+    config("aliases without end", "a0: &a0 [x]\n" + "".join(
+        f"a{n + 1}: &a{n + 1} [" + ", ".join([f"*a{n}"] * 9) + "]\n" for n in range(9)), "its aliases unfold"),
+    config("merges without end", "a0: &a0 {x0: 1}\n" + "".join(
+        f"a{n + 1}: &a{n + 1} {{<<: *a{n}, y{n}: *a{n}, z{n}: *a{n}}}\n" for n in range(30)), "its aliases unfold"),
     config("later version", "VERSION: 3", "VERSION is 3", "allowed: 2"),
     tool("config that is missing", TRAIN, lambda folder: ["--config-file", "nowhere.yaml"], "nowhere.yaml"),
     tool("config that is a folder", LOOK, lambda folder: ["--config-file", str(folder), "--output", str(folder / "o")],
@@ -205,6 +220,51 @@ CASES: tuple[Case, ...] = (
              "[{'name': 's', 'keypoints': ['a', 'b'], 'sigmas': [0.1]}]"], "sigmas"),
     override("expected results of two datasets", ["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 1, 1]]",
              "DATASETS.TEST", "['toy', 'toy']"], "TEST.EXPECTED_RESULTS"),
+    override("negative steps", ["SOLVER.STEPS", "[-5]"], "SOLVER.STEPS is [-5]", "integers > 0"),
+    override("steps that are truths", ["SOLVER.STEPS", "[True]"], "SOLVER.STEPS is [True]", "integers > 0"),
+    override("a factor that trains uphill", ["SOLVER.LR_FACTORS", "[['flow.', -1.0]]"], "SOLVER.LR_FACTORS",
+             "factor >= 0"),
+    override("a level that there is not", ["MODEL.META_ARCHITECTURE", "QueryPose", "MODEL.QUERYPOSE.BOX.IN_FEATURES",
+             "['p9']"], "MODEL.QUERYPOSE.BOX.IN_FEATURES has ['p9']", "p2"),
+    override("a crop that patches do not divide", ["MODEL.META_ARCHITECTURE", "SHaRPose", "INPUT.PIPELINE",
+             "person_crops", "INPUT.PERSON_CROP.SIZE", "[100, 100]"], "not divided by patches of 16",
+             "INPUT.PERSON_CROP.SIZE"),
+    override("no score is above 1", ["TEST.SCORE_THRESHOLD", "1.0"], "TEST.SCORE_THRESHOLD is 1.0", "[0, 1)"),
+    override("expected results of another shape", ["TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 1]]"],
+             "TEST.EXPECTED_RESULTS has ['keypoints', 'AP', 1]", "[task, metric, value, tolerance]"),
+    override("expected results that are a number", ["TEST.EXPECTED_RESULTS", "[7]"], "TEST.EXPECTED_RESULTS has 7"),
+    override("probability above 1", ["INPUT.AUGMENTATIONS", "[{'name': 'RandomFlip', 'probability': 7}]"],
+             "'probability' with 7", "a number in [0, 1]"),
+    override("probability that is not a number", ["INPUT.AUGMENTATIONS",
+             "[{'name': 'RandomFlip', 'probability': float('nan')}]"], "INPUT.AUGMENTATIONS"),
+    override("bounds upside down", ["INPUT.AUGMENTATIONS",
+             "[{'name': 'RandomScale', 'probability': 1, 'bounds': [2, 1]}]"], "[smallest, largest]"),
+    override("no timeout", ["--timeout", "inf"], "--timeout", "inf"),
+    override("a timeout of nothing", ["--timeout", "nan"], "--timeout", "nan"),
+    override("a negative timeout", ["--timeout", "-1"], "--timeout", "-1"),
+    override("a machine that there is not", ["--num-machines", "2", "--machine-rank", "2"], "--machine-rank 2"),
+    override("more machines without a place to meet", ["--num-machines", "2"], "--dist-url", "tcp://"),
+    override("skeleton with an infinite sigma", ["DATASETS.SKELETONS",
+             "[{'name': 's', 'keypoints': ['a'], 'sigmas': [1e999]}]"], "sigmas must be 1 numbers in [0.001, 1.0]"),
+    *(
+        override(f"skeleton whose {field} is {value!r}", ["DATASETS.SKELETONS", repr([{**SKELETON, field: value}])],
+                 "DATASETS.SKELETONS", field, "allowed")
+        for field, value in (
+            ("name", 7), ("keypoints", "ab"), ("keypoints", [True, "b"]), ("sigmas", "0.1"), ("sigmas", ["a", "b"]),
+            ("flip_pairs", 3), ("flip_pairs", [["a"]]), ("edges", [["a", 1]]), ("edges", {"a": "b"}),
+            ("part_schemes", {"p": "ab"}), ("default_part_scheme", []), ("upper_body", "a"), ("head_segment", "ab"),
+        )
+    ),
+    override("skeleton that is no mapping", ["DATASETS.SKELETONS", "['a']"], "DATASETS.SKELETONS", "mappings"),
+    override("custom dataset with a number for a path", custom(name="mine", json=3, images="b", skeleton="coco"),
+             "DATASETS.CUSTOM", "json", "3 is no name of a file"),
+    override("custom dataset with a list for a skeleton", custom(name="mine", json="a", images="b", skeleton=["x"]),
+             "DATASETS.CUSTOM", "skeleton"),
+    override("custom dataset that leads out of the output", custom(name="../../x", json="a", images="b",
+             skeleton="coco"), "DATASETS.CUSTOM", "'../../x' leads out of the folder"),
+    override("nothing to evaluate", ["--eval-only"], "MODEL.WEIGHTS is ''", "--random-weights"),
+    override("nothing to evaluate on", ["--eval-only", "--random-weights", "DATASETS.TEST", "[]"],
+             "DATASETS.TEST is empty"),
     # ---- annotation files ---------------------------------------------------------------------------------------
     dataset("no json", lambda document: "{", "toy.json"),
     dataset("no images", lambda document: document.pop("images"), "toy.json", "images"),
@@ -217,6 +277,11 @@ CASES: tuple[Case, ...] = (
     dataset("visibility 3", change_in("annotations", keypoints=[1, 1, 3] * 17), "toy.json", "visib", "3"),
     dataset("NaN", change_in("annotations", bbox=[1.0, 1.0, float("nan"), 2.0]), "toy.json", "bbox"),
     dataset("other keypoints", change_in("categories", keypoints=["a", "b"]), "toy.json", "keypoints"),
+    dataset("name out of the folder", change_in("images", file_name="../../etc/passwd"), "toy.json", "leads out of"),
+    dataset("name from the root", change_in("images", file_name="/etc/passwd"), "toy.json", "leads out of"),
+    dataset("name with NUL", change_in("images", file_name="a\0.png"), "toy.json", "no name of a file"),
+    dataset("name with half a character", change_in("images", file_name="\ud800.png"), "toy.json", "in Unicode"),
+    dataset("one name twice", lambda document: '{"images": [], "images": [1]}', "toy.json", "'images' is twice"),
     # ---- weights ------------------------------------------------------------------------------------------------
     weights("missing", lambda path: None, "MODEL.WEIGHTS", "w.pth"),
     weights("a folder", lambda path: path.mkdir(), "MODEL.WEIGHTS", "w.pth"),
@@ -239,6 +304,23 @@ CASES: tuple[Case, ...] = (
             "another model", "flow.weight (28, 16), not (34, 16)", "skeleton"),
     weights("with more than the model", lambda path: torch.save(toy_weights(extra=torch.zeros(1)), path),
             "another model", "extra"),
+    weights("NaN in one head", lambda path: torch.save(
+            toy_weights(**{"flow.bias": torch.full((34,), float("nan"))}), path), "'flow.bias'", "infinite or NaN"),
+    weights("too great for the precision", lambda path: torch.save(
+            toy_weights(**{"flow.bias": torch.full((34,), 1e300, dtype=torch.float64)}), path), "infinite or NaN"),
+    weights("NaN, to train from", lambda path: torch.save(
+            toy_weights(**{"flow.bias": torch.full((34,), float("nan"))}), path), "infinite or NaN", evaluate=False),
+    *(
+        weights(f"of {dtype}", lambda path, dtype=dtype: torch.save(
+                toy_weights(**{"flow.bias": torch.zeros(34).to(dtype)}), path), "'flow.bias'", str(dtype))
+        for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64)
+    ),
+    weights("sparse", lambda path: torch.save(
+            toy_weights(**{"flow.bias": torch.ones(34).to_sparse()}), path), "'flow.bias'", "sparse"),
+    weights("numbers in place of tensors", lambda path: torch.save({"model": {"flow.bias": 7}}, path), "flow.bias"),
+    weights("a number in place of weights", lambda path: torch.save({"model": 7}, path), "no weights", "7"),
+    weights("averaged weights that are none", lambda path: torch.save(
+            {**toy_weights(), "ema": 7}, path), "averaged weights", "damaged", extra=["SOLVER.EMA.ENABLED", "True"]),
     weights("cut off, to train from", truncated, "w.pth", "not a whole checkpoint", evaluate=False),
     tool("weights in pickle", TRAIN, lambda folder: [
         "--config-file", str(write_toy_config(folder)), "--eval-only", "MODEL.WEIGHTS",
@@ -260,6 +342,7 @@ CASES: tuple[Case, ...] = (
     results("text for a score", lambda content: content[0].update(score="high"), "res.json", "score"),
     results("no list", lambda content: '{"a": 1}', "res.json"),
     results("no json", lambda content: "[", "res.json"),
+    tool("ground truth of nobody", EVALUATE, lambda folder: _nobody(folder), "toy.json", "nothing to measure"),
     tool("results that are missing", EVALUATE, lambda folder: [
         "--annotations", str(folder / "a.json"), "--results", "r.json", "--skeleton", "coco"], "a.json"),
     tool("skeleton that is unknown", EVALUATE, lambda folder: [
@@ -286,6 +369,18 @@ CASES: tuple[Case, ...] = (
         "none"),
 )
 # fmt: on
+
+
+def _nobody(folder: Path) -> list[str]:
+    """A results file beside annotations of crowds alone."""
+    write_toy_config(folder)
+    json_file = folder / "data" / "toy.json"
+    document = json.loads(json_file.read_text())
+    for annotation in document["annotations"]:
+        annotation["iscrowd"] = 1
+    json_file.write_text(json.dumps(document))
+    (folder / "res.json").write_text("[]")
+    return ["--annotations", str(json_file), "--results", str(folder / "res.json"), "--skeleton", "coco"]
 
 
 def _written(path: Path, content: bytes) -> Path:
@@ -320,6 +415,7 @@ def test_there_are_enough_of_them_and_no_two_alike() -> None:
     assert all(case.message for case in CASES)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor:UserWarning")  # torch's, of weights that are sparse
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_it_is_told_in_one_line(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = case.arguments(tmp_path)

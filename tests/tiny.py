@@ -50,19 +50,34 @@ FULL_VERSION = [
 ]  # fmt: skip
 
 
+DENSE = [
+    *("MODEL.QUERYPOSE.PROPOSAL_INIT", "dense", "MODEL.QUERYPOSE.PRIOR_PROB", "0.5"),
+    *("MODEL.QUERYPOSE.BOX.EMBEDDING", "True", "MODEL.QUERYPOSE.BOX.IDENTITY_START", "True"),
+    *("MODEL.QUERYPOSE.KEYPOINT.NUM_STAGES", "1", "MODEL.QUERYPOSE.KEYPOINT.REGION_SCALE", "1.2"),
+    *("MODEL.QUERYPOSE.KEYPOINT.INTERACTION", "located_attention", "MODEL.QUERYPOSE.KEYPOINT.HEATMAP_INPUT", "True"),
+    *("MODEL.BACKBONE.OUT_FEATURES", "['p2', 'p3']", "MODEL.QUERYPOSE.BOX.IN_FEATURES", "['p2', 'p3']"),
+    *("MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT", "4.0", "MODEL.QUERYPOSE.LOSS.KEYPOINT_WEIGHT", "0.0"),
+    *("MODEL.QUERYPOSE.LOSS.EXTRA_TERMS", "['similarity']", "SOLVER.LR_FACTORS", "[]"),
+]
+NOISY_BOXES = ["MODEL.QUERYPOSE.KEYPOINT.NOISY_BOXES", "2"]
+"""For tests of their own: others compare trainings, which differ by the noise."""
 POET = ["MODEL.META_ARCHITECTURE", "POET", "MODEL.FPN.TYPE", "none", "MODEL.BACKBONE.OUT_FEATURES", "['c5']"]
-LQR = ["MODEL.META_ARCHITECTURE", "LQR"]
+LQR = ["MODEL.META_ARCHITECTURE", "LQR", "INPUT.PIPELINE", "dense_image"]
 SHARPOSE = [
     *("MODEL.META_ARCHITECTURE", "SHaRPose", "INPUT.PIPELINE", "person_crops"),
     *("INPUT.PERSON_CROP.SIZE", "[64, 96]"),
 ]
 ARCHITECTURES: dict[str, list[str]] = {
     "QueryPose": [],
+    "QueryPose-Dense": DENSE,
     "POET": POET,
     "SHaRPose": SHARPOSE,
     "LQR": LQR,
 }
-"""Overrides of TINY_MODEL that make each; a row is all that the tests of every meta-architecture need of a new one."""
+"""Overrides of TINY_MODEL that make each, and QueryPose-Dense, which is QueryPose with other parts.
+
+A row is all that the tests of every meta-architecture need of a new one.
+"""
 
 
 WHOLE_IMAGES = [name for name in ARCHITECTURES if name != "SHaRPose"]
@@ -79,6 +94,8 @@ def keypoint_queries(query_type: str, interaction: str, iteration: str = "none")
 QUERY_POSE_VERSIONS: dict[str, list[str]] = {
     "full": FULL_VERSION,
     "full on matched": [*FULL_VERSION, "MODEL.QUERYPOSE.TRAIN_QUERIES", "matched"],
+    "one keypoint stage": ["MODEL.QUERYPOSE.KEYPOINT.NUM_STAGES", "1"],
+    "located attention": keypoint_queries("part", "located_attention", "selective"),
     "heat maps": ["MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT", "0.5"],
     "part queries, dynamic": keypoint_queries("part", "dynamic_channel"),
     "part queries, full, attention, selective": [
@@ -98,6 +115,10 @@ POET_VERSIONS: dict[str, list[str]] = {
     "POET of the authors' code": [*POET, "MODEL.POET.EMPTY_CLASS", "True", "MODEL.POET.LOSS.TERMS", "released"],
     "POET, stride 16": [*POET, "MODEL.BACKBONE.OUTPUT_STRIDE", "16"],
     "POET, center in offsets": [*POET, "MODEL.POET.LOSS.CENTER_IN_OFFSETS", "True"],
+    "POET, heat maps and OKS": [
+        *POET,
+        *("MODEL.POET.LOSS.HEATMAP_WEIGHT", "1.0", "MODEL.POET.LOSS.EXTRA_TERMS", "['similarity']"),
+    ],
     "POET, last layer": [*POET, "MODEL.POET.LOSS.DEEP_SUPERVISION", "False"],
     "POET on a pyramid's level": [
         *("MODEL.META_ARCHITECTURE", "POET", "MODEL.BACKBONE.OUT_FEATURES", "['p4']"),
@@ -126,7 +147,17 @@ SHARPOSE_VERSIONS: dict[str, list[str]] = {
     "SHaRPose without reuse": [*SHARPOSE, "MODEL.SHARPOSE.REUSE", "False"],
     "SHaRPose, one stage": [*SHARPOSE, "MODEL.SHARPOSE.FINE_SCALE", "0.0"],
 }
-VERSIONS = {**ARCHITECTURES, **QUERY_POSE_VERSIONS, **POET_VERSIONS, **LQR_VERSIONS, **SHARPOSE_VERSIONS}
+DENSE_VERSIONS: dict[str, list[str]] = {
+    "QueryPose-Dense, all stages": [*DENSE, "MODEL.QUERYPOSE.KEYPOINT.NUM_STAGES", "2"],
+}
+VERSIONS = {
+    **ARCHITECTURES,
+    **QUERY_POSE_VERSIONS,
+    **DENSE_VERSIONS,
+    **POET_VERSIONS,
+    **LQR_VERSIONS,
+    **SHARPOSE_VERSIONS,
+}
 """Overrides of every version of every meta-architecture that is worth a test of its own."""
 
 

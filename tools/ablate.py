@@ -2,7 +2,8 @@
 """Trains the rows of an ablation table, and writes one table with their metrics beside those of the paper.
 
     python tools/ablate.py configs/ablations/table2a.yaml --dry-run
-    python tools/ablate.py configs/ablations/table2a.yaml --base configs/quickstart.yaml --max-iter 2000 --jobs 2
+    python tools/ablate.py configs/ablations/lqr/table2.yaml --dry-run --image-size 512x512 MODEL.LQR.FLIP_TEST False
+    python tools/ablate.py configs/ablations/table2a.yaml --base configs/querypose/querypose_tiny.yaml --max-iter 2000
     python tools/ablate.py configs/ablations/table2d.yaml --cluster slurm --partition gpu --gpus-per-node 8
     python tools/ablate.py configs/quickstart.yaml my/other.yaml --output output/compared
 
@@ -31,11 +32,13 @@ from querypose.analysis.ablation import Ablation
 from querypose.analysis.ablation_jobs import Cluster
 from querypose.analysis.ablation_runs import plan_runs
 from querypose.analysis.ablation_table import read_ablation
+from querypose.analysis.complexity import parse_image_size
 from querypose.config import add_import_argument
 from querypose.engine import report_user_errors
 
 FAILED_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
+_MAX_HOURS = 24 * 366
 TRAIN_NET = Path(__file__).resolve().with_name("train_net.py")
 
 
@@ -68,6 +71,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--output", type=Path, metavar="DIR", help="folder for all files (default: output/ablations/NAME)"
     )
     parser.add_argument("--dry-run", action="store_true", help="build every row, print parameters and GFLOPs, and end")
+    parser.add_argument(
+        "--image-size", type=parse_image_size, metavar="HxW",
+        help="of the image that GFLOPs are counted on (default: that of a 480x640 photo, resized for testing)",
+    )  # fmt: skip
     where = parser.add_argument_group("where rows train")
     where.add_argument("--cluster", choices=("local", "slurm"), default="local", help="default: %(default)s")
     where.add_argument(
@@ -76,13 +83,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "they share the cores of a machine",
     )  # fmt: skip
     where.add_argument(
-        "--gpus-per-node", type=int, metavar="N",
+        "--gpus-per-node", type=not_negative, metavar="N",
         help="GPUs of a row, all on one machine; 0 trains on the CPU (default: 1 where torch sees a GPU and on SLURM)",
     )  # fmt: skip
     where.add_argument("--partition", metavar="NAME", help="of SLURM")
     where.add_argument("--cpus", type=positive, metavar="N", help="CPU cores of a row on SLURM")
     where.add_argument(
-        "--timeout", type=float, default=24.0, metavar="HOURS",
+        "--timeout", type=hours, default=24.0, metavar="HOURS",
         help="of a job on SLURM; a row that takes longer saves and goes on in another job (default: %(default)g)",
     )  # fmt: skip
     where.add_argument(
@@ -108,6 +115,20 @@ def positive(text: str) -> int:
     return value
 
 
+def not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is less than 0")
+    return value
+
+
+def hours(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= _MAX_HOURS:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {_MAX_HOURS} (a year)")
+    return value
+
+
 def seeds(text: str) -> list[int]:
     values = [int(part) for part in text.split(",")]
     if len(set(values)) < len(values) or min(values) < 0:
@@ -120,13 +141,17 @@ def parameter(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: the value is not valid YAML") from error
 
 
 def visible_gpus() -> list[int]:
     """The GPUs that this process may use, as CUDA numbers them."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return [int(index) for index in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if all(index.strip().isdecimal() for index in visible):  # else it is not set, or names GPUs by their UUIDs
+        return [int(index) for index in visible]
     return list(range(torch.cuda.device_count()))
 
 
@@ -163,7 +188,7 @@ def main(arguments: argparse.Namespace) -> int:
         table, output, max_iter=arguments.max_iter, seeds=arguments.seeds, overrides=[*device, *arguments.opts],
         imports=arguments.imports,
     )  # fmt: skip
-    ablation = Ablation(table, output, runs)
+    ablation = Ablation(table, output, runs, arguments.image_size)
     if arguments.dry_run:
         print(ablation.dry_run())
         return 0
@@ -176,11 +201,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parsed_arguments = parse_arguments()
     with report_user_errors("ablate.py"):
         try:
-            exit_code = main(parsed_arguments)
+            sys.exit(main(parse_arguments()))
         except KeyboardInterrupt:
             print("\nInterrupted. To go on, run the same command again.", file=sys.stderr)
-            exit_code = INTERRUPTED_EXIT_CODE
-    sys.exit(exit_code)
+            sys.exit(INTERRUPTED_EXIT_CODE)

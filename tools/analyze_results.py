@@ -22,8 +22,9 @@ from querypose.config import add_import_argument, load_config
 from querypose.d2 import MetadataCatalog
 from querypose.data import register_custom_datasets
 from querypose.data.datasets import dataset_annotations
+from querypose.data.results import read_results
 from querypose.engine import report_user_errors
-from querypose.evaluation import read_detections, read_json, write_json
+from querypose.evaluation import detections_of, require_persons, write_json
 from querypose.evaluation.error_analysis import KINDS, ErrorAnalysis, analyze_errors
 from querypose.evaluation.oks import person_areas
 from querypose.skeleton import skeleton_of_datasets
@@ -77,9 +78,10 @@ def _number(value: Any, digits: int = 1) -> str:
 
 def main(arguments: argparse.Namespace) -> None:
     register_custom_datasets(load_config(arguments.config_file, imports=arguments.imports))
-    skeleton_of_datasets([arguments.dataset])
+    skeleton = skeleton_of_datasets([arguments.dataset])
     annotations = dataset_annotations(arguments.dataset).require_sound()
-    detections = read_detections(read_json(arguments.results), annotations, arguments.results)
+    require_persons(annotations)
+    detections = detections_of(read_results(arguments.results, skeleton), annotations)
     areas_N = person_areas(annotations, MetadataCatalog.get(arguments.dataset).evaluator_type)
     analysis = analyze_errors(annotations, detections, areas_N)
     print(tables(analysis))
@@ -89,6 +91,5 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("analyze_results.py"):
-        main(parsed)
+        main(parse_arguments())

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +21,10 @@ from typing import Any
 
 from PIL import Image
 
-from querypose.data.image_io import READ_ERRORS, ImageReadError
+from querypose.data.image_io import ImageReadError, read_image_size
 from querypose.deployment import ImagePoses, PoseEstimator, load
-from querypose.deployment.results import MissingPackageError, import_or_explain
+from querypose.deployment.results import import_or_explain
 from querypose.engine import report_user_errors
-from querypose.engine.errors import USER_ERROR_EXIT_CODE
 
 NO_MODEL = "none"
 _logger = logging.getLogger("querypose.app")
@@ -70,11 +68,7 @@ class App:
             raise gradio.Error("The photo cannot be used. The log of the server says why.") from None
 
     def _check_size(self, photo: str) -> None:
-        try:
-            with Image.open(photo) as image:
-                width, height = image.size
-        except READ_ERRORS as error:
-            raise ImageReadError("It is no image", "send a JPEG or PNG file") from error
+        height, width = read_image_size(photo)
         if width * height > self.max_pixels:
             raise ImageReadError("It is too large", f"send one of at most {self.max_pixels:,} pixels")
 
@@ -145,10 +139,5 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("app.py"):
-        try:
-            main(parsed)
-        except MissingPackageError as problem:
-            print(f"app.py: error: {problem}", file=sys.stderr)
-            sys.exit(USER_ERROR_EXIT_CODE)
+        main(parse_arguments())

@@ -23,9 +23,11 @@ from pathlib import Path
 from querypose.analysis.benchmark import run_benchmark
 from querypose.analysis.benchmark_report import format_benchmark, format_comparison
 from querypose.analysis.benchmark_subjects import SUBJECTS, Workload
+from querypose.analysis.complexity import parse_image_size
 from querypose.config import ConfigError, add_import_argument, add_row_argument
+from querypose.data.json_files import read_json
 from querypose.engine import report_user_errors
-from querypose.evaluation import read_json, write_json
+from querypose.evaluation import write_json
 
 DEFAULT = ("complexity", "train", "inference")
 FAILED_EXIT_CODE = 1
@@ -62,7 +64,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="images of a step (default: 2 in training, 1 in inference, SOLVER.IMS_PER_BATCH in loading)",
     )  # fmt: skip
     parser.add_argument(
-        "--image-size", type=size, default=(800, 1066), metavar="HxW", help="of random images (default: 800x1066)"
+        "--image-size",
+        type=parse_image_size,
+        default=(800, 1066),
+        metavar="HxW",
+        help="of random images (default: 800x1066)",
     )
     parser.add_argument(
         "--persons", type=positive, default=4, metavar="N", help="in every random image (default: %(default)s)"
@@ -85,11 +91,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value
-
-
-def size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    return positive(height), positive(width)
 
 
 def make_variants(arguments: argparse.Namespace) -> dict[str, Workload]:
@@ -140,7 +141,5 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("benchmark.py"):
-        exit_code = main(parsed)
-    sys.exit(exit_code)
+        sys.exit(main(parse_arguments()))

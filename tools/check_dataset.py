@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from querypose.config import ConfigError, add_import_argument, load_config
+from querypose.config import add_import_argument, load_config
 from querypose.data import DatasetError, register_custom_datasets
 from querypose.data.image_checks import ImageDepth
 from querypose.data.problems import Problem, errors_of, summarize
@@ -40,26 +40,29 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output", type=Path, metavar="PROBLEMS.json", help="write the full list to this file")
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="of each kind of problem (default: 3)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings too")
-    parser.add_argument("--threads", type=int, help="threads that read images (default: one a core)")
+    parser.add_argument("--threads", type=positive, help="threads that read images (default: one a core)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys of the config")
     return parser.parse_args(arguments)
 
 
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    with report_user_errors("check_dataset.py"):
-        try:
-            cfg = load_config(options.config_file, options.opts, options.imports)
-        except FileNotFoundError as error:
-            raise ConfigError(f"--config-file: {error}") from error
-        register_custom_datasets(cfg)
-        train = options.dataset or list(cfg.DATASETS.TRAIN)
-        test = [] if options.dataset else list(cfg.DATASETS.TEST)
-        if not [*train, *test]:
-            raise DatasetError("No dataset is named: give --dataset NAME, or a --config-file with DATASETS.TRAIN.")
-        problems = validate_datasets(
-            train, test, options.images, cfg.TEST.METRICS, num_threads=options.threads, show_progress=True
-        )
+    cfg = load_config(options.config_file, options.opts, options.imports)
+    register_custom_datasets(cfg)
+    train = options.dataset or list(cfg.DATASETS.TRAIN)
+    test = [] if options.dataset else list(cfg.DATASETS.TEST)
+    if not [*train, *test]:
+        raise DatasetError("No dataset is named: give --dataset NAME, or a --config-file with DATASETS.TRAIN.")
+    problems = validate_datasets(
+        train, test, options.images, cfg.TEST.METRICS, num_threads=options.threads, show_progress=True
+    )
     errors = errors_of(problems)
     for line in summarize(problems, options.examples):
         print(line)
@@ -77,4 +80,5 @@ def write_problems(path: Path, problems: Sequence[Problem]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with report_user_errors("check_dataset.py"):
+        sys.exit(main())

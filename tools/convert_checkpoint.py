@@ -38,13 +38,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    with report_user_errors("convert_checkpoint.py"):
-        cfg = load_config(arguments.config_file, arguments.opts, arguments.imports, row=arguments.row)
-        converted = convert_state_dict(arguments.kind, load_state_dict_file(arguments.input), cfg)
-        save_model(converted, arguments.output)
+    cfg = load_config(arguments.config_file, arguments.opts, arguments.imports, row=arguments.row)
+    converted = convert_state_dict(arguments.kind, load_state_dict_file(arguments.input), cfg)
+    save_model(converted, arguments.output)
     num_values = sum(value.numel() for value in converted.values())
     print(f"Wrote {len(converted)} entries, {num_values:,} values, to {arguments.output}.")
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors("convert_checkpoint.py"):
+        main()

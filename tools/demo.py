@@ -6,10 +6,13 @@
     python tools/demo.py --config-file F --input walk.mp4 --output walk_poses.mp4 …
     python tools/demo.py --config-file F --input webcam --output me.mp4 …          (until Ctrl-C)
     python tools/demo.py --config-file configs/sharpose/sharpose_base_256x192.yaml --input photos/ --output out/ \
-        --detector fasterrcnn_resnet50_fpn_v2 --patches …
+        --detector fasterrcnn_resnet50_fpn_v2 --attention …
 
 A model that is fed crops of persons (SHaRPose) needs their boxes: --boxes or --detector; without them the whole image
 is taken for the box of one person.
+
+--attention also draws what the model looked at, whatever the model has to show: attention, boxes, points, patches, a
+row a stage and a picture a pose, and an animation of the poses from stage to stage.
 
 An image that cannot be read is named and skipped. Exit code: 0 all inputs drawn, 1 some were skipped, 2 nothing could
 be done. Videos and cameras need OpenCV: pip install opencv-python-headless
@@ -39,8 +42,10 @@ from querypose.engine.person_detection import FindPersons, boxes_of_file, detect
 from querypose.engine.predictor import PosePredictor
 from querypose.engine.setup import available_cores
 from querypose.evaluation import dataset_category_ids, instances_to_results
+from querypose.progress import progress
 from querypose.skeleton import Skeleton, skeleton_of_datasets
 from querypose.visualization import draw_poses, drawn_visibilities
+from querypose.visualization.explanation import draw_explanation, draw_stages
 from querypose.visualization.media import (
     MediaError,
     VideoReader,
@@ -48,12 +53,11 @@ from querypose.visualization.media import (
     is_video,
     list_images,
     output_paths,
+    save_animation,
     save_image,
 )
-from querypose.visualization.patches import draw_patches
 
 SKIPPED_EXIT_CODE = 1
-UNUSABLE_EXIT_CODE = 2
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -83,17 +87,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument(
         "--detector", metavar="D",
         help="what finds persons for a model that is fed crops: the YAML file of a model here that predicts boxes, or "
-        "a detector of torchvision, such as fasterrcnn_resnet50_fpn_v2, whose weights are downloaded",
+        "a detector of torchvision, such as fasterrcnn_resnet50_fpn_v2",
     )  # fmt: skip
-    parser.add_argument("--detector-weights", default="", metavar="FILE", help="checkpoint of a --detector of YAML")
+    parser.add_argument(
+        "--detector-weights", default="", metavar="FILE",
+        help="checkpoint of the --detector; those of torchvision's are downloaded where none is named",
+    )  # fmt: skip
     parser.add_argument(
         "--box-threshold", type=float, default=0.5, metavar="T",
         help="least score of a box of --boxes or --detector (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--patches", action="store_true",
-        help="of a model that sees parts of a crop finely (SHaRPose), also draw which: one picture a person, beside "
-        "the image's",
+        "--attention", type=int, nargs="?", const=3, default=0, metavar="N",
+        help="also draw what led to the N best poses of an image (of a crop: to its pose), stage by stage, as pictures "
+        "and as an animation (GIF), beside the image's (default of N: %(const)s)",
     )  # fmt: skip
     parser.add_argument(
         "--results-json", type=Path, metavar="FILE",
@@ -143,7 +150,6 @@ class Demo:
         datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
         self.skeleton: Skeleton = skeleton_of_datasets(datasets)
         self.category_ids = dataset_category_ids(datasets[0])
-        self.channel_order: str = cfg.INPUT.FORMAT
         self.threshold: float = arguments.confidence_threshold
         self.with_boxes: bool = arguments.draw_boxes
         self.write = write
@@ -161,7 +167,7 @@ class Demo:
         self.predictor = PosePredictor(cfg)
 
     def draw(
-        self, image: NDArray[np.uint8], image_id: int, file_name: str, patches_path: Path | None = None
+        self, image: NDArray[np.uint8], image_id: int, file_name: str, attention: tuple[Path, int] | None = None
     ) -> NDArray[np.uint8]:
         """The image with its poses; all of them go to the results, where there is a file for them.
 
@@ -169,10 +175,10 @@ class Demo:
             image: (H, W, 3) RGB.
             image_id: for the results.
             file_name: of the image.
-            patches_path: gets the pictures of the patches, with the number of the person at the end of its name.
+            attention: where what led to the poses is drawn, a folder and a beginning of file names, and of how many.
 
         Raises:
-            MediaError: the model does not select patches.
+            MediaError: the model has nothing of the kind to show.
         """
         boxes = scores = None
         if self.find_persons is not None:
@@ -180,8 +186,8 @@ class Demo:
             if len(boxes) == 0:
                 return image
         instances = self.predictor(image, boxes, scores)
-        if patches_path is not None:
-            self._draw_patches(image, boxes, instances, patches_path)
+        if attention is not None:
+            self._draw_attention(image, boxes, *attention)
         if self.write is not None:
             results = instances_to_results(instances, image_id, self.category_ids, self.skeleton)
             self.write({**result, "file_name": file_name} for result in results)
@@ -197,19 +203,18 @@ class Demo:
             boxes=shown.pred_boxes.tensor.numpy() if self.with_boxes and shown.has("pred_boxes") else None,
         )
 
-    def _draw_patches(
-        self, image: NDArray[np.uint8], boxes: NDArray[np.floating] | None, instances: Instances, path: Path
+    def _draw_attention(
+        self, image: NDArray[np.uint8], boxes: NDArray[np.floating] | None, path: Path, num_poses: int
     ) -> None:
-        if not instances.has("refined_patches"):
-            raise MediaError("--patches is for models that see parts of a crop finely: SHaRPose.")
-        for index, sample in enumerate(self.predictor.samples(image, boxes)):
-            crop = sample["image"].permute(1, 2, 0).numpy()
-            picture = draw_patches(
-                crop if self.channel_order == "RGB" else crop[:, :, ::-1],
-                instances.patch_relevance[index].numpy(),
-                instances.refined_patches[index].numpy(),
-            )
-            save_image(path.with_name(f"{path.stem}_{index + 1}{path.suffix}"), picture)
+        explained = self.predictor.explain(image, boxes, num_poses)
+        for number, (picture, layers) in enumerate(explained, start=1):
+            if not layers:
+                raise MediaError("--attention: this model does not say what it looked at; see PoseModel.explain.")
+            of_crop = f"_crop_{number}" if len(explained) > 1 else ""
+            for name, drawn in draw_explanation(picture, layers, self.skeleton).items():
+                save_image(path.with_name(f"{path.name}{of_crop}_{name}.png"), drawn)
+            if frames := draw_stages(picture, layers, self.skeleton):
+                save_animation(path.with_name(f"{path.name}{of_crop}_stages.gif"), frames)
 
 
 def image_ids(images: Sequence[Path]) -> list[int]:
@@ -220,25 +225,25 @@ def image_ids(images: Sequence[Path]) -> list[int]:
     return list(range(1, len(images) + 1))
 
 
-def draw_images(demo: Demo, images: Sequence[Path], outputs: Sequence[Path], patches: bool) -> int:
-    """Draws every image, and the patches of its persons; returns how many had to be skipped."""
+def draw_images(demo: Demo, images: Sequence[Path], outputs: Sequence[Path], attention: int) -> int:
+    """Draws every image, and what led to the `attention` best poses of it; returns how many had to be skipped."""
     skipped = 0
     items = zip(images, outputs, image_ids(images), strict=True)
-    for path, output, image_id in tqdm(items, total=len(images), unit="image", desc="poses"):
+    for path, output, image_id in progress(items, "poses", total=len(images)):
         try:
             image = read_image(path)
         except ImageReadError as error:
             tqdm.write(f"skipped: {error}", file=sys.stderr)
             skipped += 1
             continue
-        patches_path = output.with_name(f"{output.stem}_patches.png") if patches else None
-        save_image(output, demo.draw(image, image_id, str(path), patches_path))
+        led = (output.with_name(f"{output.stem}_attention"), attention) if attention else None
+        save_image(output, demo.draw(image, image_id, str(path), led))
     return skipped
 
 
 def draw_video(demo: Demo, reader: VideoReader, source: str, output: Path) -> None:
     with VideoWriter(output, reader.fps) as writer, contextlib.suppress(KeyboardInterrupt):
-        frames = tqdm(reader, total=reader.num_frames, unit="frame", desc="poses")
+        frames = progress(reader, "poses", total=reader.num_frames, unit="frame")
         for number, frame in enumerate(frames, start=1):
             writer.write(demo.draw(frame, number, source))
 
@@ -250,8 +255,8 @@ def main(arguments: argparse.Namespace) -> int:
     output: Path = arguments.output
     skipped = 0
     if any(map(is_video, sources)):
-        if arguments.patches:
-            raise MediaError("--patches draws those of images, not of a video.")
+        if arguments.attention:
+            raise MediaError("--attention draws that of images, not of a video.")
         if len(sources) > 1:
             raise MediaError(
                 f"--input names a video or camera and {len(sources) - 1} more inputs. Give one video or camera alone."
@@ -268,18 +273,12 @@ def main(arguments: argparse.Namespace) -> int:
         images = list_images(sources)
         outputs = output_paths(images, output)
         with results_file(arguments.results_json) as write:
-            skipped = draw_images(Demo(arguments, write), images, outputs, arguments.patches)
+            skipped = draw_images(Demo(arguments, write), images, outputs, arguments.attention)
         drawn = f"{len(images) - skipped} of {len(images)} images to {output}"
     print(f"Poses drawn: {drawn}" + (f"; {skipped} images could not be read." if skipped else "."))
     return SKIPPED_EXIT_CODE if skipped else 0
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("demo.py"):
-        try:
-            exit_code = main(parsed)
-        except MediaError as problem:
-            print(f"demo.py: error: {problem}", file=sys.stderr)
-            exit_code = UNUSABLE_EXIT_CODE
-    sys.exit(exit_code)
+        sys.exit(main(parse_arguments()))

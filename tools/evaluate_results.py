@@ -15,8 +15,18 @@ from collections.abc import Sequence
 
 from querypose.config import add_import_argument, load_config
 from querypose.data import read_annotations
+from querypose.data.problems import errors_of
+from querypose.data.results import read_results
+from querypose.data.validation import check_flips
 from querypose.engine import report_user_errors
-from querypose.evaluation import METRIC_REGISTRY, find_metric, format_metrics, read_detections, read_json
+from querypose.evaluation import (
+    METRIC_REGISTRY,
+    detections_of,
+    find_metric,
+    format_metrics,
+    require_persons,
+    require_usable,
+)
 from querypose.skeleton import BUILTIN_SKELETONS, Skeleton, SkeletonError
 
 
@@ -47,7 +57,7 @@ def find_skeleton(name: str, config_file: str | None, imports: Sequence[str] = (
     """The skeleton of that name, of the config or built in.
 
     Raises:
-        SkeletonError: there is none.
+        SkeletonError: there is none, or its flips are wrong.
     """
     skeletons = dict(BUILTIN_SKELETONS)
     for entry in load_config(config_file, imports=imports).DATASETS.SKELETONS:
@@ -56,6 +66,8 @@ def find_skeleton(name: str, config_file: str | None, imports: Sequence[str] = (
     if name not in skeletons:
         hint = "" if config_file else " For one of your own, name its YAML file: --config-file F."
         raise SkeletonError(f"There is no skeleton {name!r}; known: {', '.join(skeletons)}.{hint}")
+    if errors := errors_of(check_flips(skeletons[name])):
+        raise SkeletonError(errors[0].message)
     return skeletons[name]
 
 
@@ -63,8 +75,10 @@ def main(arguments: argparse.Namespace) -> None:
     skeleton = find_skeleton(arguments.skeleton, arguments.config_file, arguments.imports)
     metric = find_metric(arguments.metric, "--metric")
     annotations = read_annotations(arguments.annotations, None, skeleton).require_sound()
-    results = read_json(arguments.results)
-    metrics = metric(annotations, read_detections(results, annotations, arguments.results))
+    require_persons(annotations)
+    require_usable(annotations, [metric])
+    results = read_results(arguments.results, skeleton)
+    metrics = metric(annotations, detections_of(results, annotations))
     print(
         format_metrics(
             metrics,
@@ -75,6 +89,5 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("evaluate_results.py"):
-        main(parsed)
+        main(parse_arguments())

@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from querypose.config import add_import_argument
 from querypose.config.imports import import_modules
 from querypose.deployment import read_package
-from querypose.deployment.onnx_export import ExportError, export_onnx
-from querypose.deployment.results import MissingPackageError
+from querypose.deployment.onnx_export import export_onnx
 from querypose.deployment.web_export import export_web
 from querypose.engine import report_user_errors
-from querypose.engine.errors import USER_ERROR_EXIT_CODE
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = ("safetensors", "onnx", "web")
@@ -64,10 +61,5 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("export.py"):
-        try:
-            main(parsed)
-        except (ExportError, MissingPackageError) as problem:
-            print(f"export.py: error: {problem}", file=sys.stderr)
-            sys.exit(USER_ERROR_EXIT_CODE)
+        main(parse_arguments())

@@ -49,7 +49,5 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("gpu_report.py"):
-        exit_code = main(parsed)
-    sys.exit(exit_code)
+        sys.exit(main(parse_arguments()))

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from querypose.config import add_import_argument
 from querypose.engine import report_user_errors
 from querypose.engine.replay import format_replay, replay
 
@@ -26,16 +27,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", type=Path, metavar="DUMP", help="folder of the dump, OUTPUT_DIR/dumps/iteration_N")
     parser.add_argument("--device", default="auto", help="where to run it: auto (default), cpu, cuda, cuda:N")
+    add_import_argument(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    with report_user_errors("replay.py"):
-        result = replay(options.dump, options.device)
-        print(format_replay(result))
+    result = replay(options.dump, options.device, options.imports)
+    print(format_replay(result))
     return 0 if result.is_reproduced else NOT_REPRODUCED_EXIT_CODE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with report_user_errors("replay.py"):
+        sys.exit(main())

@@ -32,6 +32,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--max-side", type=int, default=960, metavar="PIXELS", help="of the images (default: %(default)s)"
     )
+    parser.add_argument(
+        "--attention", type=int, nargs="?", const=4, default=0, metavar="N",
+        help="ask the last run's model_final.pth what it looked at in the N worst images (default of N: %(const)s)",
+    )  # fmt: skip
     add_import_argument(parser)
     parsed = parser.parse_args(arguments)
     if len(parsed.runs) > 2:
@@ -45,12 +49,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: argparse.Namespace) -> None:
     runs = [read_run(folder, arguments.imports) for folder in arguments.runs]
     page = write_report(
-        runs, arguments.output, dataset=arguments.dataset, num_images=arguments.num, max_side=arguments.max_side
+        runs,
+        arguments.output,
+        dataset=arguments.dataset,
+        num_images=arguments.num,
+        max_side=arguments.max_side,
+        num_explained=arguments.attention,
     )
     print(f"The report is {page.resolve()}")
 
 
 if __name__ == "__main__":
-    parsed_arguments = parse_arguments()
     with report_user_errors("report.py"):
-        main(parsed_arguments)
+        main(parse_arguments())

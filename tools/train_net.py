@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     with report_user_errors("train_net.py"):
         cfg = setup(args)
         if args.eval_only:
-            return PoseTrainer.evaluate_weights(cfg, resume=args.resume)
+            return PoseTrainer.evaluate_weights(cfg, resume=args.resume, random_weights=args.random_weights)
         trainer = PoseTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
@@ -38,10 +38,13 @@ def run() -> None:
     add_import_argument(parser)
     add_row_argument(parser)
     add_timeout_argument(parser)
+    parser.add_argument(
+        "--random-weights", action="store_true", help="with --eval-only: evaluate without MODEL.WEIGHTS, for a test"
+    )
     args = parser.parse_args()
-    with report_user_errors(parser.prog):
-        launch(main, args, timeout=timedelta(minutes=args.timeout))
+    launch(main, args, timeout=timedelta(minutes=args.timeout))
 
 
 if __name__ == "__main__":
-    run()
+    with report_user_errors("train_net.py"):
+        run()

@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from querypose.config import add_import_argument, load_config
 from querypose.d2 import CfgNode
@@ -24,8 +22,8 @@ from querypose.data import build_pipeline, register_custom_datasets
 from querypose.data.loading import Samples
 from querypose.data.training_order import Draw
 from querypose.engine import report_user_errors
-from querypose.skeleton import Skeleton, skeleton_of_datasets
-from querypose.visualization import draw_poses, image_grid
+from querypose.skeleton import skeleton_of_datasets
+from querypose.visualization import draw_sample, image_grid
 from querypose.visualization.media import save_image
 
 _OVERVIEW_CELL = (400, 320)
@@ -44,17 +42,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if options.num < 1:
         parser.error("--num must be 1 or more")
     return options
-
-
-def draw_sample(sample: dict[str, Any], skeleton: Skeleton, channel_order: str) -> NDArray[np.uint8]:
-    """The image of a sample with the boxes and keypoints of its instances, RGB (H, W, 3)."""
-    image = sample["image"].permute(1, 2, 0).numpy()
-    image = np.ascontiguousarray(image if channel_order == "RGB" else image[:, :, ::-1])
-    instances = sample["instances"]
-    keypoints = instances.gt_keypoints.tensor.numpy()
-    return draw_poses(
-        image, keypoints[:, :, :2], skeleton, boxes=instances.gt_boxes.tensor.numpy(), visibilities=keypoints[:, :, 2]
-    )
 
 
 def visualize(cfg: CfgNode, split: str, num: int, seed: int, output: Path) -> None:
@@ -79,11 +66,11 @@ def visualize(cfg: CfgNode, split: str, num: int, seed: int, output: Path) -> No
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    with report_user_errors("visualize_data.py"):
-        cfg = load_config(options.config_file, options.opts, options.imports)
-        register_custom_datasets(cfg)
-        visualize(cfg, options.split, options.num, options.seed, options.output)
+    cfg = load_config(options.config_file, options.opts, options.imports)
+    register_custom_datasets(cfg)
+    visualize(cfg, options.split, options.num, options.seed, options.output)
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors("visualize_data.py"):
+        main()

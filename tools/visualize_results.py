@@ -10,7 +10,6 @@ Writes overview.jpg (some images in one picture), one jpg per image, and with --
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from numpy.typing import NDArray
 
 from querypose.config import add_import_argument, load_config
 from querypose.d2 import MetadataCatalog
-from querypose.data import load_datasets, read_image, register_custom_datasets
+from querypose.data import dataset_annotations, load_datasets, read_image, register_custom_datasets
+from querypose.data.results import read_results
 from querypose.engine import report_user_errors
-from querypose.evaluation import read_json
+from querypose.evaluation import Poses, detections_of
 from querypose.skeleton import Skeleton, skeleton_of_datasets
 from querypose.visualization import draw_poses, drawn_visibilities, image_grid
 from querypose.visualization.charts import plot_metrics
@@ -49,20 +49,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
-def draw_results(
-    image: NDArray[np.uint8], results: Sequence[dict[str, Any]], skeleton: Skeleton, threshold: float
-) -> NDArray[np.uint8]:
-    shown = [result for result in results if result["score"] >= threshold]
-    keypoints_NK3 = np.array([result["keypoints"] for result in shown], dtype=np.float64)
-    keypoints_NK3 = keypoints_NK3.reshape(-1, skeleton.num_keypoints, 3)
-    has_visibilities = bool(shown) and all("visibilities" in result for result in shown)
+def draw_results(image: NDArray[np.uint8], poses: Poses, skeleton: Skeleton, threshold: float) -> NDArray[np.uint8]:
+    shown = poses[poses.scores >= threshold]
     return draw_poses(
         image,
-        keypoints_NK3[:, :, :2] + _PIXEL_CENTER,
+        shown.keypoints[:, :, :2] + _PIXEL_CENTER,
         skeleton,
-        keypoint_scores=keypoints_NK3[:, :, 2],
-        scores=[result["score"] for result in shown],
-        visibilities=drawn_visibilities([result["visibilities"] for result in shown]) if has_visibilities else None,
+        keypoint_scores=shown.keypoints[:, :, 2],
+        scores=shown.scores,
+        visibilities=None if shown.visibilities is None else drawn_visibilities(shown.visibilities),
     )
 
 
@@ -78,20 +73,24 @@ def main(arguments: argparse.Namespace) -> None:
     register_custom_datasets(load_config(arguments.config_file, imports=arguments.imports))
     skeleton = skeleton_of_datasets([arguments.dataset])
     records = load_datasets([arguments.dataset])
-    results_of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for result in read_json(arguments.results):
-        results_of_image[result["image_id"]].append(result)
+    annotations = dataset_annotations(arguments.dataset)
+    detections = detections_of(read_results(arguments.results, skeleton), annotations)
     chosen = np.unique(np.linspace(0, len(records) - 1, min(max(1, arguments.num), len(records))).round().astype(int))
-    pictures, titles = [], []
-    for record in (records[index] for index in chosen):
+    pictures, titles, written = [], [], {"overview.jpg"}
+    for index in chosen.tolist():
+        record = records[index]
         image = read_image(record["file_name"])
-        sides = [draw_results(image, results_of_image[record["image_id"]], skeleton, arguments.confidence_threshold)]
+        sides = [draw_results(image, detections.of_image(index), skeleton, arguments.confidence_threshold)]
         names = ["predictions"]
         if "annotations" in record:
             sides.append(draw_annotations(image, record["annotations"], skeleton))
             names.append("ground truth")
         picture = image_grid(sides, columns=len(sides), titles=names)
-        save_image(arguments.output / f"{Path(record['file_name']).stem}.jpg", picture)
+        name = f"{Path(record['file_name']).stem}.jpg"
+        if name in written:  # of another folder, or another format
+            name = f"{Path(name).stem}-{record['image_id']}.jpg"
+        written.add(name)
+        save_image(arguments.output / name, picture)
         pictures += sides
         titles += names
     per_row = len(pictures) // len(chosen)
@@ -105,6 +104,5 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parsed = parse_arguments()
     with report_user_errors("visualize_results.py"):
-        main(parsed)
+        main(parse_arguments())

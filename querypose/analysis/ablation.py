@@ -24,17 +24,26 @@ class Ablation:
         table: the rows.
         output: the folder.
         runs: of `plan_runs`.
+        image_size: height and width of the image that operations are counted on, as in `measure_complexity`.
     """
 
-    def __init__(self, table: AblationTable, output: Path, runs: Sequence[AblationRun]) -> None:
+    def __init__(
+        self,
+        table: AblationTable,
+        output: Path,
+        runs: Sequence[AblationRun],
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
         self.table = table
         self.output = output
         self.runs = list(runs)
+        self.image_size = image_size
 
     @cached_property
     def complexities(self) -> dict[str, Complexity]:
         """Parameters and GFLOPs by name of the row; every row is built for it."""
-        return {run.row.name: measure_complexity(run.cfg) for run in {run.row.name: run for run in self.runs}.values()}
+        runs = {run.row.name: run for run in self.runs}
+        return {name: measure_complexity(run.cfg, image_size=self.image_size) for name, run in runs.items()}
 
     def dry_run(self) -> str:
         return dry_run_table(self.table, self.complexities)

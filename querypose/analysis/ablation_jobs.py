@@ -24,6 +24,7 @@ from querypose.analysis.training_job import Training
 from querypose.config import ConfigError
 from querypose.engine.setup import available_cores
 from querypose.engine.stop_signal import STOPPED_EXIT_CODE
+from querypose.progress import progress_bar
 
 _LOG_LINES_SHOWN = 5
 _MAX_REQUEUES = 1000
@@ -150,6 +151,7 @@ class AblationJobs:
         self, waiting: deque[AblationRun], active: list[tuple[AblationRun, Any, Any]], free: Sequence[Any] = ()
     ) -> None:
         free = list(free)
+        bar = progress_bar("trainings", total=len(waiting) + len(active), unit="training")
         try:
             while waiting or active:
                 while waiting and free:
@@ -164,9 +166,12 @@ class AblationJobs:
                     run, job, executor = entry
                     free.append(executor)
                     self._end(run, job)
+                    bar.update()
         except BaseException:
             self._stop(active)
             raise
+        finally:
+            bar.close()
 
     def _submit_all(self, runs: Sequence[AblationRun], executor: Any) -> list[tuple[AblationRun, Any, Any]]:
         """One array of jobs on SLURM, of the runs that no job of an earlier command trains, has or is to train."""

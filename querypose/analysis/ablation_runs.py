@@ -6,7 +6,6 @@ once it has finished, `seed_1.json` (its metrics).
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,10 +15,13 @@ from typing import Any
 import yaml
 
 from querypose.analysis.ablation_table import AblationRow, AblationTable
-from querypose.config import ConfigError, flatten, get_cfg
+from querypose.config import ConfigError, flatten, get_cfg, is_finite, is_integer
+from querypose.config.merging import read_yaml
 from querypose.d2 import CfgNode
 from querypose.data import register_custom_datasets
+from querypose.data.json_files import read_json
 from querypose.evaluation import write_json
+from querypose.paths import short
 from querypose.visualization.charts import Curve, read_metrics
 
 # They may differ between a run and its continuation.
@@ -56,6 +58,34 @@ class RunResult:
             ap_curve=[(iteration + 1, value) for iteration, value in curves.get(f"{prefix}AP", [])],
         )
 
+    @classmethod
+    def read(cls, file: Path) -> RunResult:
+        """From the json that `AblationRun.finish` wrote.
+
+        Raises:
+            JsonError, ConfigError: it is damaged.
+        """
+        content = read_json(file)
+        is_of_numbers = {
+            "iteration": is_integer,
+            "seconds_per_step": lambda value: value is None or is_finite(value),
+            "metrics": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+            "ap_curve": lambda value: (
+                isinstance(value, list)
+                and all(isinstance(point, list) and len(point) == 2 and all(map(_is_number, point)) for point in value)
+            ),
+        }
+        if not isinstance(content, dict) or content.keys() != is_of_numbers.keys():
+            raise ConfigError(f"{file} is not the result of a training; delete it, and the row goes on.")
+        for name, is_allowed in is_of_numbers.items():
+            if not is_allowed(content[name]):
+                raise ConfigError(f"{file}: {name} is {short(content[name])}; delete the file, and the row goes on.")
+        return cls(**{**content, "ap_curve": [(iteration, value) for iteration, value in content["ap_curve"]]})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)  # a metric may be NaN
+
 
 @dataclass(frozen=True)
 class AblationRun:
@@ -83,7 +113,12 @@ class AblationRun:
         return self.file(".json").is_file()
 
     def result(self) -> RunResult:
-        return RunResult(**json.loads(self.file(".json").read_text(encoding="utf-8")))
+        """What a finished training has come to.
+
+        Raises:
+            ConfigError: its file is damaged.
+        """
+        return RunResult.read(self.file(".json"))
 
     def progress(self) -> RunResult:
         """What a running or finished training has written so far."""
@@ -109,7 +144,7 @@ class AblationRun:
             return
         # A key that was added to the project since then had its default.
         defaults = dict(flatten(get_cfg()))
-        begun = {**defaults, **dict(flatten(yaml.safe_load(self.file(".yaml").read_text(encoding="utf-8"))))}
+        begun = {**defaults, **dict(flatten(read_yaml(self.file(".yaml"))))}
         present = dict(flatten(yaml.safe_load(self.cfg.dump())))
         changed = [key for key in present if key not in _FREE_KEYS and present[key] != begun.get(key)]
         if changed:
@@ -171,7 +206,7 @@ def budget_overrides(cfg: CfgNode, max_iter: int) -> list[Any]:
     return [
         "SOLVER.MAX_ITER", max_iter,
         "SOLVER.MAX_MINUTES", 0.0,
-        "SOLVER.STEPS", [int(step * max_iter // length) for step in steps],
+        "SOLVER.STEPS", [max(1, int(step * max_iter // length)) for step in steps],
         "SOLVER.WARMUP_ITERS", min(solver.WARMUP_ITERS, tenth),
         "SOLVER.CHECKPOINT_PERIOD", min(solver.CHECKPOINT_PERIOD or tenth, tenth),
     ]  # fmt: skip

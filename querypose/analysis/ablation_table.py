@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from querypose.config import ConfigError, flatten, load_config, read_table
+from querypose.config.merging import read_yaml
 from querypose.d2 import CfgNode
 
 
@@ -86,11 +85,6 @@ def read_ablation(files: Sequence[str | Path], base: str | Path | None = None) -
 def _row_of_config(path: Path, base: str | Path | None) -> AblationRow:
     if base is None:
         return AblationRow(path.stem, path.stem, path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys.")
+    content = read_yaml(path)
     content.pop("_BASE_", None)
     return AblationRow(path.stem, path.stem, Path(base), tuple(part for pair in flatten(content) for part in pair))

@@ -26,11 +26,13 @@ from querypose.data import register_custom_datasets
 from querypose.engine import PoseTrainer
 from querypose.engine.predictor import PosePredictor
 from querypose.engine.progress import peak_memory
+from querypose.engine.schedule import with_iterations
 from querypose.engine.setup import prepare_process
 from querypose.modeling import PoseModel
 from querypose.modeling.pose_model import Batch
 
 NUM_BATCHES = 4
+EPOCH = 1000.0
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,11 @@ class TrainingSubject(Subject):
     """One iteration of the trainer. Parts: those of the forward pass, backward, and update: clipping and optimizer."""
 
     def __init__(self, workload: Workload) -> None:
-        cfg = _prepared(workload, batch_size=2)
+        # Without data an epoch has no length; this one is longer than any measurement.
+        cfg = with_iterations(_prepared(workload, batch_size=2), EPOCH)
         cfg.LOG_PERIOD = 10**9  # logging is not what is measured
         cfg.DATASETS.CHECK = "off"
+        cfg = with_iterations(cfg, epoch=1.0)  # nor how long the training would last
         self._trainer = _TrainerWithoutData(cfg)
         self._trainer.resume_or_load(resume=False)
         self._trainer.model.train()

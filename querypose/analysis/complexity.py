@@ -7,6 +7,7 @@ element-wise operations, normalization, resizing and RoIAlign, which hold little
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def measure_complexity(cfg: CfgNode, *, image_size: tuple[int, int] | None = Non
     Args:
         cfg: the config; its datasets are registered.
         image_size: height and width of the image in pixels; by default those of a 480x640 photo, resized as the
-            config does it for testing.
+            config does it for testing. A model of crops has a size of its own.
         depth: how many names of a module's path tell parts apart.
     """
     cfg = cfg.clone()
@@ -71,10 +72,24 @@ def measure_complexity(cfg: CfgNode, *, image_size: tuple[int, int] | None = Non
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.BACKBONE.PRETRAINED = False
     model: PoseModel = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-    image_size = image_size or image_size_for_testing(cfg)
+    height, width = model.example_batch(image_size or image_size_for_testing(cfg))[0]["image"].shape[1:]
     return Complexity(
-        parameters=count_parameters(model, depth), flops=count_flops(model, image_size, depth), image_size=image_size
+        parameters=count_parameters(model, depth),
+        flops=count_flops(model, (height, width), depth),
+        image_size=(height, width),
     )
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Height and width of `HxW`, for a command line.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) > 0 and int(width) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size in pixels, such as 480x640: height x width")
+    return int(height), int(width)
 
 
 def image_size_for_testing(cfg: CfgNode, photo_size: tuple[int, int] = PHOTO_SIZE) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from querypose.analysis.report_attention import attention_entries
 from querypose.analysis.report_figures import curve_figures, error_figures
 from querypose.analysis.report_images import best_threshold, image_entries
 from querypose.analysis.runs import Run, common_names, config_rows
@@ -20,18 +21,25 @@ from querypose.d2 import MetadataCatalog, atomic_write
 from querypose.data import DatasetError, register_custom_datasets
 from querypose.data.coco import PoseAnnotations
 from querypose.data.datasets import dataset_annotations
-from querypose.evaluation import EvaluationError, read_detections, read_json
+from querypose.data.results import read_results
+from querypose.evaluation import EvaluationError, detections_of
 from querypose.evaluation.error_analysis import REPAIRS, ErrorAnalysis, analyze_errors
+from querypose.evaluation.evaluator import PICTURES_FOLDER
 from querypose.evaluation.oks import person_areas
 from querypose.evaluation.resampling import PrecisionCurves, paired_bootstrap
 from querypose.skeleton import SkeletonError
 
 PAGE = Path(__file__).with_name("report_page")
-PICTURES = "pictures"
 
 
 def write_report(
-    runs: Sequence[Run], output: Path, *, dataset: str = "", num_images: int = 60, max_side: int = 960
+    runs: Sequence[Run],
+    output: Path,
+    *,
+    dataset: str = "",
+    num_images: int = 60,
+    max_side: int = 960,
+    num_explained: int = 0,
 ) -> Path:
     """Writes the report; what cannot be shown is said in it, and the rest is shown.
 
@@ -41,6 +49,7 @@ def write_report(
         dataset: whose results are shown; by default the first of DATASETS.TEST of the first run that has a config.
         num_images: that are shown at most.
         max_side: of their JPEGs, in pixels.
+        num_explained: of the worst of them, that the last run's model is asked about what it looked at.
 
     Returns:
         index.html.
@@ -59,22 +68,31 @@ def write_report(
         ],
         "curves": curve_figures({name: run.curves for name, run in zip(names, runs, strict=True)}),
         "config": config_rows(runs),
-        "pictures": _training_pictures(dict(zip(names, runs, strict=True)), output / PICTURES),
+        "pictures": _training_pictures(dict(zip(names, runs, strict=True)), output / PICTURES_FOLDER),
         "images": [],
+        "attention": [],
     }
     analyses = _analyses(dict(zip(names, runs, strict=True)), dataset, notes)
     if analyses:
         content |= _of_errors(analyses)
         images, num_missing = image_entries(analyses, num_images, output / "images", max_side)
         content["images"] = images
+        if num_explained:
+            name, analysis = list(analyses.items())[-1]
+            file = analysis.evaluation.annotations
+            worst = [file.image_ids.index(image["id"]) for image in images[:num_explained]]
+            try:
+                content["attention"] = attention_entries(runs[names.index(name)], file, worst, output / "attention")
+            except EvaluationError as error:
+                notes.append(f"{name}: {error}")
         if num_missing:
             root = next(iter(analyses.values())).evaluation.annotations.image_root
             notes.append(
                 f"{num_missing} of {len(images)} images cannot be read from {root}: their poses are shown on gray."
             )
     content["notes"] = notes
-    for file in PAGE.iterdir():
-        shutil.copyfile(file, output / file.name)
+    for path in PAGE.iterdir():
+        shutil.copyfile(path, output / path.name)
     for name, text in (("plotly.js", library), ("data.js", f"window.REPORT = {_json(content)};\n")):
         with atomic_write(output / name, "w") as stream:
             stream.write(text)
@@ -120,13 +138,13 @@ def _analyses(runs: Mapping[str, Run], dataset: str, notes: list[str]) -> dict[s
             continue
         try:
             analyses[name] = _analysis(path, annotations, dataset)
-        except EvaluationError as error:
+        except (DatasetError, EvaluationError) as error:
             notes.append(f"{name}: {error}")
     return analyses
 
 
 def _analysis(path: Path, annotations: PoseAnnotations, dataset: str) -> ErrorAnalysis:
-    detections = read_detections(read_json(path), annotations, str(path))
+    detections = detections_of(read_results(path, annotations.skeleton), annotations)
     return analyze_errors(
         annotations, detections, person_areas(annotations, MetadataCatalog.get(dataset).evaluator_type)
     )
@@ -165,7 +183,7 @@ def _training_pictures(runs: Mapping[str, Run], folder: Path) -> list[dict[str, 
     """Copies of the animations that TEST.PICTURES left in the runs."""
     copied = []
     for index, (name, run) in enumerate(runs.items()):
-        for number, animation in enumerate(sorted((run.folder / PICTURES).glob("**/*.gif"))):
+        for number, animation in enumerate(sorted((run.folder / PICTURES_FOLDER).glob("**/*.gif"))):
             folder.mkdir(parents=True, exist_ok=True)
             file = f"{index}_{number:03d}.gif"
             shutil.copyfile(animation, folder / file)

@@ -72,12 +72,15 @@ def read_run(folder: Path, imports: Sequence[str] = ()) -> Run:
     except (ConfigError, OSError, ValueError) as error:
         notes.append(f"The config cannot be read: {error}")
     curves: Mapping[str, Curve] = {}
-    try:
-        curves = read_metrics(folder / METRICS_FILE)
-    except FileNotFoundError:
+    if (folder / METRICS_FILE).is_file():
+        try:
+            curves = read_metrics(folder / METRICS_FILE)
+        except OSError as error:
+            notes.append(f"The metrics cannot be read: {error}")
+        else:
+            notes += [] if curves else [f"The metrics cannot be read: no line of {METRICS_FILE} is a row of them."]
+    else:
         notes.append("It has not written any metrics yet.")
-    except (OSError, ValueError) as error:
-        notes.append(f"The metrics cannot be read: {error}")
     run = Run(folder, cfg, curves, notes)
     if cfg is not None and run.last_iteration is not None and run.last_iteration + 1 < cfg.SOLVER.MAX_ITER:
         done, total = run.last_iteration + 1, cfg.SOLVER.MAX_ITER

@@ -22,7 +22,7 @@ from querypose.checkpoint.poet_official import convert_poet_official
 from querypose.checkpoint.querypose_official import convert_querypose_official
 from querypose.checkpoint.renaming import StateDict, shorten
 from querypose.checkpoint.sharpose_official import convert_sharpose_official
-from querypose.d2 import CfgNode, CheckpointError, atomic_write, build_model, read_checkpoint
+from querypose.d2 import CfgNode, CheckpointError, atomic_write, build_model, check_weights, read_checkpoint
 from querypose.skeleton import skeleton_of_datasets
 
 WRAPPERS = ("model", "state_dict")
@@ -100,9 +100,11 @@ def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module, kind: Kind) -
     """Compares names and shapes with those of the model, in the scope of the kind of checkpoint.
 
     Raises:
-        CheckpointError: names what is too much, missing, or of another shape, and what that is a sign of.
+        CheckpointError: names what is too much, missing, infinite, or of another kind or shape, and what that is a sign
+            of.
     """
     needed = {name: value for name, value in model.state_dict().items() if name.startswith(kind.scope)}
+    check_weights(state_dict, needed, "The checkpoint")
     unexpected = [name for name in state_dict if name not in needed]
     missing = [
         name

@@ -13,14 +13,17 @@ from querypose.config import solver as solver
 from querypose.config.imports import add_import_argument, import_modules
 from querypose.config.keys import (
     KEYS,
+    ORDERED,
     Allowed,
     ConfigError,
     Key,
     above,
     add_keys,
     at_least,
+    below,
     between,
     is_finite,
+    is_integer,
     list_of_names,
     lookup,
     one_of,
@@ -35,6 +38,7 @@ from querypose.config.tables import add_row_argument, flatten, read_table
 
 __all__ = [
     "KEYS",
+    "ORDERED",
     "Allowed",
     "ConfigError",
     "Key",
@@ -44,6 +48,7 @@ __all__ = [
     "add_querypose_config",
     "add_row_argument",
     "at_least",
+    "below",
     "between",
     "build_part",
     "config_of_mapping",
@@ -51,6 +56,7 @@ __all__ = [
     "get_cfg",
     "import_modules",
     "is_finite",
+    "is_integer",
     "length_of_training",
     "list_of_names",
     "load_config",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from querypose.d2 import CfgNode, Registry
+from querypose.errors import UserError
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be used: the message names the key, its value and what is allowed."""
 
 
@@ -208,8 +208,13 @@ def registered_names(registry: Registry | Mapping[str, Any]) -> list[str]:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it is a number, neither infinite nor NaN."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Whether it is a number of a float's range, neither infinite nor NaN; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def at_least(minimum: float) -> Allowed:
@@ -225,6 +230,15 @@ def above(bound: float) -> Allowed:
 def between(low: float, high: float) -> Allowed:
     """A number in a closed interval."""
     return Allowed(f"a number in [{low}, {high}]", lambda value: is_finite(value) and low <= value <= high)
+
+
+def below(low: float, high: float) -> Allowed:
+    """A number in an interval without its upper end."""
+    return Allowed(f"a number in [{low}, {high})", lambda value: is_finite(value) and low <= value < high)
+
+
+ORDERED = Allowed("[smallest, largest]", lambda value: value[0] <= value[1])
+"""Two numbers in their order; beside the condition for each of them."""
 
 
 def sequence_of(description: str, test: Callable[[Any], bool], length: int | None = None) -> Allowed:

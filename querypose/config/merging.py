@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,16 @@ import yaml
 from querypose.config.detectron2_keys import is_key_of_detectron2
 from querypose.config.keys import KEYS, ConfigError, kind_of, leaf_names, unset
 from querypose.d2 import CfgNode
+from querypose.paths import check_name
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+# Of a config file, as many as a dataset in it may have keypoints, edges and so on, and far more.
+_MAX_VALUES = 100_000
 
 
-def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_config_file(
+    path: str | Path, _children: tuple[Path, ...] = (), _known: dict[Path, dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """The content of a YAML file, merged over the file, or the files, that its `_BASE_` names.
 
     Raises:
@@ -27,47 +34,65 @@ def read_config_file(path: str | Path, _children: tuple[Path, ...] = ()) -> dict
     if path.resolve() in _children:
         raise ConfigError(f"{path}: its _BASE_ leads back to itself; name another file there.")
     content = read_yaml(path)
+    known = {} if _known is None else _known  # a base of many files is read once
     bases = content.pop("_BASE_", [])
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str) or "\0" in base:
-            raise ConfigError(f"{path}: its _BASE_ is {base!r}; allowed: the name of a file, or a list of names.")
+        check_name(base, f"{path}: _BASE_")
         base_path = path.parent / Path(base).expanduser()
         if not base_path.is_file():
             raise ConfigError(f"{path}: its _BASE_ {str(base_path)!r} does not exist.")
-        _lay_over(merged, read_config_file(base_path, (*_children, path.resolve())))
+        base_content = known.get(base_path.resolve())
+        if base_content is None:
+            base_content = read_config_file(base_path, (*_children, path.resolve()), known)
+            known[base_path.resolve()] = base_content
+        _lay_over(merged, copy.deepcopy(base_content))
     _unset_replaced(merged, content)
     _lay_over(merged, content)
     return merged
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """The mapping in a YAML file.
-
-    Deviates: a key that is twice in a section is refused; YAML's usual reader forgets the first one.
+    """The mapping in a YAML file; see `parse_yaml`.
 
     Raises:
         ConfigError: the file is not YAML in UTF-8, is empty, or holds something else.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-        raise ConfigError(f"{path}{line}: this is not valid YAML ({error.problem}).") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: this is not valid YAML ({str(error).splitlines()[0]}).") from error
+        return parse_yaml(path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: it is not text in UTF-8.") from error
+
+
+def parse_yaml(text: str, source: str | Path) -> dict[Any, Any]:
+    """The mapping that a YAML text is.
+
+    Deviates: a key that is twice in a section is refused; YAML's usual reader forgets the first one.
+
+    Args:
+        text: of a file.
+        source: its name, for messages.
+
+    Raises:
+        ConfigError: the text is not YAML, is empty, or holds something else.
+    """
+    try:
+        content = yaml.load(text, _StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise ConfigError(f"{source}{line}: this is not valid YAML ({error.problem}).") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: this is not valid YAML ({str(error).splitlines()[0]}).") from error
     except RecursionError as error:
-        raise ConfigError(f"{path}: its values are nested too deeply.") from error
+        raise ConfigError(f"{source}: its values are nested too deeply.") from error
     except _DuplicateKeyError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{source}: {error}") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: a value cannot be read ({error}).") from error
+        raise ConfigError(f"{source}: a value cannot be read ({error}).") from error
     if content is None:
-        raise ConfigError(f"{path}: it is empty.")
+        raise ConfigError(f"{source}: it is empty.")
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: it must hold a mapping of keys, not a list or a single value.")
+        raise ConfigError(f"{source}: it must hold a mapping of keys, not a list or a single value.")
     return content
 
 
@@ -135,23 +160,49 @@ class _DuplicateKeyError(ValueError):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe YAML loader that refuses a key which is twice in a mapping."""
+    """A safe YAML loader that refuses what is twice in a mapping, and aliases that unfold to more than a config has."""
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and _unfolded_size(node, {}) > _MAX_VALUES:
+            raise ValueError(f"its aliases unfold to more than {_MAX_VALUES:,} values")
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Here merges ("<<") are not resolved yet: a key may replace one that a merge brings.
         node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE_TAG:
-                continue
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise _DuplicateKeyError(
-                    f"{key.value} is in line {lines[key.value]} and again in line {line}; write it once, with all of "
-                    "its values."
-                )
-            lines[key.value] = line
+        self._refuse_doubles(node.value)
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        # Whoever writes a section again means to add to it, but all that the merge brought in it would be lost.
+        self._refuse_doubles([(key, value) for key, value in node.value if isinstance(value, yaml.MappingNode)])
+
+    def _refuse_doubles(self, entries: list[tuple[yaml.Node, yaml.Node]]) -> None:
+        lines: dict[Any, int] = {}
+        for key, _ in entries:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            # 1 and 0x1 are the same key, and so are yes and true.
+            name = key.value if key.tag == _MERGE_TAG else self.construct_object(key)
+            line = key.start_mark.line + 1
+            if (type(name), name) in lines:
+                raise _DuplicateKeyError(
+                    f"{key.value} is in line {lines[type(name), name]} and again in line {line}; write it once, with "
+                    "all of its values."
+                )
+            lines[type(name), name] = line
+
+
+def _unfolded_size(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for once every alias in it is replaced; infinite if it has itself in it."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
+        known[id(node)] = 1 + sum(_unfolded_size(child, known) for child in children)
+    return known[id(node)]
 
 
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:

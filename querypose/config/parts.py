@@ -6,9 +6,9 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
-from querypose.config.keys import Allowed, ConfigError, registered_names
+from querypose.config.keys import Allowed, ConfigError, is_finite, registered_names
 from querypose.d2 import Registry
 
 
@@ -71,7 +71,7 @@ def _arguments(
     if name not in known:
         raise ConfigError(f"{key} has the name {name!r}; allowed: {', '.join(map(repr, known))}.")
     part = registry[name] if isinstance(registry, Mapping) else registry.get(name)
-    annotations = typing.get_type_hints(part.__init__ if inspect.isclass(part) else part)
+    annotations = typing.get_type_hints(part.__init__ if inspect.isclass(part) else part, include_extras=True)
     parameters = {
         parameter.name: parameter
         for parameter in inspect.signature(part).parameters.values()
@@ -99,20 +99,33 @@ def _arguments(
 
 def _describe(parameter: inspect.Parameter, annotations: Mapping[str, Any]) -> str:
     annotation = annotations.get(parameter.name, Any)
-    kind = "" if annotation is Any else f": {inspect.formatannotation(annotation).replace('collections.abc.', '')}"
+    kind = "" if annotation is Any else f": {_describe_annotation(annotation)}"
     default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
     return f"{parameter.name}{kind}{default}"
+
+
+def _describe_annotation(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Annotated:
+        plain, *conditions = typing.get_args(annotation)
+        described = [condition.description for condition in conditions if isinstance(condition, Allowed)]
+        return ", ".join(described) or _describe_annotation(plain)
+    return inspect.formatannotation(annotation).replace("collections.abc.", "")
 
 
 def _convert(value: Any, annotation: Any) -> Any:
     """`value` in the type of its annotation.
 
     Raises:
-        TypeError: it has another type.
+        TypeError: it has another type, or is none of what an `Allowed` in `Annotated[type, Allowed]` allows.
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
         return value
+    if origin is Annotated:
+        converted = _convert(value, inner[0])
+        if any(isinstance(condition, Allowed) and condition.problem("", converted) for condition in inner[1:]):
+            raise TypeError
+        return converted
     if origin in (Union, types.UnionType):
         for option in inner:
             try:
@@ -122,7 +135,9 @@ def _convert(value: Any, annotation: Any) -> Any:
         raise TypeError
     if origin is Literal:
         fits = value in inner
-    elif annotation is float and type(value) is int:
+    elif annotation is float:
+        if not is_finite(value):
+            raise TypeError
         return float(value)
     elif origin is not None and issubclass(origin, Sequence):
         return _convert_sequence(value, origin, inner)

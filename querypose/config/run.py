@@ -6,6 +6,11 @@ from querypose.config.keys import Allowed, ConfigError, Key, add_keys, at_least,
 from querypose.d2 import CfgNode
 
 
+def _is_folder_name(value: str) -> bool:
+    """TensorBoard writes into no folder whose name is not Unicode."""
+    return value != "" and "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def check_determinism(cfg: CfgNode) -> None:
     """Refuses what cannot be had together."""
     if cfg.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
@@ -21,7 +26,7 @@ add_keys((
         "modules of your own to import first, with their models, keys, …: dotted names, .py files, folders of packages",
         list_of_names()),
     Key("OUTPUT_DIR", "./output", "folder that receives config.yaml, log.txt, metrics.json, checkpoints, inference/",
-        Allowed("a name, not empty", lambda value: value != "" and "\0" not in value)),
+        Allowed("a name in Unicode, not empty", _is_folder_name)),
     Key("SEED", -1, "seed of everything random; -1 draws one and logs it", between(-1, 2**32 - 1), fixed=True),
     Key("DETERMINISTIC", False,
         "bit-identical runs on a GPU too: deterministic algorithms alone; an operation that has none is an error"),

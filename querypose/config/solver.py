@@ -10,6 +10,7 @@ from querypose.config.keys import (
     at_least,
     between,
     is_finite,
+    is_integer,
     one_of,
     registered,
     sequence_of,
@@ -18,8 +19,14 @@ from querypose.d2 import LR_SCHEDULES, CfgNode
 from querypose.layers.precision import PRECISIONS
 
 _LR_FACTORS = sequence_of(
-    "[part of a parameter's name, factor] pairs",
-    lambda pair: isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) and is_finite(pair[1]),
+    "[part of a parameter's name, factor >= 0] pairs",
+    lambda pair: (
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and is_finite(pair[1])
+        and pair[1] >= 0
+    ),
 )
 
 
@@ -70,7 +77,7 @@ add_keys((
     Key("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "shape of the schedule after the warm-up",
         registered(LR_SCHEDULES)),
     Key("SOLVER.STEPS", [110000, 130000], "iterations at which the rate is multiplied by GAMMA",
-        sequence_of("integers", lambda value: isinstance(value, int))),
+        sequence_of("integers > 0", lambda value: is_integer(value) and value > 0)),
     Key("SOLVER.STEP_EPOCHS", [], "epochs after which it is, in place of STEPS",
         sequence_of("numbers > 0", lambda value: is_finite(value) and value > 0), instead_of="SOLVER.STEPS"),
     Key("SOLVER.GAMMA", 0.1, "factor at each of STEPS", above(0)),

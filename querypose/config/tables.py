@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from querypose.config.keys import ConfigError
+from querypose.config.keys import ConfigError, is_finite
 from querypose.config.merging import read_yaml
+from querypose.paths import check_name, path_within
 
 _NAME = re.compile(r"[\w.+-]+")
 
@@ -88,7 +90,8 @@ def read_table(file: str | Path) -> Table | None:
     if "rows" not in content:
         return None
     _check_keys(f"{path}:", content, required={"title", "base", "rows"}, optional=set())
-    base = path.parent / str(content["base"])
+    check_name(content["base"], f"{path}: base")
+    base = path.parent / content["base"]
     if not base.is_file():
         raise ConfigError(f"{path}: there is no config file {str(base)!r}, which `base` names.")
     if not isinstance(content["rows"], list) or not content["rows"]:
@@ -119,9 +122,13 @@ def _parse_row(where: str, entry: Any) -> TableRow:
     if not isinstance(paper, dict):
         raise ConfigError(f"{where}: paper is {paper!r}; write {{AP: 64.9, …}}.")
     for metric, value in paper.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_finite(value):
             raise ConfigError(f"{where}: the paper's {metric} is {value!r}; it must be a number, in percent.")
-    return TableRow(str(name), str(entry.get("title", name)), dict(flatten(entry["config"])), paper)
+    path_within("", str(name), f"{where}: name")  # of the folder of the row
+    keys = list(flatten(entry["config"]))
+    if doubles := [key for key, count in Counter(key for key, _ in keys).items() if count > 1]:
+        raise ConfigError(f"{where}: {doubles[0]} is twice in its config; write it once.")
+    return TableRow(str(name), str(entry.get("title", name)), dict(keys), paper)
 
 
 def _check_keys(where: str, content: Mapping[Any, Any], required: set[str], optional: set[str]) -> None:

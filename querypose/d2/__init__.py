@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from querypose.d2.download import download
 from querypose.d2.engine_choice import choose_engine
 from querypose.d2.errors import CheckpointError
-from querypose.d2.files import atomic_write, read_checkpoint
+from querypose.d2.files import atomic_write, check_weights, read_checkpoint
 from querypose.d2.plain_values import to_plain
 from querypose.d2.processes import RunStopped, run_and_leave
 
@@ -69,10 +70,12 @@ __all__ = [  # noqa: F405
     "atomic_write",
     "build_backbone",
     "build_model",
+    "check_weights",
     "comm",
     "configurable",
     "default_argument_parser",
     "default_setup",
+    "download",
     "get_cfg",
     "get_event_storage",
     "hooks",

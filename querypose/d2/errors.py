@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from querypose.errors import UserError
 
-class CheckpointError(RuntimeError):
+
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be written, read safely or used: names the file or the entries, and the remedy."""

@@ -6,14 +6,16 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from querypose.d2.errors import CheckpointError
+from querypose.paths import short
 
 # What torch.load raises for files that are damaged, cut off, or no checkpoints at all.
 _DAMAGE = (
@@ -71,14 +73,64 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = False) -> dict
             f"If you trust the file, save only its weights to another file: torch.save({{'model': state_dict}}, …). "
             f"({_first_line(error)})"
         ) from error
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise _damaged(path, error) from error  # an archive in which a part begins before the file
     except _DAMAGE as error:
-        raise CheckpointError(
-            f"{path} is not a whole checkpoint file: copy or download it again, or take an earlier checkpoint. "
-            f"({_first_line(error)})"
-        ) from error
+        raise _damaged(path, error) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of weights.")
     return content
+
+
+def _damaged(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a whole checkpoint file: copy or download it again, or take an earlier checkpoint. "
+        f"({_first_line(error)})"
+    )
+
+
+def check_weights(
+    weights: Any, model_weights: Mapping[str, Tensor], source: str, *, allow_non_finite: bool = False
+) -> None:
+    """Refuses what cannot be the weights of a model, whether or not they are those of this one.
+
+    Args:
+        weights: tensors by name, as a file has them.
+        model_weights: those of the model; names and shapes may differ.
+        source: of the weights, for messages.
+        allow_non_finite: accept infinity and NaN.
+
+    Raises:
+        CheckpointError: there are no tensors by name; or one that the model has too is of another kind of number
+            (complex, integer or quantized for floating-point), sparse, or infinite or NaN in the model's precision.
+    """
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+        raise CheckpointError(f"{source} has no weights: tensors by name are needed, not {short(weights)}.")
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{source}: {name!r} is a {type(value).__name__}, not a tensor.")
+        if name not in model_weights:
+            continue
+        needed = model_weights[name]
+        fits = (
+            value.layout is torch.strided
+            and not value.is_quantized
+            and value.is_floating_point() == needed.is_floating_point()
+            and value.is_complex() == needed.is_complex()
+            and (value.dtype == torch.bool) == (needed.dtype == torch.bool)
+        )
+        if not fits:
+            raise CheckpointError(
+                f"{source}: {name!r} is a tensor of {value.layout} {value.dtype}, which would lose its meaning as "
+                f"{needed.dtype}. Save the weights as {needed.dtype}."
+            )
+        if not allow_non_finite and not value.is_meta and not value.to(needed.dtype).isfinite().all():
+            raise CheckpointError(
+                f"{source}: {name!r} has values that are infinite or NaN. The model that was saved had diverged; use "
+                "an earlier checkpoint."
+            )
 
 
 def refuse_pickle(path: str) -> None:

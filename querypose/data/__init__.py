@@ -13,7 +13,12 @@ from querypose.data.datasets import (
     register_pose_dataset,
 )
 from querypose.data.image_io import ImageReadError, ImageSizeError, read_image
-from querypose.data.loader_failures import LoaderError, explain_loader_failures
+from querypose.data.loader_failures import (
+    LoaderError,
+    StoppedWaitingError,
+    explain_loader_failures,
+    waiting_stops_if,
+)
 from querypose.data.loading import build_test_loader, build_train_loader
 from querypose.data.pipelines import PIPELINE_REGISTRY, Pipeline, build_pipeline
 from querypose.data.problems import DatasetError
@@ -25,6 +30,7 @@ __all__ = [
     "ImageReadError",
     "ImageSizeError",
     "LoaderError",
+    "StoppedWaitingError",
     "Pipeline",
     "PoseAnnotations",
     "TooManyBadImagesError",
@@ -34,6 +40,7 @@ __all__ = [
     "dataset_annotations",
     "datasets_root",
     "explain_loader_failures",
+    "waiting_stops_if",
     "load_datasets",
     "read_annotations",
     "read_image",

@@ -11,7 +11,6 @@ Letters of shapes: I images, N annotations, K keypoints.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,9 @@ from numpy.typing import NDArray
 
 from querypose.d2 import BoxMode
 from querypose.data.image_io import ImageReadError, read_image_size
+from querypose.data.json_files import JsonError, read_json
 from querypose.data.problems import DatasetError, Problem, errors_of
+from querypose.paths import FileNameError, path_within, short
 from querypose.skeleton import Skeleton
 
 # Boxes and keypoints may be outside their image by this much, in pixels: hand-made annotations often are.
@@ -32,8 +33,8 @@ PIXEL_INDEX_TO_CONTINUOUS = 0.5
 # A person's area as a share of its box. CrowdPose's own evaluation uses it for every person, the COCO protocol here and
 # training for annotations without `area`.
 AREA_OF_BOX = 0.53
-# Numbers from here on count as infinite: their squares could overflow.
-_INFINITE = 1e100
+# Numbers from here on count as infinite, here and in results: their squares could overflow.
+INFINITE = 1e100
 
 
 @dataclass
@@ -224,11 +225,9 @@ class _Reader:
         wrong = remedy = ""
         document: Any = None
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            wrong, remedy = f"it cannot be read ({error.strerror})", "make it readable"
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            wrong, remedy = f"it is not valid json ({error})", "download or create it again"
+            document = read_json(path)
+        except JsonError as error:
+            wrong, remedy = error.what, error.remedy
         else:
             if not isinstance(document, dict) or not isinstance(document.get("images"), list):
                 wrong, remedy = "it is not a COCO json: the list 'images' is missing", "name the right file"
@@ -247,7 +246,7 @@ class _Reader:
         found: dict[int, dict[str, Any]] = {}
         for image in images:
             if not isinstance(image, dict) or not is_integer(image.get("id")):
-                what = f"image {_short(image)} has no integer 'id'"
+                what = f"image {short(image)} has no integer 'id'"
                 self.error("image without id", "", what, "give each image an integer 'id'")
                 continue
             id = f"image {image['id']}"
@@ -257,10 +256,12 @@ class _Reader:
                 continue
             if not isinstance(image.get("file_name"), str) or not image["file_name"]:
                 self.error("image without file", id, f"{id} has no 'file_name'", "add the name of its file")
+            elif (problem := _file_name_problem(self.file.image_root, image["file_name"])) is not None:
+                self.error("name of no image", id, f"'file_name' of {id}: {problem.what}", problem.remedy)
             elif wrong := [side for side in ("height", "width") if not _is_size(image.get(side))]:
                 self.error(
                     "image without size", id,
-                    f"{id} ({image['file_name']}) has {wrong[0]} {_short(image.get(wrong[0]))}",
+                    f"{id} ({image['file_name']}) has {wrong[0]} {short(image.get(wrong[0]))}",
                     "write its size in pixels, an integer > 0",
                 )  # fmt: skip
             else:
@@ -289,11 +290,11 @@ class _Reader:
         file, skeleton = self.file, self.skeleton
         for category in categories:
             if not isinstance(category, dict) or not is_integer(category.get("id")):
-                what = f"category {_short(category)} has no integer 'id'"
+                what = f"category {short(category)} has no integer 'id'"
                 self.error("category without id", "", what, "give each category an integer 'id'")
                 return False
             if category.get("keypoints") and not isinstance(category["keypoints"], list):
-                what = f"category {category.get('name')!r} has the keypoints {_short(category['keypoints'])}"
+                what = f"category {category.get('name')!r} has the keypoints {short(category['keypoints'])}"
                 remedy = "write the list of the keypoints' names"
                 self.error("other skeleton", f"category {category['id']}", what, remedy)
                 return False
@@ -366,7 +367,7 @@ class _Reader:
         num_others = 0
         for annotation in annotations:
             if not isinstance(annotation, dict) or not is_integer(annotation.get("id")):
-                what = f"an annotation has no integer 'id': {_short(annotation)}"
+                what = f"an annotation has no integer 'id': {short(annotation)}"
                 self.error("annotation without id", "", what, "give each annotation an integer 'id'")
                 continue
             id = annotation["id"]
@@ -377,7 +378,7 @@ class _Reader:
             seen.add(id)
             category_id = annotation.get("category_id")
             if not isinstance(category_id, int | float) or category_id not in self.category_ids:
-                what = f"annotation {id} has the category_id {_short(category_id)}, which is not in 'categories'"
+                what = f"annotation {id} has the category_id {short(category_id)}, which is not in 'categories'"
                 self.error("unknown category id", f"annotation {id}", what, "add the category, or correct the id")
             elif category_id == self.file.category_id:
                 yield annotation
@@ -394,18 +395,18 @@ class _Reader:
         id, image_id = f"annotation {annotation['id']}", annotation.get("image_id")
         if not is_integer(image_id) or image_id not in self.index_of_image:
             if not is_integer(image_id) or image_id not in self.broken_images:
-                what = f"{id} has the image_id {_short(image_id)}, which is not in 'images'"
+                what = f"{id} has the image_id {short(image_id)}, which is not in 'images'"
                 self.error("unknown image id", id, what, "add the image, or remove the annotation")
             return False
         is_crowd, area, count = annotation.get("iscrowd", 0), annotation.get("area"), annotation.get("num_keypoints")
         if is_crowd not in (0, 1):
-            what, remedy = f"'iscrowd' of {id} is {_short(is_crowd)}", "allowed: 0 (a person), 1 (a crowd)"
+            what, remedy = f"'iscrowd' of {id} is {short(is_crowd)}", "allowed: 0 (a person), 1 (a crowd)"
             self.error("iscrowd other than 0, 1", id, what, remedy)
         elif area is not None and not (_number_or_nan(area) >= 0):
-            what, remedy = f"'area' of {id} is {_short(area)}", "allowed: a finite number >= 0, or no field 'area'"
+            what, remedy = f"'area' of {id} is {short(area)}", "allowed: a finite number >= 0, or no field 'area'"
             self.error("area that is no area", id, what, remedy)
         elif count is not None and not (is_integer(count) and 0 <= count < 2**31):
-            what = f"'num_keypoints' of {id} is {_short(count)}"
+            what = f"'num_keypoints' of {id} is {short(count)}"
             remedy = "allowed: an integer >= 0, or no field 'num_keypoints'"
             self.error("num_keypoints that is no such number", id, what, remedy)
         else:
@@ -429,7 +430,7 @@ class _Reader:
                 rows.append(values)
                 has_length[index] = True
                 continue
-            found = f"{len(values)} numbers" if isinstance(values, list) else _short(values)
+            found = f"{len(values)} numbers" if isinstance(values, list) else short(values)
             self.error(
                 f"wrong number of values in {name}", f"annotation {annotation['id']}",
                 f"{name!r} of annotation {annotation['id']} (image {annotation['image_id']}) is {found}",
@@ -554,7 +555,7 @@ def _is_size(value: Any) -> bool:
 
 def _number_or_nan(value: Any) -> float:
     """A finite number of a json; NaN for anything else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _INFINITE
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < INFINITE
     return float(value) if is_number else np.nan
 
 
@@ -563,7 +564,7 @@ def _rows_of_finite_numbers(rows: list[list[Any]]) -> NDArray[np.bool_]:
     try:
         array = np.array(rows)
         if array.ndim == 2 and array.dtype.kind in "iuf":
-            return np.asarray((np.abs(array) < _INFINITE).all(axis=1))
+            return np.asarray((np.abs(array) < INFINITE).all(axis=1))
     except ValueError:  # one of them holds a list
         pass
     return np.array([not any(np.isnan(_number_or_nan(value)) for value in row) for row in rows], dtype=bool)
@@ -587,9 +588,12 @@ def is_segmentation(value: Any, size_hw: Sequence[int]) -> bool:
     return isinstance(counts, str) and len(counts) > 0
 
 
-def _short(value: Any, length: int = 120) -> str:
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _file_name_problem(image_root: str | None, name: str) -> FileNameError | None:
+    try:
+        path_within(image_root or "", name, "")
+    except FileNameError as error:
+        return error
+    return None
 
 
 def _numbers(values: NDArray[np.float64]) -> str:

@@ -11,6 +11,7 @@ from querypose.config import (
     at_least,
     between,
     is_finite,
+    is_integer,
     list_of_names,
     lookup,
     one_of,
@@ -26,9 +27,7 @@ from querypose.data.pipelines.pipeline import PIPELINE_REGISTRY
 _SIZES = Allowed(
     "a list of positive integers (pixels), not empty",
     lambda value: (
-        isinstance(value, list | tuple)
-        and len(value) > 0
-        and all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in value)
+        isinstance(value, list | tuple) and len(value) > 0 and all(is_integer(size) and size > 0 for size in value)
     ),
 )
 _SHARES = sequence_of(
@@ -67,7 +66,8 @@ add_keys((
     Key("DATASETS.CHECK", "annotations",
         "before training, refuse datasets with errors: in the json files; with 'files' also in the images' headers",
         registered(CHECKS)),
-    Key("DATALOADER.NUM_WORKERS", 4, "loader processes per training process; 0 loads in the main one", at_least(0)),
+    Key("DATALOADER.NUM_WORKERS", 4, "loader processes per training process; 0 loads in the main one", between(0, 512)),
+    Key("DATALOADER.TIMEOUT", 600.0, "seconds without a batch of the loader processes that end the run", above(0)),
     Key("DATALOADER.MAX_BAD_IMAGES", 0.01,
         "share of the training images that may be unreadable: each is skipped with a warning, more are an error",
         between(0, 1)),
@@ -83,7 +83,7 @@ add_keys((
         "ROTATION, CROP, MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and COARSE_DROPOUT describe",
         part_list(AUGMENTATION_REGISTRY)),
     Key("INPUT.PERSON_CROP.SIZE", [256, 192], "height and width of a person's crop, in pixels",
-        sequence_of("positive integers", lambda value: type(value) is int and value > 0, length=2)),
+        sequence_of("positive integers", lambda value: is_integer(value) and value > 0, length=2)),
     Key("INPUT.PERSON_CROP.PADDING", 1.25, "factor on both sides of a person's box", above(0)),
     Key("INPUT.PERSON_CROP.UNBIASED", False,
         "the box reaches from center to center of the outer pixels of the crop, and not from edge to edge (UDP)"),
@@ -108,6 +108,6 @@ add_keys((
     Key("INPUT.CROP.MIN_SIZE", [400, 500, 600], "short side before the crop, drawn from these, in pixels", _SIZES),
     Key("INPUT.CROP.SIZE", [384, 600], "bounds of height and width of the crop, in pixels",
         sequence_of("positive integers, the smaller first",
-                     lambda value: isinstance(value, int) and value > 0, length=2)),
+                     lambda value: is_integer(value) and value > 0, length=2)),
 ), check_data)
 # fmt: on

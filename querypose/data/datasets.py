@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from querypose.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 from querypose.data.coco import PoseAnnotations, read_annotations
 from querypose.data.problems import DatasetError, count_by_kind, errors_of
+from querypose.paths import check_name, path_within, short
 from querypose.skeleton import BUILTIN_SKELETONS, COCO_SKELETON, CROWDPOSE_SKELETON, MPII_SKELETON, Skeleton
 
 SYNTHETIC_SPLITS = ("train", "val", "test", "hard_train", "hard_val", "hard_test")
@@ -236,12 +237,15 @@ def register_custom_datasets(cfg: CfgNode) -> None:
 
 def _check_custom(entry: Mapping[str, Any], skeletons: Mapping[str, Skeleton], taken: set[str]) -> str:
     """The name of an entry of DATASETS.CUSTOM."""
-    where = f"DATASETS.CUSTOM, entry {entry.get('name', '?')!r}"
+    where = f"DATASETS.CUSTOM, entry {short(entry.get('name', '?'))}"
     if missing := _CUSTOM_FIELDS - entry.keys():
         raise DatasetError(f"{where}: the fields {sorted(missing)} are missing; add them.")
     if unknown := entry.keys() - _CUSTOM_FIELDS - _OPTIONAL_CUSTOM_FIELDS:
         known = sorted(_CUSTOM_FIELDS | _OPTIONAL_CUSTOM_FIELDS)
-        raise DatasetError(f"{where}: unknown fields {sorted(unknown)}; allowed: {known}.")
+        raise DatasetError(f"{where}: unknown fields {sorted(map(str, unknown))}; allowed: {known}.")
+    for field, value in entry.items():
+        check_name(value, f"{where}: {field}")
+    path_within("", entry["name"], f"{where}: name")  # an evaluation of several datasets has a folder for each
     if entry["skeleton"] not in skeletons:
         raise DatasetError(
             f"{where}: there is no skeleton {entry['skeleton']!r}; known: {', '.join(skeletons)}. Add your own to "

@@ -6,12 +6,17 @@ the file and the remedy.
 
 from __future__ import annotations
 
-import struct
-import zlib
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from querypose.errors import UserError
+from querypose.paths import check_name, open_regular_file
 
 # EXIF tag 0x0112: how the camera was held, and for each value the operation that makes the picture upright.
 _ORIENTATION_TAG = 0x0112
@@ -26,15 +31,24 @@ _UPRIGHT = {
 }
 _ORIENTATIONS_THAT_SWAP_SIDES = (5, 6, 7, 8)
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-# What Pillow raises on files that are missing, damaged or no images.
-READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+IMAGE_FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"]
+"""What is opened, by Pillow's names, whatever a file is called. Others, such as EPS, start programs or have more faults
+than users; a module of yours (IMPORTS) may append one."""
+
+MAX_PIXELS = 89_478_485
+"""Of an image: a quarter of a gigabyte in RGB. A few bytes of a file can claim more than any memory."""
+
+# Pillow warns at the same number, before the size can be asked for.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-class ImageReadError(RuntimeError):
+class ImageReadError(UserError, RuntimeError):
     """An image file that cannot be read: names the file, what is wrong with it and the remedy.
 
     torch passes an error of a loader process on with its message alone, which then is `what`.
     """
+
+    met_by_all = False
 
     def __init__(self, what: str, remedy: str = "") -> None:
         super().__init__(what, remedy)
@@ -45,8 +59,10 @@ class ImageReadError(RuntimeError):
         return f"{self.what}; {self.remedy}." if self.remedy else self.what
 
 
-class ImageSizeError(ValueError):
+class ImageSizeError(UserError, ValueError):
     """An image whose size is not the one in its json: names file, id, both sizes and the remedy."""
+
+    met_by_all = False
 
 
 def read_image(path: str | Path, channel_order: str = "RGB") -> np.ndarray:
@@ -56,7 +72,7 @@ def read_image(path: str | Path, channel_order: str = "RGB") -> np.ndarray:
     become white. Of an animation the first frame counts.
 
     Args:
-        path: an image file of a format that Pillow knows.
+        path: an image file, of one of IMAGE_FORMATS and of MAX_PIXELS at most.
         channel_order: "RGB" or "BGR".
 
     Returns:
@@ -68,16 +84,14 @@ def read_image(path: str | Path, channel_order: str = "RGB") -> np.ndarray:
     """
     if channel_order not in ("RGB", "BGR"):
         raise ValueError(f"channel_order is {channel_order!r}; allowed: 'RGB', 'BGR'.")
-    try:
-        with Image.open(path) as image:
-            pixels = pixels_of(image)
-    except READ_ERRORS as error:
-        raise explain_read_error(path, error) from error
+    with _opened(path) as image:
+        pixels = pixels_of(image)
     return np.ascontiguousarray(pixels if channel_order == "RGB" else pixels[:, :, ::-1])
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    """What `read_image` gives of an image file that Pillow has opened; raises one of `READ_ERRORS`."""
+    """What `read_image` gives of an image file that Pillow has opened; see `explained_read_errors`."""
+    _require_size(image)
     orientation = image.getexif().get(_ORIENTATION_TAG)
     image.load()
     operation = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
@@ -85,19 +99,52 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     return np.array(_to_rgb(upright))  # a copy, which can be written to
 
 
-def read_image_size(path: str | Path) -> tuple[int, int]:
+def read_image_size(path: str | Path, content: bytes | None = None) -> tuple[int, int]:
     """Height and width that `read_image` would return, from the file's header alone.
+
+    Args:
+        path: of the file.
+        content: of the file, where it is already read; `path` then only names it.
 
     Raises:
         ImageReadError: the file is missing or not an image.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            orientation = image.getexif().get(_ORIENTATION_TAG)
-    except READ_ERRORS as error:
-        raise explain_read_error(path, error) from error
+    with _opened(path, content) as image:
+        width, height = image.size
+        orientation = image.getexif().get(_ORIENTATION_TAG)
     return (width, height) if orientation in _ORIENTATIONS_THAT_SWAP_SIDES else (height, width)
+
+
+@contextlib.contextmanager
+def explained_read_errors(path: str | Path) -> Iterator[None]:
+    """Whatever goes wrong in the block is a fault of that image file: decoders raise anything over a damaged one.
+
+    Raises:
+        ImageReadError: in place of the error.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _explain(path, error) from error
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    with explained_read_errors(path):
+        check_name(str(path), "image")
+        with (
+            open_regular_file(path) if content is None else io.BytesIO(content) as stream,
+            Image.open(stream, formats=IMAGE_FORMATS) as image,
+        ):
+            _require_size(image)
+            yield image
+
+
+def _require_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels; allowed: {MAX_PIXELS:,} in all")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -117,19 +164,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def explain_read_error(path: str | Path, error: Exception) -> ImageReadError:
-    """One of `READ_ERRORS` as an error that names the file and the remedy."""
+def _explain(path: str | Path, error: Exception) -> ImageReadError:
     if isinstance(error, FileNotFoundError):
         remedy = "check the folder of the images, or remove the image from the json"
         return ImageReadError(f"There is no image {str(path)!r}", remedy)
-    if isinstance(error, IsADirectoryError | PermissionError):
-        return ImageReadError(f"Image {str(path)!r} cannot be opened: {error.strerror}", "make it readable")
+    if isinstance(error, OSError) and error.filename is not None:
+        remedy = "make it readable" if isinstance(error, PermissionError) else "put an image there"
+        return ImageReadError(f"Image {str(path)!r} cannot be opened: {error.strerror}", remedy)
     if isinstance(error, UnidentifiedImageError):
-        is_empty = Path(path).stat().st_size == 0
-        what = "is an empty file" if is_empty else "is not an image of a known format"
+        is_empty = Path(path).is_file() and Path(path).stat().st_size == 0
+        what = "is an empty file" if is_empty else f"is not an image of a known format ({', '.join(IMAGE_FORMATS)})"
         return ImageReadError(f"{str(path)!r} {what}", "download it again, or convert it to JPEG or PNG")
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return ImageReadError(f"Image {str(path)!r} is too large: {error}", "make it smaller")
+    reason = str(error) or type(error).__name__
     return ImageReadError(
-        f"Image {str(path)!r} cannot be decoded: {error}", "download it again, or convert it to 8-bit JPEG or PNG"
+        f"Image {str(path)!r} cannot be decoded: {reason}", "download it again, or convert it to 8-bit JPEG or PNG"
     )

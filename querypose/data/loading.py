@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from querypose.d2 import CfgNode, comm
 from querypose.data.bad_images import BadImages
 from querypose.data.image_io import ImageReadError, ImageSizeError
+from querypose.data.loader_failures import WatchedLoader
 from querypose.data.pipelines import Pipeline, build_pipeline
 from querypose.data.training_order import Draw, TrainingOrder
 
@@ -87,7 +88,7 @@ class Samples(Dataset[dict[str, Any]]):
                     return sample
 
 
-def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
+def build_train_loader(cfg: CfgNode) -> WatchedLoader:
     """Endless batches of DATASETS.TRAIN, augmented, without the images that cannot be read."""
     pipeline = build_pipeline(cfg, is_train=True)
     records = pipeline.records(cfg.DATASETS.TRAIN)
@@ -97,10 +98,11 @@ def build_train_loader(cfg: CfgNode) -> DataLoader[Any]:
         Samples(records, pipeline, cfg.DATALOADER.MAX_BAD_IMAGES),
         TrainingOrder(groups, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED),
         cfg.DATALOADER.NUM_WORKERS,
+        cfg.DATALOADER.TIMEOUT,
     )
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> WatchedLoader:
     """Every sample of a dataset once over all processes, TEST.IMS_PER_BATCH at a time.
 
     An image that cannot be read is an error. If it were left out, it would count as an image without a detection, and
@@ -114,22 +116,25 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
     draws = [Draw(index, (0, index)) for index in range(begin, end)]
     size = cfg.TEST.IMS_PER_BATCH
     batches = [draws[first : first + size] for first in range(0, len(draws), size)]
-    return data_loader(samples, batches, cfg.DATALOADER.NUM_WORKERS)
+    return data_loader(samples, batches, cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT)
 
 
-def data_loader(samples: Samples, batches: Iterable[list[Draw]], num_workers: int) -> DataLoader[Any]:
+def data_loader(
+    samples: Samples, batches: Iterable[list[Draw]], num_workers: int, timeout: float = 600.0
+) -> WatchedLoader:
     """A loader of `batches`; its processes ignore the signals that stop a run, and end when the run ends.
 
     Args:
         samples: what the batches draw from.
         batches: the batch sampler.
         num_workers: loader processes; 0 loads in this one.
+        timeout: seconds without a batch after which loader processes are given up.
     """
-    return DataLoader(
+    return WatchedLoader(
         samples,
         batch_sampler=batches,
+        timeout=timeout,
         num_workers=num_workers,
-        collate_fn=list,
         worker_init_fn=_outlive_stop_signals,
         generator=torch.Generator(),  # else a loader draws from the generator that the model draws from
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from tqdm import tqdm
+from querypose.progress import progress
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -30,10 +30,10 @@ def map_in_threads(
         items: what to call it with.
         description: begins the progress bar.
         num_threads: None takes one for each core, at least four, since threads also wait for the disk.
-        show_progress: draw a bar on stderr.
+        show_progress: draw a bar on stderr, where that is a terminal.
     """
     if num_threads is None:
         num_threads = max(4, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads) as pool:
         results = pool.map(function, items)
-        return list(tqdm(results, description, total=len(items), unit="image", disable=not show_progress))
+        return list(progress(results, description, total=len(items), shown=show_progress))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
+from querypose.errors import UserError
+
 Severity = Literal["error", "warning"]
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A dataset that cannot be used: names the file, the id in it if there is one, and the remedy."""
 
 

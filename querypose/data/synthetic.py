@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from querypose.data.problems import DatasetError
 from querypose.data.synthetic_figure import PARTS, Figure, Painter, random_color, random_figure
+from querypose.progress import progress
 from querypose.skeleton import COCO_SKELETON
 
 _logger = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def _write_split(folder: Path, split: Split, parameters: dict[str, Any], descrip
     )
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image, persons in tqdm(loader, desc=f"Drawing {description}", disable=None):
+    for image, persons in progress(loader, f"Drawing {description}"):
         images.append(image)
         for person in persons:
             annotations.append(

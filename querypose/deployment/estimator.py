@@ -17,7 +17,7 @@ from PIL import Image
 from querypose.config import ConfigError
 from querypose.d2 import CheckpointError
 from querypose.data import read_image
-from querypose.data.image_io import READ_ERRORS, ImageReadError, explain_read_error, pixels_of
+from querypose.data.image_io import MAX_PIXELS, ImageReadError, explained_read_errors, pixels_of
 from querypose.data.pipelines import build_pipeline
 from querypose.deployment.package import WEIGHTS_FILE, ModelPackage, read_package
 from querypose.deployment.results import ImagePoses
@@ -30,8 +30,6 @@ from querypose.skeleton import Skeleton
 from querypose.visualization.media import VideoReader, is_video, list_images
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
-# Pillow refuses files above this, since they may be made to fill the memory.
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 
 
 class PoseEstimator(ModelHubMixin, library_name="querypose", tags=["keypoint-detection"]):
@@ -200,10 +198,8 @@ def image_of(source: ImageLike) -> NDArray[np.uint8]:
     if isinstance(source, str | Path):
         return read_image(Path(source).expanduser())
     if isinstance(source, Image.Image):
-        try:
+        with explained_read_errors(getattr(source, "filename", "") or "given"):
             return pixels_of(source)
-        except READ_ERRORS as error:
-            raise explain_read_error(getattr(source, "filename", "") or "given", error) from error
     if not isinstance(source, np.ndarray) or source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
         what = f"{source.dtype} {source.shape}" if isinstance(source, np.ndarray) else type(source).__name__
         raise ImageReadError(

@@ -21,6 +21,7 @@ from querypose.deployment.package import ModelPackage
 from querypose.deployment.preprocessing import GraphPipeline, PersonCropsInGraph, graph_pipeline
 from querypose.deployment.results import import_or_explain
 from querypose.engine.inference import InferenceModel
+from querypose.errors import UserError
 from querypose.modeling import PoseModel
 from querypose.modeling.poses import NO_POSE, QueryPoses
 
@@ -34,7 +35,7 @@ _FINISHING = ("rescore", "pose_nms")
 _logger = logging.getLogger(__name__)
 
 
-class ExportError(RuntimeError):
+class ExportError(UserError, RuntimeError):
     """A model that cannot become a file of this format: names it, why, and the remedy."""
 
 

@@ -21,12 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from querypose.config import ConfigError, config_of_mapping
-from querypose.config.merging import read_config_file
-from querypose.d2 import META_ARCH_REGISTRY, CfgNode, CheckpointError, MetadataCatalog, build_model
+from querypose.config.merging import parse_yaml, read_config_file
+from querypose.d2 import META_ARCH_REGISTRY, CfgNode, CheckpointError, MetadataCatalog, build_model, check_weights
 from querypose.data import register_custom_datasets
 from querypose.deployment.model_card import model_card
 from querypose.engine.ema import load_evaluation_weights
 from querypose.modeling import PoseModel
+from querypose.paths import path_within
 from querypose.skeleton import Skeleton, skeleton_of_datasets
 
 WEIGHTS_FILE = "model.safetensors"
@@ -102,10 +103,10 @@ def _model_file(folder: Path) -> Path:
     names = [WEIGHTS_FILE, *_RUN_CHECKPOINTS]
     last = folder / "last_checkpoint"
     if last.is_file():
-        names.append(last.read_text(encoding="utf-8").strip())
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
+        names += last.read_text(encoding="utf-8", errors="replace").split("\n")[:1]
+    for name in filter(None, names):
+        if (path := path_within(folder, name, str(last))).is_file():
+            return path
     raise CheckpointError(f"The folder {str(folder)!r} has no model: none of {', '.join(names)}. Name another folder.")
 
 
@@ -119,9 +120,11 @@ def _read_safetensors(path: Path, device: str) -> ModelPackage:
                     "the run again."
                 )
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
-        content, skeleton = yaml.safe_load(header["config"]), skeleton_of_json(header["skeleton"])
-        metrics = json.loads(header["metrics"])
-    except (SafetensorError, KeyError, ValueError, TypeError, yaml.YAMLError) as error:
+        content, skeleton = parse_yaml(header["config"], f"{path}: its config"), skeleton_of_json(header["skeleton"])
+        metrics = dict(json.loads(header["metrics"]))
+    except ConfigError:
+        raise
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not a whole model file: copy or download it again. ({str(error).splitlines()[0]})"
         ) from error
@@ -160,6 +163,7 @@ def _built(cfg: CfgNode, device: str, source: Path) -> PoseModel:
 
 
 def _load_exactly(model: PoseModel, weights: dict[str, Tensor], path: Path) -> None:
+    check_weights(weights, model.state_dict(), str(path))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -193,10 +197,10 @@ def _last_metrics(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     found: dict[str, Any] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
-        except ValueError:  # the run was killed while it wrote
+            row = dict(json.loads(line))
+        except (ValueError, TypeError, RecursionError):  # the run was killed while it wrote
             continue
         evaluated = {name: value for name, value in row.items() if name.rpartition("/")[2] in ("AP", "AP50", "AP75")}
         if evaluated:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from querypose.data.coco import PIXEL_INDEX_TO_CONTINUOUS
+from querypose.errors import UserError
 from querypose.evaluation.detections import Poses, poses_to_results
 from querypose.skeleton import Skeleton
 from querypose.visualization import draw_poses, drawn_visibilities
@@ -21,7 +22,7 @@ from querypose.visualization import draw_poses, drawn_visibilities
 _NOTEBOOK_WIDTH = 640
 
 
-class MissingPackageError(ImportError):
+class MissingPackageError(UserError, ImportError):
     """A package that an extra of this project installs is not there: names it and the remedy."""
 
 

@@ -12,7 +12,15 @@ from typing import IO, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from querypose.d2 import CheckpointError, DetectionCheckpointer, atomic_write, comm, to_plain
+from querypose.d2 import (
+    CheckpointError,
+    DetectionCheckpointer,
+    atomic_write,
+    check_weights,
+    comm,
+    download,
+    to_plain,
+)
 from querypose.engine.manifest import MANIFEST, Condition, Entry, HashingStream, Manifest
 
 _LAST_CHECKPOINT = "last_checkpoint"
@@ -111,11 +119,17 @@ class RunCheckpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: the file's checksum is not that in the checkpoints.json beside it, or it cannot be read.
         """
-        if path and "://" not in path:
+        if "://" in path:
+            path = str(download(path))
+        elif path:
             condition = Manifest(Path(path).parent).condition_of(Path(path).name)
             if condition is Condition.DAMAGED:
                 raise CheckpointError(f"{path} is {condition.value}; take another checkpoint.")
         return super().load(path, checkpointables)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:  # of both engines
+        check_weights(checkpoint["model"], self.model.state_dict(), "The checkpoint")
+        return super()._load_model(checkpoint)
 
     def get_checkpoint_file(self) -> str:
         """Path of the newest checkpoint of the run that is intact, beginning with the one in last_checkpoint.

@@ -46,10 +46,14 @@ def validate_datasets(
     return problems
 
 
-def require_sound_datasets(cfg: CfgNode) -> None:
+def require_sound_datasets(cfg: CfgNode, with_training: bool = True) -> None:
     """Looks at DATASETS.TRAIN and DATASETS.TEST as DATASETS.CHECK says, in the main process for all of them.
 
     What is merely corrected or left out is logged by whoever loads the dataset; here only images that are in both.
+
+    Args:
+        cfg: names the datasets.
+        with_training: False for an evaluation alone, on a machine that may not have DATASETS.TRAIN.
 
     Raises:
         DatasetError: there are errors; lists them by kind. Raised in every process.
@@ -58,18 +62,19 @@ def require_sound_datasets(cfg: CfgNode) -> None:
     depth = CHECKS[cfg.DATASETS.CHECK]
     if depth is None:
         return
-    if names := [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
+    train, test = list(cfg.DATASETS.TRAIN) if with_training else [], list(cfg.DATASETS.TEST)
+    if names := [*train, *test]:
         skeleton_of_datasets(names)  # in every process, so that none waits for one that failed
-    message = comm.all_gather(_errors_and_warnings(cfg, depth) if comm.is_main_process() else "")[0]
+    checks = comm.is_main_process()
+    message = comm.all_gather(_errors_and_warnings(train, test, depth, cfg.TEST.METRICS) if checks else "")[0]
     if message:
         raise DatasetError(message)
 
 
-def _errors_and_warnings(cfg: CfgNode, depth: ImageDepth) -> str:
+def _errors_and_warnings(train: list[str], test: list[str], depth: ImageDepth, metrics: Sequence[str]) -> str:
     """The message for errors, "" where there are none; logs the warnings."""
-    train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
     try:
-        problems = validate_datasets(train, test, depth, cfg.TEST.METRICS)
+        problems = validate_datasets(train, test, depth, metrics)
     except (DatasetError, EvaluationError) as error:
         return str(error)  # raised by every process, none of which waits for this one
     shared = [problem for problem in problems if problem.kind == SHARED_IMAGES]

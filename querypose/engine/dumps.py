@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from querypose import d2
 from querypose.d2 import Boxes, CheckpointError, Instances, Keypoints, atomic_write, comm, read_checkpoint
 from querypose.data.transforms import GeometricTransform
+from querypose.paths import short
 
 # How structures that are no tensors are kept: `weights_only` loads no classes.
 _WRAPPED: Mapping[str, type[Any]] = {"Boxes": Boxes, "Keypoints": Keypoints}
@@ -82,11 +83,18 @@ def read_dumps(folder: str | Path) -> list[dict[str, Any]]:
     paths = list(Path(folder).glob("rank_*.pth"))
     if not paths:
         raise CheckpointError(f"There is no dump in {str(folder)!r}. Name a folder such as output/dumps/iteration_N.")
-    dumps = [read_checkpoint(path) for path in paths]
-    for path, dump in zip(paths, dumps, strict=True):
-        if not {"rank", "world_size", "batch", "config", "losses", "random_state", "loss_scale"} <= dump.keys():
-            raise CheckpointError(f"{path} is not a dump of an iteration.")
-        dump["batch"] = [{key: _from_plain(value) for key, value in item.items()} for item in dump["batch"]]
+    dumps = []
+    for path in paths:
+        dump = read_checkpoint(path)
+        for name, is_allowed in _FIELDS.items():
+            if name not in dump or not is_allowed(dump[name]):
+                found = short(dump[name]) if name in dump else "missing"
+                raise CheckpointError(f"{path} is not a dump of an iteration: its {name!r} is {found}.")
+        try:
+            dump["batch"] = [{key: _from_plain(value) for key, value in item.items()} for item in dump["batch"]]
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a dump of an iteration: its 'batch' is damaged ({error}).") from error
+        dumps.append(dump)
     dumps.sort(key=lambda dump: dump["rank"])
     ranks = [dump["rank"] for dump in dumps]
     if ranks != list(range(dumps[0]["world_size"])):
@@ -95,6 +103,48 @@ def read_dumps(folder: str | Path) -> list[dict[str, Any]]:
             "machines into this folder."
         )
     return dumps
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(number, float) for name, number in value.items()
+    )
+
+
+def _are_mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, dict) and all(isinstance(key, str) for key in item) for item in value
+    )
+
+
+def _is_random_state(value: Any) -> bool:
+    generator = torch.Generator()
+    if not isinstance(value, dict) or not isinstance(value.get("cpu"), Tensor):
+        return False
+    try:
+        generator.set_state(value["cpu"])
+    except (RuntimeError, TypeError):
+        return False
+    return all(isinstance(state, Tensor) and state.dtype == torch.uint8 for state in value.values())
+
+
+# What the file of a process must have, and whether a value is that.
+_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "iteration": _is_count,
+    "rank": _is_count,
+    "world_size": _is_count,
+    "config": lambda value: isinstance(value, str),
+    "images": _are_mappings,
+    "batch": _are_mappings,
+    "losses": _are_numbers,
+    "gradient_norms": _are_numbers,
+    "random_state": _is_random_state,
+    "loss_scale": lambda value: isinstance(value, int | float) and 0 < value < float("inf"),
+}
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

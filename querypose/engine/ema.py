@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from querypose.config import ConfigError
-from querypose.d2 import CheckpointError
+from querypose.d2 import CheckpointError, check_weights
 from querypose.engine.checkpointer import RunCheckpointer
 
 
@@ -87,8 +87,7 @@ class ExponentialMovingAverage:
         Raises:
             CheckpointError: it belongs to another model: names keys that do not fit.
         """
-        weights: Mapping[str, Tensor] = state_dict["weights"]
-        _check_fit(weights, self._average)
+        weights = _averaged_weights(state_dict, self._average)
         if missing := sorted(self._average.keys() - weights.keys()):
             raise CheckpointError(f"The averaged weights are those of another model: they have no {_some(missing)}.")
         for name, average in self._average.items():
@@ -96,7 +95,16 @@ class ExponentialMovingAverage:
         self.num_updates = int(state_dict["num_updates"])
 
 
-def _check_fit(weights: Mapping[str, Tensor], model_weights: Mapping[str, Tensor]) -> None:
+def _averaged_weights(state: Any, model_weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Those of an `ema` of a checkpoint, checked.
+
+    Raises:
+        CheckpointError: it is not what `ExponentialMovingAverage.state_dict` gives, or that of another model.
+    """
+    if not isinstance(state, Mapping) or not isinstance(state.get("num_updates"), int):
+        raise CheckpointError("The averaged weights of the file ('ema') are damaged; set SOLVER.EMA.ENABLED False.")
+    weights: Mapping[str, Tensor] = state.get("weights", {})
+    check_weights(weights, model_weights, "The averaged weights")
     if unknown := sorted(weights.keys() - model_weights.keys()):
         raise CheckpointError(f"The averaged weights are those of another model: this one has no {_some(unknown)}.")
     for name, weight in weights.items():
@@ -105,6 +113,7 @@ def _check_fit(weights: Mapping[str, Tensor], model_weights: Mapping[str, Tensor
                 f"The averaged weights are those of another model: {name} is {list(weight.shape)} there "
                 f"and {list(model_weights[name].shape)} here."
             )
+    return weights
 
 
 def _some(names: Sequence[str], count: int = 3) -> str:
@@ -145,19 +154,26 @@ class _ExactCheckpointer(RunCheckpointer):
 
 
 def load_evaluation_weights(
-    model: nn.Module, weights: str, *, use_average: bool, output_dir: str = "", resume: bool = False
+    model: nn.Module,
+    weights: str,
+    *,
+    use_average: bool,
+    output_dir: str = "",
+    resume: bool = False,
+    random_weights: bool = False,
 ) -> None:
     """Loads the weights that an evaluation or a demo is to use.
 
     Args:
         model: the receiver.
-        weights: MODEL.WEIGHTS; '' leaves the model as it is initialized.
+        weights: MODEL.WEIGHTS.
         use_average: SOLVER.EMA.ENABLED: prefer the averaged weights, if the checkpoint has them.
         output_dir: OUTPUT_DIR, for `resume`.
         resume: load the last checkpoint of `output_dir`, if there is one, in place of `weights`.
+        random_weights: where both are missing, leave the model as it is initialized.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file, or no weights at all.
         CheckpointError: the file cannot be read, or its weights are of another model: of another architecture, another
             backbone, another skeleton.
     """
@@ -169,6 +185,11 @@ def load_evaluation_weights(
                 f"--eval-only --resume: OUTPUT_DIR ({output_dir}) has no checkpoint, and MODEL.WEIGHTS is ''. Name the "
                 "weights to evaluate in MODEL.WEIGHTS."
             )
+    if not weights and not random_weights:
+        raise ConfigError(
+            "MODEL.WEIGHTS is '': the model would have random weights, and its metrics would mean nothing. Name a "
+            "checkpoint; or say --random-weights."
+        )
     require_weights(weights)
     state = checkpointer.load(weights).get("ema")
     if not use_average or not weights:
@@ -178,8 +199,8 @@ def load_evaluation_weights(
         logger.warning(f"SOLVER.EMA.ENABLED is True, but {weights} has no averaged weights. Using its trained weights.")
         return
     model_weights = model.state_dict()
-    _check_fit(state["weights"], model_weights)
+    averaged = _averaged_weights(state, model_weights)
     with torch.no_grad():
-        for name, weight in state["weights"].items():
+        for name, weight in averaged.items():
             model_weights[name].copy_(weight)
     logger.info(f"Using the averaged weights of {weights} ({state['num_updates']} iterations).")

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from querypose.config import ConfigError
 from querypose.d2 import CfgNode, EventWriter, HookBase, JSONWriter, Registry, RunStopped, atomic_write, comm
 from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.ema import ExponentialMovingAverage
@@ -69,6 +70,7 @@ class PeriodicCheckpointer(HookBase):
         self._period = period
         self._keep = keep
         self._run_state = run_state
+        self._saved: int | None = None
         self._stop = StopSignal()
 
     def before_train(self) -> None:
@@ -104,14 +106,40 @@ class PeriodicCheckpointer(HookBase):
         if self.trainer.iter + 1 == self.trainer.max_iter and not is_saved:
             self._save(_FINAL)
 
+    def is_overdue(self) -> bool:
+        """Whether a signal is to stop the run, and waiting for a batch has taken too long since then."""
+        return self._stop.is_overdue()
+
+    def stop_waiting(self, hooks_done: bool) -> None:
+        """Saves and stops the run, which waits for a batch in vain.
+
+        Args:
+            hooks_done: of the iteration that has ended last; else the run that goes on begins with the rest of them.
+
+        Raises:
+            RunStopped: always. What cannot be saved is said: several processes could save only together.
+        """
+        trainer = self.trainer
+        is_alone = comm.get_world_size() == 1
+        if is_alone and trainer.start_iter <= trainer.iter < trainer.max_iter and trainer.iter != self._saved:
+            self._save(f"model_{trainer.iter:07d}", hooks_done=hooks_done)
+        self._checkpointer.wait()
+        _logger.warning(
+            "The data loader gives no batch, so that the run stops without it. "
+            + ("" if is_alone else "Nothing was saved, as the processes do not meet: the last checkpoint counts. ")
+            + "To go on, run the same command with --resume."
+        )
+        raise RunStopped(STOPPED_EXIT_CODE)
+
     def after_train(self) -> None:
         """Waits for the last file, and gives the signals back unless they have stopped the run."""
         self._checkpointer.wait()
         if not self._stop.is_requested:
             self._stop.release(wait=self.trainer.iter >= self.trainer.max_iter)
 
-    def _save(self, name: str) -> None:
-        self._checkpointer.save(name, keep=self._keep, iteration=self.trainer.iter, **self._run_state())
+    def _save(self, name: str, **entries: Any) -> None:
+        self._saved = self.trainer.iter
+        self._checkpointer.save(name, keep=self._keep, iteration=self._saved, **self._run_state(), **entries)
 
 
 class BestCheckpointer(HookBase):
@@ -121,7 +149,7 @@ class BestCheckpointer(HookBase):
 
     Args:
         checkpointer: does the saving.
-        metric: such as "keypoints/AP"; greater is better.
+        metric: such as "keypoints/AP"; greater is better. Of a task, "keypoints", it is the first metric.
         period: that of the evaluation.
     """
 
@@ -146,22 +174,81 @@ class BestCheckpointer(HookBase):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes up the best value so far; that of another metric is forgotten."""
-        self.best = dict(state_dict) if state_dict["metric"] == self._metric else {}
+        self.best = dict(state_dict) if self._is_meant(state_dict["metric"]) else {}
 
     def _save_if_best(self) -> None:
         if not comm.is_main_process():
             return  # it alone has the metrics
         latest = self.trainer.storage.latest()
-        if self._metric not in latest:
+        metric = next(filter(self._is_meant, latest), None)
+        if metric is None:
             _logger.warning(
                 f"model_best.pth is not written: TEST.BEST_METRIC is {self._metric!r}, and the evaluation gives "
                 f"no such metric. Choose one of: {', '.join(name for name in sorted(latest) if '/' in name)}."
             )
             return
-        value, iteration = latest[self._metric]
+        value, iteration = latest[metric]
         if math.isfinite(value) and value > self.best.get("value", -math.inf):
-            self.best = {"metric": self._metric, "value": value, "iteration": iteration}
+            self.best = {"metric": metric, "value": value, "iteration": iteration}
             self._checkpointer.save_weights("model_best", iteration=iteration, best=self.best)
+
+    def _is_meant(self, name: str) -> bool:
+        return self._metric in (name, name.rpartition("/")[0])
+
+
+class EarlyStopping(HookBase):
+    """Ends a training whose metric has not risen for some evaluations; the last weights are saved and evaluated.
+
+    It acts in the iteration after an evaluation, so that a run that goes on from a checkpoint ends where it would have.
+
+    Args:
+        metric: such as "progress/OKS"; greater is better.
+        period: iterations between two evaluations.
+        patience: evaluations without a new best value that end the training.
+    """
+
+    def __init__(self, metric: str, period: int, patience: int) -> None:
+        self._metric = metric
+        self._period = period
+        self._patience = patience
+        self._best = -math.inf
+        self._num_without = 0
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        if trainer.iter == 0 or trainer.iter % self._period:
+            return
+        if comm.is_main_process():  # it alone has the metrics
+            self._take(trainer.storage.latest())
+        if not comm.all_gather(self._num_without >= self._patience)[0]:
+            return
+        _logger.info(
+            f"{self._metric} has not risen above {self._best:.2f} in the last {self._num_without} evaluations. The "
+            "training ends early (TEST.EARLY_STOPPING)."
+        )
+        trainer.max_iter = trainer.iter + 1
+        trainer.step.write_scalars()  # as the last iteration does
+
+    def state_dict(self) -> dict[str, Any]:
+        """The metric's name, its best value, and the number of evaluations since."""
+        return {"metric": self._metric, "best": self._best, "num_without": self._num_without}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes up the count; that of another metric is forgotten."""
+        if state_dict["metric"] == self._metric:
+            self._best, self._num_without = state_dict["best"], state_dict["num_without"]
+
+    def _take(self, latest: Mapping[str, tuple[float, int]]) -> None:
+        if self._metric not in latest:
+            raise ConfigError(
+                f"TEST.EARLY_STOPPING.METRIC is {self._metric!r}, and the evaluation gives no such metric. Choose one "
+                f"of: {', '.join(name for name in sorted(latest) if '/' in name)}."
+            )
+        value = latest[self._metric][0]
+        if value > self._best:
+            self._best, self._num_without = value, 0
+        else:  # NaN too
+            self._num_without += 1
 
 
 class EMAHook(HookBase):

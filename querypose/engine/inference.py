@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from querypose.config import ConfigError
 from querypose.d2 import CfgNode, configurable
@@ -49,9 +49,8 @@ class InferenceModel(nn.Module):
         self.model.requires_grad_(False).to(memory_format=torch.channels_last)
         if precision is not None:
             # Once, not at every image; autocast converts what flows into them, and the weights of all other layers.
-            for module in self.model.modules():
-                if isinstance(module, CONVOLUTIONS):
-                    module.to(precision)
+            for module in self._convolutions_under_autocast():
+                module.to(precision)
         if compiled:
             if not self.model.components:
                 raise ConfigError(
@@ -60,6 +59,22 @@ class InferenceModel(nn.Module):
             for component in self.model.components.values():
                 for module in component.modules:
                     module.compile(dynamic=True)
+
+    def _convolutions_under_autocast(self) -> set[nn.Module]:
+        """Those that compute in `precision`; a model keeps others in float32."""
+        found: set[nn.Module] = set()
+
+        def note(module: nn.Module, _: Any, output: Tensor) -> None:
+            if output.dtype == self.precision:
+                found.add(module)
+
+        convolutions = [module for module in self.model.modules() if isinstance(module, CONVOLUTIONS)]
+        hooks = [module.register_forward_hook(note) for module in convolutions]
+        with torch.no_grad():
+            self(self.model.example_batch())
+        for hook in hooks:
+            hook.remove()
+        return found
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: PoseModel, *, in_place: bool = False) -> dict[str, Any]:
@@ -75,10 +90,11 @@ class InferenceModel(nn.Module):
             return self.model(batched_inputs)
 
     def explain(self, batched_inputs: Sequence[Mapping[str, Any]], num_poses: int = 3) -> list[list[Layer]]:
-        """As `PoseModel.explain`, in the precision of the forward pass."""
+        """As `PoseModel.explain`, in the precision of the forward pass; what is no PoseModel has nothing to show."""
+        if not isinstance(self.model, PoseModel):
+            return [[] for _ in batched_inputs]
         with self._autocast():
-            layers: list[list[Layer]] = self.model.explain(batched_inputs, num_poses)
-        return layers
+            return self.model.explain(batched_inputs, num_poses)
 
     def _autocast(self) -> torch.autocast:
         device = next(self.model.parameters()).device

@@ -21,13 +21,21 @@ from querypose.engine.stop_signal import signals_to_children
 
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 TIMEOUT = datetime.timedelta(minutes=30)
+_MAX_MINUTES = 60 * 24 * 31
 
 
 def add_timeout_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--timeout", type=float, default=TIMEOUT.total_seconds() / 60, metavar="MINUTES",
+        "--timeout", type=_minutes, default=TIMEOUT.total_seconds() / 60, metavar="MINUTES",
         help="end the run if one of its processes does not answer for so many minutes (default: %(default)g)",
     )  # fmt: skip
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes <= _MAX_MINUTES:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {_MAX_MINUTES} (a month)")
+    return minutes
 
 
 def launch(
@@ -52,6 +60,13 @@ def launch(
     """
     if timeout <= datetime.timedelta(0):
         raise ConfigError("--timeout must be above 0 minutes.")
+    if args.num_gpus < 0 or args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
+        raise ConfigError(
+            f"--num-gpus is {args.num_gpus}, --num-machines {args.num_machines}, --machine-rank {args.machine_rank}; "
+            "allowed: 0 or more, 1 or more, and a number from 0 below --num-machines."
+        )
+    if args.num_machines > 1 and not args.dist_url.startswith("tcp://"):
+        raise ConfigError(f"--dist-url is {args.dist_url!r}; with --num-machines it is tcp://HOST:PORT of machine 0.")
     if started_by_torchrun():
         _join_torchrun(timeout)
         # After a failure torchrun starts the same command again, which then is to go on.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
+from querypose.config import ConfigError
 from querypose.d2 import comm
 from querypose.modeling import PoseModel
 
@@ -80,7 +81,7 @@ def build_optimizer(
             "entry has no effect. Correct or remove it."
         )
     if not groups:
-        raise ValueError(f"{type(model).__name__} has no trainable parameter; there is nothing to optimize.")
+        raise ConfigError(f"{type(model).__name__} has no trainable parameter; there is nothing to optimize.")
     trained = [parameter for parameters in groups.values() for parameter in parameters]
     settings: dict[str, Any] = {
         "params": [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()],

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from querypose.config import ConfigError, load_config
+from querypose.d2 import CheckpointError, read_checkpoint
 from querypose.data import DatasetError, register_custom_datasets
-from querypose.data.person_boxes import PersonBox, read_person_boxes
+from querypose.data.results import read_results
 from querypose.engine.predictor import PosePredictor
 
 Boxes = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -34,16 +35,18 @@ def boxes_of_file(file: str | Path, threshold: float) -> FindPersons:
     Raises:
         DatasetError: the file cannot be used.
     """
-    of_image: dict[object, list[PersonBox]] = {}
-    for box in read_person_boxes(file):
-        if box.has_area and box.score >= threshold:
-            of_image.setdefault(box.image_id if box.file_name is None else Path(box.file_name).name, []).append(box)
+    boxes = read_results(file)
+    of_image: dict[object, list[int]] = {}
+    is_shown = (boxes.boxes_xyxy[:, 2:] > boxes.boxes_xyxy[:, :2]).all(axis=1) & (boxes.scores >= threshold)
+    for index in np.flatnonzero(is_shown).tolist():
+        name = boxes.file_names[index]
+        of_image.setdefault(boxes.image_ids[index] if name is None else name, []).append(index)
     if not of_image:
         raise DatasetError(f"{file} has no box with a score of {threshold} or more. Lower --box-threshold.")
 
     def find(image: NDArray[np.uint8], image_id: int, file_name: str) -> Boxes:
-        boxes = of_image.get(Path(file_name).name, of_image.get(image_id, []))
-        return np.array([box.box_xyxy for box in boxes]).reshape(-1, 4), np.array([box.score for box in boxes])
+        chosen = np.array(of_image.get(Path(file_name).name, of_image.get(image_id, [])), np.int64)
+        return boxes.boxes_xyxy[chosen], boxes.scores[chosen]
 
     return find
 
@@ -53,12 +56,13 @@ def detector(name: str, weights: str, threshold: float) -> FindPersons:
 
     Args:
         name: a YAML file of a model here that predicts boxes, as QueryPose; or one of torchvision's detectors
-            (`fasterrcnn_resnet50_fpn_v2`), whose pretrained weights are downloaded.
-        weights: of the former.
+            (`fasterrcnn_resnet50_fpn_v2`).
+        weights: file of its weights; those of torchvision's are downloaded where none is named.
         threshold: persons with less score are left out.
 
     Raises:
-        ConfigError: there is no such detector.
+        ConfigError: there is no such detector, it predicts no boxes, or its weights cannot be downloaded.
+        CheckpointError: the file of weights cannot be used.
     """
     if name.endswith((".yaml", ".yml")):
         cfg = load_config(name, ["MODEL.WEIGHTS", weights])
@@ -67,13 +71,15 @@ def detector(name: str, weights: str, threshold: float) -> FindPersons:
 
         def find(image: NDArray[np.uint8], image_id: int, file_name: str) -> Boxes:
             persons = predictor(image)
-            persons = persons[persons.scores >= threshold]
+            if not persons.has("pred_boxes"):
+                raise ConfigError(f"The model of {name} predicts no boxes of persons. Name another --detector.")
+            persons = persons[(persons.scores >= threshold) & persons.pred_boxes.nonempty()]
             return persons.pred_boxes.tensor.double().numpy(), persons.scores.double().numpy()
 
         return find
 
     from torchvision.models import detection as detection_models
-    from torchvision.models import get_model, list_models
+    from torchvision.models import get_model, get_model_weights, list_models
 
     known = list_models(module=detection_models)
     if name not in known:
@@ -82,7 +88,21 @@ def detector(name: str, weights: str, threshold: float) -> FindPersons:
             f"{', '.join(known)}."
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = get_model(name, weights="DEFAULT").eval().to(device)
+    if weights:
+        model = get_model(name, weights=None, weights_backbone=None)
+        try:
+            model.load_state_dict(read_checkpoint(weights))
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{weights} does not hold the weights of torchvision's {name} ({error}).") from error
+    else:
+        try:
+            model = get_model(name, weights="DEFAULT")
+        except OSError as error:  # no network, or a full disk
+            raise ConfigError(
+                f"The weights of torchvision's {name} cannot be downloaded ({error}). Download "
+                f"{get_model_weights(name).DEFAULT.url} elsewhere, and name the file with --detector-weights."
+            ) from error
+    model.eval().to(device)
 
     @torch.inference_mode()
     def find_by_torchvision(image: NDArray[np.uint8], image_id: int, file_name: str) -> Boxes:

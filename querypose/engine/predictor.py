@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from querypose.d2 import CfgNode, Instances, build_model, configurable
 from querypose.data import Pipeline, build_pipeline
 from querypose.engine.ema import load_evaluation_weights, require_weights
 from querypose.engine.inference import InferenceModel
+from querypose.modeling import Layer, PoseModel
 
 
 class PosePredictor:
     """Runs a model of any meta-architecture on images as evaluation would: by the same pipeline."""
 
     @configurable
-    def __init__(self, *, model: nn.Module, pipeline: Pipeline) -> None:
+    def __init__(self, *, model: PoseModel | InferenceModel, pipeline: Pipeline) -> None:
         """Takes plain arguments; `PosePredictor(cfg)` builds the model and loads MODEL.WEIGHTS.
 
         Args:
@@ -38,7 +38,7 @@ class PosePredictor:
         """
         require_weights(cfg.MODEL.WEIGHTS)  # before the model is built, which takes longer
         model = build_model(cfg)
-        load_evaluation_weights(model, cfg.MODEL.WEIGHTS, use_average=cfg.SOLVER.EMA.ENABLED)
+        load_evaluation_weights(model, cfg.MODEL.WEIGHTS, use_average=cfg.SOLVER.EMA.ENABLED, random_weights=True)
         return {
             "model": InferenceModel(cfg, model, in_place=True),
             "pipeline": build_pipeline(cfg, is_train=False),
@@ -67,6 +67,27 @@ class PosePredictor:
         if box_scores is not None:
             samples = [{**sample, "box_score": score} for sample, score in zip(samples, box_scores, strict=True)]
         return Instances.cat([output["instances"].to("cpu") for output in self.model(samples)])
+
+    @torch.inference_mode()
+    def explain(
+        self, image: NDArray[np.uint8], boxes_xyxy: NDArray[np.floating] | None = None, num_poses: int = 3
+    ) -> list[tuple[NDArray[np.uint8], list[Layer]]]:
+        """What led to the best poses of an image: what the model was fed, (H, W, 3) RGB, and layers over it.
+
+        A model that is fed crops gives a pair for each person.
+
+        Args:
+            image: as of a call; so `boxes_xyxy`.
+            boxes_xyxy: see there.
+            num_poses: of a sample, at most.
+        """
+        samples = self.samples(image, boxes_xyxy)
+        pictures = [sample["image"].permute(1, 2, 0).numpy() for sample in samples]
+        step = -1 if self._pipeline.channel_order == "BGR" else 1
+        return [
+            (np.ascontiguousarray(picture[:, :, ::step]), layers)
+            for picture, layers in zip(pictures, self.model.explain(samples, num_poses), strict=True)
+        ]
 
     def samples(self, image: NDArray[np.uint8], boxes_xyxy: NDArray[np.floating] | None = None) -> list[dict[str, Any]]:
         """What the model is fed of an image; arguments as of a call."""

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from querypose.config import load_config
-from querypose.d2 import CfgNode, CheckpointError, EventStorage
+from querypose.config import is_integer, load_config
+from querypose.config.merging import read_yaml
+from querypose.d2 import CfgNode, CheckpointError, EventStorage, Instances, check_weights
 from querypose.data import register_custom_datasets
 from querypose.engine.dumps import read_dumps, set_random_state
 from querypose.engine.trainer import PoseTrainer
+from querypose.paths import short
 
 
 class ProcessReplay(NamedTuple):
@@ -55,7 +57,7 @@ class Replay(NamedTuple):
         return all(_non_finite(recorded) == _non_finite(replayed) for recorded, replayed in pairs)
 
 
-def replay(folder: str | Path, device: str = "auto") -> Replay:
+def replay(folder: str | Path, device: str = "auto", imports: Sequence[str] = ()) -> Replay:
     """Runs the iteration of a dump again: same weights, batches, random numbers, precision and normalization.
 
     Synchronized BatchNorm is the exception: here every process has the statistics of its own batch.
@@ -63,20 +65,24 @@ def replay(folder: str | Path, device: str = "auto") -> Replay:
     Args:
         folder: of the dump, `OUTPUT_DIR/dumps/iteration_N`.
         device: as MODEL.DEVICE.
+        imports: the modules of IMPORTS of its config, as of --import. A dump alone imports nothing: it may come from
+            elsewhere, and a module runs its code.
 
     Raises:
-        CheckpointError: the dump is not whole.
+        CheckpointError: the dump is not whole, or needs modules that are not among `imports`.
         ConfigError: its config cannot be used here.
     """
     dumps = read_dumps(folder)
     if "model" not in dumps[0]:
         raise CheckpointError(f"{folder}/rank_0.pth has no weights. Copy the file again from the run's folder.")
-    cfg = _config(dumps[0]["config"], device)
+    cfg = _config(dumps[0]["config"], device, imports)
     model = PoseTrainer.build_model(cfg)
-    model.load_state_dict(dumps[0]["model"])
+    _load_weights(model, dumps[0]["model"], f"{folder}/rank_0.pth")
     model.progress = dumps[0].get("progress", 1.0)
     device_type = torch.device(cfg.MODEL.DEVICE).type
     step = PoseTrainer.build_train_step(cfg, model, (), PoseTrainer.build_optimizer(cfg, model))
+    for dump in dumps:
+        _require_batch(dump["batch"], step.pose_model.example_batch(num_instances=1)[0], f"{folder}")
     # This process stands for all: the sums over their batches, divided by their number.
     sums = step.pose_model.global_normalizers(*(dump["batch"] for dump in dumps))
     normalizers = {name: value / len(dumps) for name, value in sums.items()}
@@ -143,10 +149,56 @@ def _by_part(norms: Mapping[str, float], depth: int = 3) -> dict[str, float]:
     return {part: math.sqrt(square) if math.isfinite(square) else square for part, square in squares.items()}
 
 
-def _config(text: str, device: str) -> CfgNode:
+def _load_weights(model: nn.Module, weights: Any, source: str) -> None:
+    """Raises CheckpointError where they are not those of the model; infinite ones may be why there is a dump."""
+    check_weights(weights, model.state_dict(), source, allow_non_finite=True)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source} has weights of another model than its config's: {error}") from error
+
+
+def _require_batch(batch: Sequence[Mapping[str, Any]], example: Mapping[str, Any], source: str) -> None:
+    """Raises CheckpointError where a sample is not what the model takes, as a sample of noise shows it."""
+    if not batch:
+        raise CheckpointError(f"{source}: the dump of a process has no samples.")
+    for index, sample in enumerate(batch):
+        for name, needed in _tensors_by_name(example).items():
+            found = _tensors_by_name(sample).get(name)
+            is_like = (
+                found is not None
+                and found.layout is torch.strided
+                and found.dim() == needed.dim()
+                and found.is_complex() == needed.is_complex()
+                and (name == "image" or found.dtype == needed.dtype)
+                and (found.shape[0] == needed.shape[0] if name == "image" else found.shape[1:] == needed.shape[1:])
+                and (name != "image" or found.numel() > 0)
+            )
+            if not is_like:
+                what = "missing" if found is None else f"a tensor {found.dtype} {tuple(found.shape)}"
+                raise CheckpointError(f"{source}: {name!r} of sample {index} is {what}; the dump is damaged.")
+        for name in ("height", "width"):
+            if name in example and not is_integer(sample.get(name)):
+                raise CheckpointError(f"{source}: {name!r} of sample {index} is {short(sample.get(name))}.")
+
+
+def _tensors_by_name(sample: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a sample and of the instances in it."""
+    instances = sample.get("instances")
+    fields = instances.get_fields() if isinstance(instances, Instances) else {}
+    values = {**sample, **fields}
+    plain = {name: getattr(value, "tensor", value) for name, value in values.items()}
+    return {name: value for name, value in plain.items() if isinstance(value, Tensor)}
+
+
+def _config(text: str, device: str, imports: Sequence[str]) -> CfgNode:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(text, encoding="utf-8")
+        own = read_yaml(path).get("IMPORTS", [])
+        if missing := [name for name in own if name not in imports]:
+            options = " ".join(f"--import {name}" for name in missing)
+            raise CheckpointError(f"The dump's config imports modules. If you trust them, name them: {options}")
         # The dump has the weights: no pretrained ones are looked for.
         cfg = load_config(path, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "MODEL.BACKBONE.PRETRAINED", "False"])
     register_custom_datasets(cfg)

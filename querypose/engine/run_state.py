@@ -29,6 +29,7 @@ class RunState:
         self._trainer = trainer
         self._random_states: Mapping[str, Any] | None = None
         self._is_resumed = False
+        self._hooks_done = False
 
     def entries(self) -> dict[str, Any]:
         """The entry "run" of a checkpoint; of the main process alone it is complete."""
@@ -49,6 +50,7 @@ class RunState:
         trainer = self._trainer
         state = checkpoint.get("run", {})
         self._is_resumed = bool(state)
+        self._hooks_done = checkpoint.get("hooks_done", False)
         order = self._training_order()
         if order is None:
             problems = ["the data loader is not one of this project, so it starts at the beginning"]
@@ -100,7 +102,7 @@ class RunState:
             # A checkpoint is taken in the midst of an iteration's hooks: those behind it have not run yet.
             [save] = self._hooks(PeriodicCheckpointer)
             save.finish()
-            for hook in trainer._hooks[trainer._hooks.index(save) + 1 :]:
+            for hook in [] if self._hooks_done else trainer._hooks[trainer._hooks.index(save) + 1 :]:
                 hook.after_step()
 
     def _training_order(self) -> TrainingOrder | None:

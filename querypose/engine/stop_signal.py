@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -26,8 +28,12 @@ class StopSignal:
     The processes tell each other in every iteration, by a message whose answer is read in the next one: nothing waits.
     """
 
+    # Seconds after a signal in which a batch may still come; a cluster gives at least 30 until it kills.
+    PATIENCE = 10.0
+
     def __init__(self) -> None:
         self.is_requested = False
+        self._requested_at = math.inf
         self._interrupts = 0
         self._former_handlers: dict[int, Any] = {}
         self._group: Any = None
@@ -69,6 +75,10 @@ class StopSignal:
         self._exchange = dist.all_reduce(self._anyone, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         return False
 
+    def is_overdue(self) -> bool:
+        """Whether this process got a signal so long ago that it should not wait for the data loader any more."""
+        return time.monotonic() - self._requested_at > self.PATIENCE
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
@@ -76,6 +86,7 @@ class StopSignal:
             os.kill(os.getpid(), signal.SIGINT)
         if not self.is_requested:
             self.is_requested = True
+            self._requested_at = time.monotonic()
             # Not by a logger: the signal may have come in the midst of writing a log line.
             name = signal.Signals(number).name
             message = (

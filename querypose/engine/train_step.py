@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -131,6 +131,12 @@ class TrainStep:
         self._update(norm)
         if (self.iter + 1) % self.log_period == 0:
             self.write_scalars()
+
+    def stop_loading(self) -> None:
+        """Ends the processes of the data loader, whatever they wait for."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
+        self._batches = None
 
     def accumulate_gradients(
         self, batch: Batch, normalizers: Mapping[str, Tensor] | None = None

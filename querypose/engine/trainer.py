@@ -34,12 +34,25 @@ from querypose.d2 import (
     setup_logger,
     verify_results,
 )
-from querypose.data import build_test_loader, build_train_loader, explain_loader_failures
+from querypose.data import (
+    StoppedWaitingError,
+    build_test_loader,
+    build_train_loader,
+    explain_loader_failures,
+    waiting_stops_if,
+)
 from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.dataset_check import require_sound_datasets
 from querypose.engine.dumps import DumpWriter
 from querypose.engine.ema import ExponentialMovingAverage, load_evaluation_weights, require_weights
-from querypose.engine.hooks import BestCheckpointer, EMAHook, PeriodicCheckpointer, PeriodicWriter, build_hooks
+from querypose.engine.hooks import (
+    BestCheckpointer,
+    EarlyStopping,
+    EMAHook,
+    PeriodicCheckpointer,
+    PeriodicWriter,
+    build_hooks,
+)
 from querypose.engine.inference import InferenceModel
 from querypose.engine.lost_output import losses_said_again
 from querypose.engine.model_preparation import prepare_model
@@ -49,6 +62,7 @@ from querypose.engine.resuming import check_resumable, restoring
 from querypose.engine.run_lock import own_output_dir
 from querypose.engine.run_state import RunState, untouched_random_states
 from querypose.engine.schedule import ENDLESS, EndableLoop, TimeLimit, iterations_per_epoch, with_iterations
+from querypose.engine.trackers import build_trackers
 from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
 from querypose.layers.precision import PRECISIONS
@@ -166,8 +180,12 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
             LoaderError: a process of the data loader died.
         """
         own_output_dir(self.cfg.OUTPUT_DIR)
-        with losses_said_again(), explain_loader_failures():
-            return super().train()
+        [self._saver] = [hook for hook in self._hooks if isinstance(hook, PeriodicCheckpointer)]
+        with losses_said_again(), explain_loader_failures(), waiting_stops_if(self._saver.is_overdue):
+            try:
+                return super().train()
+            finally:
+                self.step.stop_loading()
 
     def before_train(self) -> None:
         super().before_train()
@@ -178,7 +196,11 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         self._trainer.iter = self.iter
         limit = self.time_limit
         self._trainer.pose_model.progress = self.iter / self.max_iter if limit is None else limit.share
-        self._trainer.run_step(self.after_backward)
+        try:
+            self._trainer.run_step(self.after_backward)
+        except StoppedWaitingError:
+            self.iter = self._trainer.iter = self.iter - 1  # this iteration has changed nothing
+            self._saver.stop_waiting(hooks_done=True)
         if self.iter == self.max_iter - 1:
             self._trainer.write_scalars()
 
@@ -189,11 +211,16 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         if self.ema is not None:
             result.append(EMAHook(self.ema))
         result += build_hooks(cfg, weakref.proxy(self))
+        early = cfg.TEST.EARLY_STOPPING
+        if early.PATIENCE:
+            result.append(EarlyStopping(_name_of_metric(cfg, early.METRIC), cfg.TEST.EVAL_PERIOD, early.PATIENCE))
         result.append(PeriodicCheckpointer(self.checkpointer, period, keep, self._run_state.entries))
         # After the checkpoint, which then is there should the evaluation fail.
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0:
-            result.append(BestCheckpointer(self.checkpointer, _name_of_metric(cfg), cfg.TEST.EVAL_PERIOD))
+            result.append(
+                BestCheckpointer(self.checkpointer, _name_of_metric(cfg, cfg.TEST.BEST_METRIC), cfg.TEST.EVAL_PERIOD)
+            )
         # Last, so that the evaluation's metrics are written.
         trainer, metrics_file = weakref.proxy(self), Path(cfg.OUTPUT_DIR, "metrics.json")
         result.append(PeriodicWriter(lambda: trainer.build_writers(), cfg.LOG_PERIOD, metrics_file))
@@ -207,6 +234,8 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
                 self.max_iter, cfg.SOLVER.IMS_PER_BATCH, cfg.LOG_PERIOD, epoch=self.epoch, time_limit=self.time_limit
             ),
             JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
+            # Before TensorBoard, which takes the pictures away.
+            *build_trackers(cfg, continues=self.start_iter > 0),
             # What a stopped run had written after its last checkpoint is not shown.
             TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter or None),
         ]
@@ -268,21 +297,31 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         return PoseEvaluator(cfg, dataset_name, output_folder)
 
     @classmethod
-    def evaluate_weights(cls, cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+    def evaluate_weights(cls, cfg: CfgNode, resume: bool = False, random_weights: bool = False) -> dict[str, Any]:
         """--eval-only: evaluates MODEL.WEIGHTS on DATASETS.TEST and verifies TEST.EXPECTED_RESULTS.
 
         Args:
             cfg: with SOLVER.EMA.ENABLED the averaged weights are used.
             resume: evaluate the last checkpoint of OUTPUT_DIR, if there is one, in place of MODEL.WEIGHTS.
+            random_weights: evaluate the model as it is initialized where there is neither of the two.
 
         Returns:
             metrics by task, by dataset first where there are several.
+
+        Raises:
+            ConfigError: there are no weights, or no datasets.
+            DatasetError: a dataset has errors, see DATASETS.CHECK.
+            CheckpointError: the weights are not those of the model, or cannot be used.
         """
+        if not cfg.DATASETS.TEST:
+            raise ConfigError("DATASETS.TEST is empty, so there is nothing to evaluate on. Name a dataset there.")
+        require_sound_datasets(cfg, with_training=False)
         model = cls.build_model(cfg)
         use_average = cfg.SOLVER.EMA.ENABLED
         load_evaluation_weights(
-            model, cfg.MODEL.WEIGHTS, use_average=use_average, output_dir=cfg.OUTPUT_DIR, resume=resume
-        )
+            model, cfg.MODEL.WEIGHTS, use_average=use_average, output_dir=cfg.OUTPUT_DIR, resume=resume,
+            random_weights=random_weights,
+        )  # fmt: skip
         with losses_said_again():
             results = cls.test(cfg, InferenceModel(cfg, model, in_place=True))
         if comm.is_main_process():
@@ -310,10 +349,13 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
     def _evaluate(self) -> dict[str, Any]:
         # Not through DistributedDataParallel: processes may have different numbers of batches.
         model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
-        # A training does not depend on how often, and with how many loader processes, it is evaluated.
-        with untouched_random_states(), self.ema.in_model() if self.ema is not None else contextlib.nullcontext():
-            share_buffers(model)
-            self._last_eval_results = self.test(self.cfg, model)
+        try:
+            # A training does not depend on how often, and with how many loader processes, it is evaluated.
+            with untouched_random_states(), self.ema.in_model() if self.ema is not None else contextlib.nullcontext():
+                share_buffers(model)
+                self._last_eval_results = self.test(self.cfg, model)
+        except StoppedWaitingError:
+            self._saver.stop_waiting(hooks_done=False)
         return self._last_eval_results
 
 
@@ -361,9 +403,9 @@ def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     return convert_sync_batchnorm(model)
 
 
-def _name_of_metric(cfg: CfgNode) -> str:
-    """TEST.BEST_METRIC as the evaluation names it: behind the first dataset's name, where there are several."""
-    metric, datasets = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
+def _name_of_metric(cfg: CfgNode, metric: str) -> str:
+    """A metric as the evaluation names it: behind the first dataset's name, where there are several."""
+    datasets = cfg.DATASETS.TEST
     is_complete = len(datasets) < 2 or any(metric.startswith(f"{name}/") for name in datasets)
     return metric if is_complete else f"{datasets[0]}/{metric}"
 

@@ -6,9 +6,9 @@ from querypose.evaluation.detections import (
     EvaluationError,
     Poses,
     dataset_category_ids,
+    detections_of,
     instances_to_results,
     read_detections,
-    read_json,
     write_json,
 )
 from querypose.evaluation.early_metrics import progress as progress
@@ -20,6 +20,7 @@ from querypose.evaluation.metrics import (
     find_metric,
     format_metrics,
     metrics_of_dataset,
+    require_persons,
     require_usable,
 )
 from querypose.evaluation.oks import METRICS
@@ -37,13 +38,14 @@ __all__ = [
     "PoseEvaluator",
     "Poses",
     "dataset_category_ids",
+    "detections_of",
     "find_metric",
     "format_metrics",
     "inference_folder",
     "instances_to_results",
     "metrics_of_dataset",
     "read_detections",
-    "read_json",
+    "require_persons",
     "require_usable",
     "write_json",
 ]

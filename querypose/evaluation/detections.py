@@ -8,7 +8,7 @@ Letters of shapes: N poses, K keypoints.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from querypose.d2 import Instances, MetadataCatalog, atomic_write
 from querypose.data.coco import PIXEL_INDEX_TO_CONTINUOUS, PoseAnnotations
+from querypose.data.results import Results, parse_results
+from querypose.errors import UserError
 from querypose.skeleton import Skeleton
 
-# Numbers from here on count as infinite: their squares could overflow.
-_INFINITE = 1e100
 # Digits after the point in a results file; 1e-4 pixel is about what float32 resolves.
 _DECIMALS = 4
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError, ValueError):
     """Something that cannot be evaluated.
 
     Attributes:
@@ -224,140 +224,35 @@ def dataset_category_ids(dataset_name: str) -> list[Any]:
     return list(MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id)
 
 
-def read_detections(
-    results: Sequence[Mapping[str, Any]], annotations: PoseAnnotations, name: str = "the results"
-) -> Detections:
-    """Checks a list of results in the COCO keypoints format.
+def read_detections(content: Any, annotations: PoseAnnotations, name: str = "the results") -> Detections:
+    """Checks a list of results in the COCO keypoints format, see `querypose.data.results`.
 
     Args:
-        results: `image_id`, `category_id`, `keypoints` (3K; the third of each is its score), `score`, and `bbox` (x, y,
-            width, height) in all of them or in none.
+        content: the list.
         annotations: what they will be compared with.
         name: of the list in messages, for example its file.
 
     Raises:
-        EvaluationError: a field is missing, not finite, of the wrong length, or refers to nothing in the annotations.
+        ResultsError: a result cannot be used, or is of no image, or of another category, of the annotations.
     """
-    K = annotations.skeleton.num_keypoints
-    if not isinstance(results, Sequence) or isinstance(results, str):
-        raise EvaluationError(f"{name} must be a list of results, not a {type(results).__name__}.")
-    if not results:
-        return Detections(np.zeros(0, np.int64), Poses.joined((), K))
-    index_of_image = {image_id: index for index, image_id in enumerate(annotations.image_ids)}
-    with_boxes = isinstance(results[0], Mapping) and _has_box(results[0])
-    for index, result in enumerate(results):
-        _check_result(result, annotations, index_of_image, with_boxes, f"{name}: result {index}", name)
-    keypoints = _finite_rows(results, "keypoints", 3 * K, name).reshape(-1, K, 3)
-    boxes = _finite_rows(results, "bbox", 4, name) if with_boxes else None
-    if boxes is not None:
-        for index in np.flatnonzero((boxes[:, 2:] < 0).any(axis=1)).tolist():
-            # For the COCO API such a detection is outside every area range, so that it never counts as false.
-            raise EvaluationError(
-                f"{name}: result {index} (image {results[index]['image_id']!r}) has bbox "
-                f"{list(results[index]['bbox'])}; allowed: x, y, width, height with width and height >= 0."
-            )
-    image_indices = np.array([index_of_image[result["image_id"]] for result in results], np.int64)
+    return detections_of(parse_results(content, name, annotations.skeleton), annotations)
+
+
+def detections_of(results: Results, annotations: PoseAnnotations) -> Detections:
+    """Results as a metric takes them.
+
+    Args:
+        results: read with the skeleton of the annotations.
+        annotations: what they will be compared with.
+
+    Raises:
+        ResultsError: one is of no image, or of another category, of the annotations.
+    """
+    assert results.keypoints is not None
+    image_indices = results.of_dataset(annotations)
     order = np.argsort(image_indices, kind="stable")
-    poses = Poses(keypoints, np.array([float(result["score"]) for result in results]), boxes)
+    poses = Poses(results.keypoints, results.scores, results.boxes_xywh, results.visibilities)
     return Detections(image_indices[order], poses[order])
-
-
-def _check_result(
-    result: Mapping[str, Any],
-    annotations: PoseAnnotations,
-    index_of_image: Mapping[int, int],
-    with_boxes: bool,
-    where: str,
-    name: str,
-) -> None:
-    if not isinstance(result, Mapping):
-        raise EvaluationError(
-            f"{where} is a {type(result).__name__}; allowed: an object with image_id, category_id, keypoints, score."
-        )
-    for field in ("image_id", "category_id", "keypoints", "score"):
-        if field not in result:
-            raise EvaluationError(f"{where} has no {field!r}; every result needs one.")
-    image_id, category_id = result["image_id"], result["category_id"]
-    where = f"{where} (image {image_id!r})"
-    if not _is_id(image_id) or image_id not in index_of_image:
-        raise EvaluationError(
-            f"{where}: {annotations.path} has no image of this id (it has {_some(annotations.image_ids)})",
-            "use the results and the annotations of one dataset and split",
-        )
-    if not _is_id(category_id) or category_id != annotations.category_id:
-        raise EvaluationError(
-            f"{where} has category_id {category_id!r}; allowed: {annotations.category_id}, as in {annotations.path}."
-        )
-    score, keypoints = result["score"], result["keypoints"]
-    if not isinstance(score, int | float | np.number) or not abs(score) < _INFINITE:
-        raise EvaluationError(f"{where} has score {score!r}; allowed: a finite number.")
-    if not isinstance(keypoints, Sequence | np.ndarray):
-        raise EvaluationError(f"{where} has keypoints {keypoints!r}; allowed: a list of x, y, score, ….")
-    K = annotations.skeleton.num_keypoints
-    if len(keypoints) != 3 * K:
-        raise EvaluationError(
-            f"{where} has {len(keypoints)} values in 'keypoints'; allowed: {3 * K}, x, y and score of each of the {K} "
-            f"keypoints of skeleton {annotations.skeleton.name!r}."
-        )
-    if _has_box(result) != with_boxes:
-        raise EvaluationError(
-            f"{where} {'has no' if with_boxes else 'has a'} 'bbox', unlike the first result; allowed: a 'bbox' in all "
-            "results, or in none."
-        )
-    if with_boxes and (not isinstance(result["bbox"], Sequence | np.ndarray) or len(result["bbox"]) != 4):
-        raise EvaluationError(f"{where} has bbox {result['bbox']!r}; allowed: x, y, width, height.")
-
-
-def _has_box(result: Mapping[str, Any]) -> bool:
-    bbox = result.get("bbox")
-    return bbox is not None and (not isinstance(bbox, Sequence | np.ndarray) or len(bbox) > 0)
-
-
-def _is_id(value: Any) -> bool:
-    """Whether it is an integer; some programs write 17.0."""
-    if isinstance(value, float | np.floating):
-        return float(value).is_integer()
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _finite_rows(results: Sequence[Mapping[str, Any]], field: str, length: int, name: str) -> NDArray[np.float64]:
-    """A field of all results as one array (N, length).
-
-    Raises:
-        EvaluationError: a value is not a finite number; a NaN would match a person and raise the AP.
-    """
-    try:
-        rows = np.asarray([result[field] for result in results], dtype=np.float64).reshape(-1, length)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise EvaluationError(f"{name}: a {field!r} has a value that is not a number ({error}).") from error
-    bad = np.flatnonzero(~(np.abs(rows) < _INFINITE).all(axis=1)).tolist()
-    if bad:
-        images = list(dict.fromkeys(results[index]["image_id"] for index in bad))
-        raise EvaluationError(
-            f"{name}: {len(bad)} of {len(rows)} results have NaN or infinite {field!r}, in the images {_some(images)} "
-            f"(first: result {bad[0]}). The model that predicted them has diverged; use an earlier checkpoint."
-        )
-    return rows
-
-
-def _some(values: Iterable[Any], count: int = 5) -> str:
-    """The first few values, for a message."""
-    values = list(values)
-    return ", ".join(map(repr, values[:count])) + (", …" if len(values) > count else "")
-
-
-def read_json(path: str | Path) -> Any:
-    """The content of a json file.
-
-    Raises:
-        EvaluationError: there is no such file, or it is not json.
-    """
-    if not Path(path).is_file():
-        raise EvaluationError(f"There is no file {str(path)!r}.")
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EvaluationError(f"{path} is not a json file: {error}.") from error
 
 
 def write_json(path: Path, content: Any) -> None:

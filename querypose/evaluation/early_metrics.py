@@ -15,12 +15,14 @@ from faster_coco_eval import COCOeval_faster
 from numpy.typing import NDArray
 
 from querypose.data.coco import PoseAnnotations
-from querypose.evaluation.detections import Detections
+from querypose.evaluation.detections import Detections, EvaluationError
 from querypose.evaluation.metrics import METRIC_REGISTRY
 from querypose.evaluation.oks import MAX_DETECTIONS, build_coco, discard, object_keypoint_similarity, person_areas
 
 # A keypoint is correct within this share of the longer side of the person's box.
 PCK_SHARE = 0.1
+# Ends of the torso, and the share of it within which `pck_torso` takes a keypoint as correct.
+TORSO, TORSO_SHARE = ("left_shoulder", "right_hip"), 0.2
 # A person is found by a detection whose box has this IoU with the person's; that of AP50 too.
 _FOUND_IOU = 0.5
 _PERSONS_AT_ONCE = 4096
@@ -41,7 +43,8 @@ def progress(annotations: PoseAnnotations, detections: Detections) -> dict[str, 
         boxes_R4 = detections.poses.extents_xywh
     is_person_N = ~annotations.is_crowd
     has_keypoints_N = is_person_N & (annotations.num_keypoints > 0) & (annotations.keypoints[..., 2] > 0).any(axis=1)
-    oks_N, pck_N, iou_N = best_of_persons(annotations, detections, boxes_R4)
+    reaches_N = PCK_SHARE * annotations.boxes_xywh[:, 2:].max(axis=1, initial=0)
+    oks_N, pck_N, iou_N = best_of_persons(annotations, detections, boxes_R4, reaches_N)
     labeled_N = (annotations.keypoints[..., 2] > 0).sum(axis=1)[has_keypoints_N]
     return {
         "OKS": _percent(oks_N[has_keypoints_N].mean() if has_keypoints_N.any() else math.nan),
@@ -51,8 +54,38 @@ def progress(annotations: PoseAnnotations, detections: Detections) -> dict[str, 
     }
 
 
+@METRIC_REGISTRY.register()
+def pck_torso(annotations: PoseAnnotations, detections: Detections) -> dict[str, float]:
+    """PCK@0.2 as LSP's papers have it: keypoints within 0.2 of the torso, from left shoulder to right hip, in percent.
+
+    Of the best detection for every person of whom both ends are labeled; for single persons, the usual protocol.
+
+    Raises:
+        EvaluationError: the skeleton has no such keypoints.
+    """
+    names = annotations.skeleton.keypoints
+    if missing := set(TORSO) - set(names):
+        raise EvaluationError(
+            f"{annotations.path}: PCK of the torso needs {' and '.join(TORSO)}, and skeleton "
+            f"{annotations.skeleton.name!r} has no {sorted(missing)[0]}",
+            "use another metric, such as progress",
+        )
+    ends_2N3 = [annotations.keypoints[:, names.index(name)] for name in TORSO]
+    torsos_N = np.linalg.norm(ends_2N3[0][:, :2] - ends_2N3[1][:, :2], axis=1)
+    is_counted_N = ~annotations.is_crowd & (ends_2N3[0][:, 2] > 0) & (ends_2N3[1][:, 2] > 0)
+    if not is_counted_N.any():
+        return {"PCK": math.nan}
+    extents = detections.poses.extents_xywh
+    _, pck_N, _ = best_of_persons(annotations, detections, extents, TORSO_SHARE * torsos_N)
+    labeled_N = (annotations.keypoints[..., 2] > 0).sum(axis=1)[is_counted_N]
+    return {"PCK": _percent((pck_N[is_counted_N] * labeled_N).sum() / labeled_N.sum())}
+
+
 def best_of_persons(
-    annotations: PoseAnnotations, detections: Detections, boxes_xywh: NDArray[np.float64]
+    annotations: PoseAnnotations,
+    detections: Detections,
+    boxes_xywh: NDArray[np.float64],
+    reaches_N: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """The best OKS for every annotation (N), that detection's share of correct keypoints, and the best IoU; 0 to 1.
 
@@ -60,6 +93,7 @@ def best_of_persons(
         annotations: of the dataset.
         detections: of each image the best by score count, as in the COCO protocol.
         boxes_xywh: of the detections.
+        reaches_N: pixels within which a keypoint of an annotation is correct.
     """
     order = np.lexsort((-detections.poses.scores, detections.image_indices))
     images = detections.image_indices[order]
@@ -77,7 +111,7 @@ def best_of_persons(
         is_labeled_RK = truth_RK3[..., 2] > 0
         squared_RK = ((xy_K2[pose_R] - truth_RK3[..., :2]) ** 2).sum(axis=-1)
         oks_R = object_keypoint_similarity(xy_K2[pose_R], truth_RK3, of_person_R4, areas_N[person_R], sigmas_K)
-        is_correct_RK = squared_RK <= (PCK_SHARE * of_person_R4[:, 2:].max(axis=1, keepdims=True)) ** 2
+        is_correct_RK = squared_RK <= reaches_N[person_R, None] ** 2
         by_oks = np.argsort(oks_R, kind="stable")  # the best of a person is written last
         oks_N[person_R[by_oks]] = oks_R[by_oks]
         num_labeled_R = np.maximum(is_labeled_RK.sum(axis=1), 1)

@@ -24,6 +24,7 @@ from querypose.data.coco import PoseAnnotations
 from querypose.evaluation.detections import Detections, EvaluationError
 from querypose.evaluation.oks import CROWD_INDEX_BOUNDS, similarity_of_poses
 from querypose.evaluation.oks_matching import Candidates, OksEvaluation, ragged_product
+from querypose.progress import progress
 
 KINDS = ("good", "jitter", "inversion", "swap", "miss")
 UNLABELED = -1
@@ -324,7 +325,7 @@ def _repairs(
         return result.ap_and_ar(is_missed_N if "false negatives" in kinds else None)
 
     repairs = []
-    for index, kind in enumerate(REPAIRS):
+    for index, kind in enumerate(progress(REPAIRS, "mended errors", unit="kind")):
         ap, ar = mended((kind,))
         ap_in_turn, ar_in_turn = mended(REPAIRS[: index + 1])
         repairs.append(Repair(kind, ap, ar, ap_in_turn, ar_in_turn))

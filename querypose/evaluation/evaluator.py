@@ -20,8 +20,11 @@ from querypose.evaluation.detections import (
 )
 from querypose.evaluation.finishing import FinishingStep, build_finishing
 from querypose.evaluation.metrics import Metric, format_metrics, metrics_of_dataset, require_usable
+from querypose.evaluation.pictures import EvaluationPictures
+from querypose.paths import path_within
 
 RESULTS_FILE = "coco_instances_results.json"
+PICTURES_FOLDER = "pictures"
 
 
 class PoseEvaluator(DatasetEvaluator):
@@ -41,6 +44,7 @@ class PoseEvaluator(DatasetEvaluator):
         metrics: Mapping[str, Metric],
         finishing: Sequence[FinishingStep] = (),
         output_dir: str | Path | None = None,
+        pictures: EvaluationPictures | None = None,
     ) -> None:
         """Checks the annotations, so that errors in them end the run before the inference.
 
@@ -50,6 +54,7 @@ class PoseEvaluator(DatasetEvaluator):
             metrics: by task.
             finishing: steps for the poses of an image, in their order.
             output_dir: receives the results file; None writes none.
+            pictures: draws images at every evaluation, or None.
 
         Raises:
             DatasetError: the annotations have errors.
@@ -61,6 +66,7 @@ class PoseEvaluator(DatasetEvaluator):
         self._metrics = dict(metrics)
         self._finishing = tuple(finishing)
         self._output_dir = None if output_dir is None else Path(output_dir)
+        self._pictures = pictures
         self._index_of_image = {image_id: index for index, image_id in enumerate(annotations.image_ids)}
         self._poses: dict[tuple[Any, Any], Poses] = {}
         require_usable(annotations, metrics.values())
@@ -80,6 +86,11 @@ class PoseEvaluator(DatasetEvaluator):
             "metrics": metrics_of_dataset(dataset_name, cfg.TEST.METRICS),
             "finishing": build_finishing(cfg, annotations.skeleton),
             "output_dir": inference_folder(cfg, dataset_name) if output_dir is None else output_dir,
+            "pictures": EvaluationPictures(
+                annotations, cfg.TEST.PICTURES, _folder_of_dataset(cfg, PICTURES_FOLDER, dataset_name)
+            )
+            if cfg.TEST.PICTURES
+            else None,
         }
 
     def reset(self) -> None:
@@ -119,6 +130,8 @@ class PoseEvaluator(DatasetEvaluator):
             return {}
         of_image = self._finish(gathered)
         written = self._write(of_image)
+        if self._pictures is not None:
+            self._pictures.draw(of_image)
         annotations = self._annotations
         if not annotations.has_annotations:
             self._logger.warning(
@@ -179,5 +192,9 @@ def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
 
     Deviates: detectron2 lets the datasets of one run overwrite each other's results.
     """
-    folder = Path(cfg.OUTPUT_DIR) / "inference"
-    return folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder
+    return _folder_of_dataset(cfg, "inference", dataset_name)
+
+
+def _folder_of_dataset(cfg: CfgNode, name: str, dataset_name: str) -> Path:
+    folder = Path(cfg.OUTPUT_DIR) / name
+    return path_within(folder, dataset_name, "the name of a dataset") if len(cfg.DATASETS.TEST) > 1 else folder

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 
-from querypose.config import build_part
+from querypose.config import at_least, between, build_part
 from querypose.d2 import CfgNode, Registry
 from querypose.evaluation.detections import Poses
 from querypose.evaluation.oks import similarity_of_poses
@@ -27,6 +28,11 @@ from querypose.skeleton import Skeleton
 FinishingStep = Callable[[Poses], Poses]
 
 FINISHING_REGISTRY = Registry("FINISHING")
+
+# Annotations of arguments, which are checked before anything runs.
+Share = Annotated[float, between(0, 1)]
+Reach = Annotated[float, at_least(0)]
+Limit = Annotated[int, at_least(0)]
 
 
 def build_finishing(cfg: CfgNode, skeleton: Skeleton) -> list[FinishingStep]:
@@ -38,7 +44,7 @@ def build_finishing(cfg: CfgNode, skeleton: Skeleton) -> list[FinishingStep]:
 
 
 @FINISHING_REGISTRY.register()
-def rescore(threshold: float = 0.2) -> FinishingStep:
+def rescore(threshold: Share = 0.2) -> FinishingStep:
     """Multiplies the score of a pose by the mean score of its keypoints, as top-down models do.
 
     Args:
@@ -55,7 +61,7 @@ def rescore(threshold: float = 0.2) -> FinishingStep:
 
 
 @FINISHING_REGISTRY.register()
-def oks_nms(skeleton: Skeleton, threshold: float = 0.9, max_poses: int = 0) -> FinishingStep:
+def oks_nms(skeleton: Skeleton, threshold: Share = 0.9, max_poses: Limit = 0) -> FinishingStep:
     """Non-maximum suppression: keeps the best pose and removes those like it, then the best of the rest, and so on.
 
     The OKS of two poses is over all keypoints, with the mean of their areas: `Poses.person_areas`, or `Poses.areas`
@@ -65,12 +71,7 @@ def oks_nms(skeleton: Skeleton, threshold: float = 0.9, max_poses: int = 0) -> F
         skeleton: gives the sigmas.
         threshold: a pose whose OKS with a better one is above it is removed.
         max_poses: how many to keep in an image at most; 0 sets no limit.
-
-    Raises:
-        ValueError: `max_poses` is negative.
     """
-    if max_poses < 0:
-        raise ValueError(f"max_poses is {max_poses}; allowed: 0 (no limit) or more.")
     sigmas_K = np.asarray(skeleton.sigmas, dtype=np.float64)
 
     def without_repetitions(poses: Poses) -> Poses:
@@ -91,7 +92,9 @@ def oks_nms(skeleton: Skeleton, threshold: float = 0.9, max_poses: int = 0) -> F
 
 
 @FINISHING_REGISTRY.register()
-def pose_nms(distance: float = 0.05, share: float = 0.5, max_poses: int = 30) -> FinishingStep:
+def pose_nms(
+    distance: Annotated[float, at_least(0)] = 0.05, share: Share = 0.5, max_poses: Limit = 30
+) -> FinishingStep:
     """Keeps the best pose and removes those of which many keypoints are near its own, then the best of the rest, ….
 
     The non-maximum suppression of DEKR and other models that predict a pose at every cell.
@@ -100,12 +103,7 @@ def pose_nms(distance: float = 0.05, share: float = 0.5, max_poses: int = 30) ->
         distance: keypoints nearer than this share of the diagonal of the better pose's extent are near.
         share: a pose with more of its keypoints near, as a share of all, is removed.
         max_poses: how many to keep in an image at most; 0 sets no limit.
-
-    Raises:
-        ValueError: an argument is negative.
     """
-    if min(distance, share, max_poses) < 0:
-        raise ValueError(f"distance, share and max_poses are {distance}, {share} and {max_poses}; allowed: 0 or more.")
 
     def without_repetitions(poses: Poses) -> Poses:
         poses = poses[np.argsort(-poses.scores, kind="stable")]

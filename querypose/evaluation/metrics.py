@@ -58,16 +58,35 @@ def metrics_of_dataset(dataset_name: str, further: Iterable[str] = ()) -> dict[s
     return metrics | {name: find_metric(name, "TEST.METRICS") for name in further if name != own}
 
 
+def require_persons(annotations: PoseAnnotations) -> None:
+    """Refuses annotations with which nothing can be compared.
+
+    Raises:
+        EvaluationError: there are none, or none is a person to be found.
+    """
+    remedy = "use the json of another split, or correct this one"
+    if not annotations.has_annotations:
+        raise EvaluationError(f"{annotations.path} has no 'annotations' to compare with", remedy)
+    if not (annotations.is_usable & ~annotations.is_crowd & (annotations.num_keypoints > 0)).any():
+        raise EvaluationError(
+            f"{annotations.path}: none of its {len(annotations.ids)} annotations is a person with a box in its image "
+            "and a labeled keypoint, so that there is nothing to measure",
+            remedy,
+        )
+
+
 def require_usable(annotations: PoseAnnotations, metrics: Iterable[Metric]) -> None:
     """Runs the metrics without any detection.
 
     Raises:
-        EvaluationError: one of them cannot use the annotations.
+        EvaluationError: nobody is there to be found, or a metric cannot use the annotations.
     """
+    if not annotations.has_annotations:  # a server evaluates
+        return
+    require_persons(annotations)
     nothing = Detections(np.zeros(0, np.int64), Poses.joined((), annotations.skeleton.num_keypoints))
-    if annotations.has_annotations:  # without them a server evaluates
-        for metric in metrics:
-            metric(annotations, nothing)
+    for metric in metrics:
+        metric(annotations, nothing)
 
 
 def format_metrics(metrics: Mapping[str, float], title: str = "") -> str:

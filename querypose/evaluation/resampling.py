@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from querypose.evaluation.oks_matching import THRESHOLDS, OksEvaluation, average_precision
+from querypose.progress import progress
 
 # A curve is read at so many ranks at most. It is exact while no threshold has more right detections.
 _MAX_KNOTS = 1000
@@ -75,7 +76,7 @@ class PrecisionCurves:
         true_TSV, false_TSV = self._cumulative(true @ all_images), self._cumulative(false @ all_images)
         ap = average_precision(true_TSV, false_TSV, num_persons).mean()
         gains = []
-        for first in range(0, num_images, _AT_ONCE):
+        for first in progress(range(0, num_images, _AT_ONCE), "what images cost", unit="batch"):
             images = slice(first, first + _AT_ONCE)
             own_true, own_false = (self._cumulative(table[:, images].toarray()) for table in (true, false))
             persons_S1 = self.persons_I[images, None]
@@ -126,7 +127,7 @@ def paired_bootstrap(
     if not first.persons_I.sum():
         return None
     generator, parts = np.random.default_rng(seed), []
-    for begin in range(0, num_samples, _AT_ONCE):
+    for begin in progress(range(0, num_samples, _AT_ONCE), "bootstrap", unit="batch"):
         size = min(_AT_ONCE, num_samples - begin)
         weights_IS = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size).T.astype(float)
         parts.append(second.of_weighted_images(weights_IS) - first.of_weighted_images(weights_IS))

@@ -2,7 +2,13 @@
 
 from querypose.layers.attention import CrossAttention, SelfAttention
 from querypose.layers.batch_norm_folding import fold_batch_norms
-from querypose.layers.boxes import apply_box_deltas, box_cxcywh_to_xyxy, generalized_box_iou
+from querypose.layers.boxes import (
+    apply_box_deltas,
+    box_cxcywh_to_xyxy,
+    box_xyxy_to_cxcywh,
+    generalized_box_iou,
+    scale_boxes,
+)
 from querypose.layers.dynamic_interaction import DynamicInteraction
 from querypose.layers.feed_forward import FeedForward
 from querypose.layers.position_encoding import SinePositionEncoding
@@ -28,10 +34,12 @@ __all__ = [
     "apply_box_deltas",
     "at_least_float32",
     "box_cxcywh_to_xyxy",
+    "box_xyxy_to_cxcywh",
     "fold_batch_norms",
     "full_precision",
     "generalized_box_iou",
     "pooling_layout",
     "recompute_in_backward",
     "repeated_blocks",
+    "scale_boxes",
 ]

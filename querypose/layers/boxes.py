@@ -22,6 +22,17 @@ def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
 
+def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """Corner boxes (…, 4) to center and size; same frame and unit."""
+    return torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], dim=-1)
+
+
+def scale_boxes(boxes: Tensor, factor: float) -> Tensor:
+    """Corner boxes (…, 4) whose sides are `factor` times as long around the same center."""
+    center, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) * (factor / 2)
+    return torch.cat([center - half, center + half], dim=-1)
+
+
 def apply_box_deltas(deltas: Tensor, boxes: Tensor) -> Tensor:
     """Moves and scales boxes: the Δ of QueryPose eq. 1.
 

@@ -6,52 +6,70 @@ It is imported by name (`querypose.visualization.charts`): whoever trains or dra
 from __future__ import annotations
 
 import json
-import math
+import logging
 import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot, which keeps global state and may open a window
 
+from querypose.errors import UserError
+
 Curve = list[tuple[float, float]]
+
+
+class MetricsError(UserError, ValueError):
+    """A metrics.json that cannot be drawn."""
+
 
 _STAGE_SUFFIX = re.compile(r"_\d+$")
 _AP_NAMES = ("AP", "AP50", "AP75")
+_INFINITE = 1e100  # axes overflow beyond it
 
 
 def read_metrics(metrics_json: str | Path) -> dict[str, Curve]:
     """The scalars of a metrics.json (one json object a line) as curves over the iteration.
 
-    A run that was resumed from a checkpoint wrote some iterations twice; the later row counts. A last line cut off
-    by the end of a killed run is left out, and so are values that are not finite.
+    A run that was resumed from a checkpoint wrote some iterations twice; the later row counts. Values that are not
+    finite are left out, and so are lines that are damaged, such as a last one cut off by the end of a killed run; the
+    log names the others.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line other than the last is not json.
+        MetricsError: there is no such file, or it cannot be read.
     """
     path = Path(metrics_json)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no metrics file {str(path)!r}.")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        raise MetricsError(f"There is no metrics file {str(path)!r}. Correct the path.")
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     values: dict[str, dict[float, float]] = defaultdict(dict)
+    damaged = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}: line {number} is not json ({error}). Remove it.") from error
-        iteration = row.get("iteration")
-        if iteration is None:
-            continue
-        for name, value in row.items():
-            if name != "iteration" and isinstance(value, int | float) and math.isfinite(value):
-                values[name][iteration] = value
+            iteration = row.pop("iteration", None)
+            is_row = iteration is None or _is_finite(iteration)
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            is_row = False
+        if not is_row:
+            damaged += [number] if number < len(lines) else []
+        elif iteration is not None:
+            for name, value in row.items():
+                if _is_finite(value):
+                    values[name][iteration] = value
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
+        logging.getLogger(__name__).warning("%s: damaged lines are left out: %s.", path, shown)
     return {name: sorted(points.items()) for name, points in values.items()}
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _INFINITE
 
 
 def plot_metrics(metrics_json: str | Path, out_png: str | Path) -> Figure:
@@ -62,8 +80,7 @@ def plot_metrics(metrics_json: str | Path, out_png: str | Path) -> Figure:
         out_png: the picture; its folder is made.
 
     Raises:
-        FileNotFoundError: there is no metrics file.
-        ValueError: the file holds neither a loss nor an AP.
+        MetricsError: there is no metrics file, or it holds neither a loss nor an AP.
     """
     curves = read_metrics(metrics_json)
     losses = _loss_curves(curves)
@@ -74,7 +91,7 @@ def plot_metrics(metrics_json: str | Path, out_png: str | Path) -> Figure:
     }
     num_panels = bool(losses) + bool(precisions)
     if not num_panels:
-        raise ValueError(f"{metrics_json} has no loss and no keypoints/AP, so there is nothing to plot.")
+        raise MetricsError(f"{metrics_json} has no loss and no keypoints/AP, so there is nothing to plot.")
     figure = Figure(figsize=(9.5 * num_panels, 5), layout="constrained")
     panels = list(figure.subplots(1, num_panels, squeeze=False)[0])
     if losses:

@@ -56,7 +56,8 @@ def image_grid(
         left, top = gap + column * (width + gap), gap + row * (height + title_height + gap)
         if titles is not None:
             place = (left + width / 2, top + title_height / 2)
-            draw.text(place, titles[index], fill=(40, 44, 52), font=load_font(font_size), anchor="mm")
+            title = titles[index].encode(errors="replace").decode()  # a file name may be no text
+            draw.text(place, title, fill=(40, 44, 52), font=load_font(font_size), anchor="mm")
         scale = min(width / image.shape[1], height / image.shape[0])
         size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
         picture = Image.fromarray(image)

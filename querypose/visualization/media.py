@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from querypose.errors import UserError
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 CAMERA = "webcam"
@@ -25,7 +27,7 @@ _JPEG_QUALITY = 95
 _DEFAULT_FPS = 25.0
 
 
-class MediaError(ValueError):
+class MediaError(UserError, ValueError):
     """An input or output that cannot be used: names it and the remedy."""
 
 
@@ -101,6 +103,20 @@ def save_image(path: Path, image: NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(path, quality=_JPEG_QUALITY, subsampling=0)
     else:
         Image.fromarray(image).save(path)
+
+
+def save_animation(path: Path, frames: Sequence[NDArray[np.uint8]], *, seconds: float = 0.8) -> None:
+    """Writes frames (H, W, 3) RGB of one size as a GIF that repeats; the last one stays three times as long.
+
+    Args:
+        path: its folder is made.
+        frames: one at least.
+        seconds: that a frame is shown.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *others = (Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames)
+    durations = [round(1000 * seconds)] * len(others) + [round(3000 * seconds)]
+    first.save(path, save_all=True, append_images=others, duration=durations if others else durations[0], loop=0)
 
 
 def _opencv() -> ModuleType:

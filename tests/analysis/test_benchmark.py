@@ -88,7 +88,9 @@ def test_training_and_inference_have_every_part() -> None:
 
 
 def test_crops_have_their_size_and_the_share_that_is_refined_is_told() -> None:
-    workload = Workload(None, (*TINY.overrides, *SHARPOSE), image_size=(800, 1066), batch_size=2)
+    workload = Workload(
+        None, (*TINY.overrides, *SHARPOSE, "SOLVER.MAX_EPOCHS", "9"), image_size=(800, 1066), batch_size=2
+    )
     inference = InferenceSubject(workload)
     assert inference.step() > 0
     assert inference.result()["refined"] == 1

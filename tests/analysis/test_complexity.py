@@ -20,7 +20,7 @@ from querypose.d2 import Instances, build_model
 from querypose.modeling import Component, PoseModel
 from querypose.modeling.pose_model import Batch
 from querypose.skeleton import COCO_SKELETON
-from tests.tiny import tiny_config
+from tests.tiny import SHARPOSE, tiny_config
 
 
 class Attention(nn.Module):
@@ -103,6 +103,7 @@ def test_complexity_of_a_config() -> None:
     larger = measure_complexity(cfg, image_size=(120, 160))
     assert larger.flops["backbone.bottom_up"] > 2 * complexity.flops["backbone.bottom_up"]
     assert larger.parameters == complexity.parameters
+    assert measure_complexity(tiny_config(*SHARPOSE), image_size=(120, 160)).image_size == (64, 96)
 
 
 def test_image_size_for_testing() -> None:

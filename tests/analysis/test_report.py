@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from querypose.analysis.report import write_report
 from querypose.analysis.report_images import choose_images
 from querypose.analysis.runs import config_rows, read_run
+from querypose.d2 import build_model
+from querypose.data import register_custom_datasets
 from querypose.evaluation import EvaluationError
 from tests.analysis.report_runs import (
     change_annotations,
@@ -24,6 +27,7 @@ from tests.analysis.report_runs import (
     write_run,
 )
 from tests.scripts import run_script
+from tests.tiny import tiny_config
 
 pytest.importorskip("plotly", reason="reports need the package plotly")
 
@@ -69,6 +73,27 @@ def test_two_runs_have_a_difference_with_an_interval_and_changed_images(tmp_path
     assert {name for image in content["images"] for name in image["lists"]} == {"worst", "changed", "best"}
 
 
+def test_attention_needs_weights_and_says_so(tmp_path: Path, config: Path) -> None:
+    content = report_of(tmp_path, write_run(tmp_path, "run", config), num_explained=2)
+    assert content["attention"] == []
+    assert "has no model_final.pth" in content["notes"][0]
+
+
+def test_attention_of_the_worst_images(tmp_path: Path, config: Path) -> None:
+    run = write_run(tmp_path, "run", config)
+    cfg = tiny_config()
+    for key in ("TRAIN", "TEST"):
+        cfg.DATASETS[key] = ["toy"]
+    cfg.DATASETS.CUSTOM = json.loads(config.read_text())["DATASETS"]["CUSTOM"]
+    run.joinpath("config.yaml").write_text(cfg.dump())
+    register_custom_datasets(cfg)
+    torch.save({"model": build_model(cfg).state_dict()}, run / "model_final.pth")
+    (entry,) = report_of(tmp_path, run, num_explained=1)["attention"]
+    titles = [picture["title"] for picture in entry["pictures"]]
+    assert titles == ["image", "pose 1", "pose 2", "from stage to stage"]
+    assert all((tmp_path / "report" / picture["file"]).is_file() for picture in entry["pictures"])
+
+
 def test_config_rows_say_what_differs(tmp_path: Path, config: Path) -> None:
     first, second = write_run(tmp_path, "first", config), write_run(tmp_path, "second", config)
     second.joinpath("config.yaml").write_text(config.read_text().replace('"BASE_LR": 0.05', '"BASE_LR": 0.1'))
@@ -103,7 +128,7 @@ def test_results_of_another_dataset_are_said_and_the_other_run_is_shown(tmp_path
     ("file", "text", "note"),
     [
         ("inference/coco_instances_results.json", None, "no results of toy yet"),
-        ("inference/coco_instances_results.json", "[{", "is not a json file"),
+        ("inference/coco_instances_results.json", "[{", "is not valid json"),
         ("metrics.json", None, "has not written any metrics yet"),
         ("metrics.json", "nonsense\n{}\n", "metrics cannot be read"),
         ("config.yaml", "SOLVER: {BASE_LR: fast}", "config cannot be read"),

@@ -126,3 +126,33 @@ def test_a_config_that_would_run_code_does_not(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         load_config(hostile)
     assert not witness.exists()
+
+
+def _bomb(levels: int, merge: bool) -> str:
+    lines = ["a0: &a0 {k: 1}" if merge else "a0: &a0 [1, 1]"]
+    for level in range(1, levels):
+        names = ", ".join([f"*a{level - 1}"] * 10)
+        lines.append(f"a{level}: &a{level} " + ("{<<: [" + names + "]}" if merge else f"[{names}]"))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(_bomb(levels, merge) for levels in (7, 12, 60, 200) for merge in (False, True)),
+        "a: &a [*a]",
+        "a: &a {b: {c: *a}}",
+        "a: &a\n  b: &b [*a, *b]",
+        "a: &a {<<: *a}",
+    ],
+    ids=lambda text: f"{len(text)} characters",
+)
+def test_aliases_of_aliases_are_refused_at_once(text: str, tmp_path: Path) -> None:
+    (tmp_path / "bomb.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"bomb\.yaml: a value cannot be read \(its aliases unfold"):
+        load_config(tmp_path / "bomb.yaml")
+
+
+def test_aliases_are_allowed(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("INPUT: {MIN_SIZE_TRAIN: &s [64, 96]}\nSOLVER: {STEPS: *s}")
+    assert load_config(tmp_path / "config.yaml").SOLVER.STEPS == [64, 96]

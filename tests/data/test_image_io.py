@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from querypose.data.image_io import ImageReadError, read_image, read_image_size
+from querypose.data.image_io import IMAGE_FORMATS, ImageReadError, read_image, read_image_size
 
 # What a reader sees when each EXIF orientation is applied to a picture whose top left pixel is red, stored at these
 # corners: row and column of the red pixel in the file.
@@ -165,3 +168,64 @@ def test_real_photos(shared_data: Path) -> None:
         image = read_image(path)
         assert image.shape[:2] == read_image_size(path)
         assert image.std() > 10
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for read in (read_image, read_image_size):
+        with pytest.raises(ImageReadError, match=r"pipe\.jpg' cannot be opened: it is a pipe or device"):
+            read(tmp_path / "pipe.jpg")
+
+
+def test_only_images_are_opened_as_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EPS file is a program, which Pillow would hand to Ghostscript."""
+    ran = tmp_path / "ran"
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.eps")
+    (tmp_path / "photo.eps").rename(tmp_path / "photo.jpg")
+    for read in (read_image, read_image_size):
+        with pytest.raises(ImageReadError, match="is not an image of a known format"):
+            read(tmp_path / "photo.jpg")
+    assert not ran.exists()
+
+
+Image.init()
+# Without those that Pillow cannot write after all; SPIDER would from then on be what it writes into any .jpg.
+WRITABLE = sorted(set(Image.SAVE) - {"HDF5", "BUFR", "GRIB", "WMF", "BLP", "IM", "SPIDER"})
+
+
+@pytest.mark.parametrize("format", WRITABLE)
+def test_every_format_of_the_list_is_read_and_no_other(tmp_path: Path, format: str) -> None:
+    path = tmp_path / "image.jpg"
+    try:
+        Image.new("RGB", (16, 16), (255, 0, 0)).save(path, format=format)
+    except (OSError, ValueError, KeyError):
+        Image.new("L", (16, 16)).convert("1").save(path, format=format)
+    if format in (*IMAGE_FORMATS, "MPO"):  # a JPEG with several pictures, as cameras write it
+        assert read_image(path).shape == (16, 16, 3)
+    else:
+        with pytest.raises(ImageReadError):
+            read_image(path)
+
+
+def test_more_pixels_than_a_photo_has_are_refused(tmp_path: Path) -> None:
+    """A PNG of a kilobyte that claims a terabyte."""
+    header = struct.pack(">IIBBBBB", 600_000, 600_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    body = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "bomb.png").write_bytes(body)
+    Image.new("1", (9_500, 9_500)).save(tmp_path / "large.png")  # 90 million pixels, of which Pillow only warns
+    for name in ("bomb.png", "large.png"):
+        for read in (read_image, read_image_size):
+            with pytest.raises(ImageReadError, match="pixels"):
+                read(tmp_path / name)
+
+
+def test_a_name_that_is_none_is_refused() -> None:
+    for name in ("a\0b.jpg", "\ud800.jpg", "x" * 300, ""):
+        with pytest.raises(ImageReadError):
+            read_image(name)

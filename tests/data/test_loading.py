@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import multiprocessing
 import os
 import random
 import signal
 import sys
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -20,10 +25,13 @@ from querypose.config import get_cfg, import_modules
 from querypose.d2 import CfgNode, comm
 from querypose.data import (
     LoaderError,
+    StoppedWaitingError,
     build_test_loader,
     build_train_loader,
     explain_loader_failures,
+    loader_failures,
     register_pose_dataset,
+    waiting_stops_if,
 )
 from querypose.data.augmentations import AUGMENTATION_REGISTRY
 from querypose.data.loading import Samples, data_loader, seeded_generators
@@ -98,22 +106,99 @@ def test_records_are_kept_where_nothing_counts_references() -> None:
     assert not any(isinstance(value, list | dict) for value in vars(samples).values())
 
 
-class KilledAt(Noise):
-    """Its process is killed at one record, as the kernel does when memory runs out."""
+class Misfortune(Noise):
+    """Something happens to the process that makes the sample of one record."""
+
+    def __init__(self, what: Callable[[], Any], record: int = 12) -> None:
+        super().__init__(is_train=False)
+        self.what = what
+        self.record = record
 
     def sample(self, record: dict[str, Any], generator: np.random.Generator, image: Any = None) -> Any:
-        if record["id"] == 12:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return record
+        if record["id"] == self.record:
+            self.what()
+        return {"id": record["id"], "image": torch.zeros(3, 64, 64, dtype=torch.uint8)}
 
 
-def test_killed_loader_process_ends_with_a_message() -> None:
+def load(what: Callable[[], Any], num_workers: int = 2, timeout: float = 60.0, record: int = 12) -> list[Any]:
+    """What a loader gives until something happens in one of its processes; none of them is left afterwards."""
     order = TrainingOrder(np.zeros(SIZE), BATCH, seed=1)
-    with (
-        pytest.raises(LoaderError, match=r"killed, as a rule because .*out of memory\. Lower DATALOADER\.NUM_WORKERS"),
-        explain_loader_failures(),
-    ):
-        list(itertools.islice(data_loader(Samples(records(), KilledAt(is_train=False)), order, 2), 100))
+    loader = data_loader(Samples(records(), Misfortune(what, record)), order, num_workers, timeout)
+    try:
+        with explain_loader_failures():
+            return list(itertools.islice(loader, 100))
+    finally:
+        assert not multiprocessing.active_children()
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_soon() -> None:
+    """While the process makes another sample, passes a batch on, or waits."""
+    threading.Timer(random.random() / 100, kill).start()
+
+
+@pytest.mark.parametrize("repetition", range(8))
+def test_killed_loader_process_ends_with_a_message(repetition: int) -> None:
+    what = kill_soon if repetition % 2 else kill
+    with pytest.raises(LoaderError, match=r"killed, as a rule because .*out of memory\. Lower DATALOADER\.NUM_WORKERS"):
+        load(what, num_workers=1 + repetition % 3, record=repetition)
+
+
+def test_stopped_loader_process_is_given_up() -> None:
+    begin = time.monotonic()
+    with pytest.raises(LoaderError, match=r"no batch for 1\.5 s \(DATALOADER\.TIMEOUT\)"):
+        load(lambda: os.kill(os.getpid(), signal.SIGSTOP), timeout=1.5)
+    assert time.monotonic() - begin < 60, "and not at some time-out of torch"
+
+
+def test_loader_process_that_sleeps_for_ever_is_given_up() -> None:
+    with pytest.raises(LoaderError, match=r"DATALOADER\.TIMEOUT"):
+        load(lambda: time.sleep(1000), timeout=1.0)
+
+
+def test_a_stopped_loader_process_does_not_keep_a_loader_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that has all that it needs ends, whatever became of a process that was to prepare more."""
+    monkeypatch.setattr(loader_failures, "_END", 0.2)
+    batches = iter(noise_loader(1))
+    next(batches)
+    [process] = multiprocessing.active_children()
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    batches.close()
+    assert not process.is_alive()
+
+
+def test_waiting_ends_where_the_run_is_to_stop() -> None:
+    with pytest.raises(StoppedWaitingError), waiting_stops_if(lambda: True):
+        load(lambda: time.sleep(1000))
+
+
+def _no_space(storage: Any) -> Any:
+    raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
+
+
+def _no_descriptor(storage: Any) -> Any:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.mark.parametrize(
+    ("share", "remedy"), [(_no_space, r"shm-size=8g.*\(.*No space left"), (_no_descriptor, "ulimit -n")]
+)
+def test_samples_that_cannot_be_passed_on_end_with_a_message(
+    share: Callable[[Any], Any], remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default torch prints a traceback, drops the batch and waits for it for ever."""
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", share)
+    with pytest.raises(LoaderError, match=remedy):
+        load(lambda: None)
+
+
+def test_a_bus_error_is_shared_memory_that_is_full() -> None:
+    with pytest.raises(LoaderError, match="shm-size"):
+        load(lambda: os.kill(os.getpid(), signal.SIGBUS))
 
 
 class ToldToStop(Noise):

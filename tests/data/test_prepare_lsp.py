@@ -14,7 +14,7 @@ from PIL import Image
 
 from querypose.skeleton import CROWDPOSE_SKELETON
 from tests.data.toy_dataset import read_records
-from tests.scripts import load_script
+from tests.scripts import load_script, run_script
 
 NUM_PHOTOS = 12
 
@@ -151,13 +151,11 @@ def test_incomplete_download_is_refused_and_nothing_written(
     assert not (tmp_path / "lsp").exists()
 
 
-def test_what_is_there_is_not_overwritten(
-    tmp_path: Path, prepare: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_there_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "lsp").mkdir()
-    assert prepare.main([str(tmp_path / "gone.zip"), "--output", str(tmp_path / "lsp")]) == 1
+    assert run_script("datasets/prepare_lsp.py", str(tmp_path / "gone.zip"), "--output", str(tmp_path / "lsp")) == 2
     assert "is there already; remove it" in capsys.readouterr().err
-    assert prepare.main([str(tmp_path / "gone.zip"), "--output", str(tmp_path / "new")]) == 1
+    assert run_script("datasets/prepare_lsp.py", str(tmp_path / "gone.zip"), "--output", str(tmp_path / "new")) == 2
     assert "neither a folder nor a zip" in capsys.readouterr().err
 
 

@@ -16,10 +16,11 @@ from PIL import Image
 from querypose.data import build_pipeline, register_builtin_datasets
 from querypose.skeleton import COCO_SKELETON
 from tests.data.toy_dataset import read_records
-from tests.scripts import load_script
+from tests.scripts import load_script, run_script
 from tests.test_configs import load
 
-prepare_macaque = load_script("datasets/prepare_macaque.py")
+SCRIPT = "datasets/prepare_macaque.py"
+prepare_macaque = load_script(SCRIPT)
 SQUARE = [[2.0, 3.0], [12.0, 3.0], [12.0, 8.0], [2.0, 8.0]]
 
 
@@ -86,7 +87,7 @@ def test_what_it_writes_is_what_the_project_reads(download: Path, tmp_path: Path
     [
         (lambda folder: (folder / "annotations.csv").unlink(), "no annotations.csv"),
         (lambda folder: (folder / "annotations.csv").write_text("a,b,c\n"), "the columns of MacaquePose are"),
-        (lambda folder: (folder / "images" / "3.png").unlink(), r"line 5: images/3.png is missing"),
+        (lambda folder: (folder / "images" / "3.png").unlink(), r"line 5: There is no image .*images/3.png"),
         (lambda folder: write_rows(folder, "[]", "[[]]"), "line 2: keypoints and segmentation do not describe"),
         (lambda folder: write_rows(folder, "[[]]", "[[]]"), "line 2: an animal has no mask"),
         (lambda folder: write_rows(folder, '[[{"name": "tail", "position": [1, 2]}]]', "[[]]"), "tail"),
@@ -104,11 +105,25 @@ def write_rows(folder: Path, keypoints: str, masks: str) -> None:
         csv.writer(file).writerows([prepare_macaque.COLUMNS, ["0.png", keypoints, masks]])
 
 
+@pytest.mark.parametrize("name", ["../../victim/evil.png", "/etc/evil.png", "..", "a/../../evil.png", "a\0b.png", ""])
+def test_a_name_that_leads_out_of_the_folder_is_refused(
+    download: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "evil.png").write_bytes((download / "images" / "0.png").read_bytes())
+    text = (download / "annotations.csv").read_text().replace("0.png", name, 1)
+    (download / "annotations.csv").write_text(text)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert run_script(SCRIPT, str(download), "--output", str(tmp_path / "macaque")) == 2
+    assert "line 2" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_errors_of_the_user_are_one_line(download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "there").mkdir()
-    assert prepare_macaque.main([str(download), "--output", str(tmp_path / "there")]) == 1
+    assert run_script(SCRIPT, str(download), "--output", str(tmp_path / "there")) == 2
     assert "there already" in capsys.readouterr().err
-    assert prepare_macaque.main([str(download), "--output", str(tmp_path / "new"), "--val-share", "1"]) == 1
+    assert run_script(SCRIPT, str(download), "--output", str(tmp_path / "new"), "--val-share", "1") == 2
     assert "--val-share is 1.0" in capsys.readouterr().err
 
 

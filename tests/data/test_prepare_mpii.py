@@ -14,14 +14,16 @@ from scipy.io import savemat
 
 from querypose.data.coco import read_annotations
 from querypose.skeleton import MPII_SKELETON
-from tests.scripts import load_script
+from tests.scripts import load_script, run_script
 
 WIDTH, HEIGHT = 320, 240
+
+SCRIPT = "datasets/prepare_mpii.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    return load_script("datasets/prepare_mpii.py")
+    return load_script(SCRIPT)
 
 
 @pytest.fixture
@@ -107,16 +109,16 @@ def test_json_of_top_down_codes(script: ModuleType, folder: Path, tmp_path: Path
     [(None, "there is no file"), (b"nothing", "is not MPII's file"), (b"", "is not MPII's file")],
 )
 def test_what_is_not_the_download_is_refused(
-    script: ModuleType, folder: Path, tmp_path: Path, content: bytes | None, message: str, capsys: Any
+    folder: Path, tmp_path: Path, content: bytes | None, message: str, capsys: Any
 ) -> None:
     if content is not None:
         (tmp_path / "x.mat").write_bytes(content)
-    assert script.main([str(tmp_path / "x.mat"), "--folder", str(folder)]) == 1
+    assert run_script(SCRIPT, str(tmp_path / "x.mat"), "--folder", str(folder)) == 2
     assert message in capsys.readouterr().err
 
 
-def test_missing_photos_are_named(script: ModuleType, mat: Path, folder: Path, capsys: Any) -> None:
+def test_missing_photos_are_named(mat: Path, folder: Path, capsys: Any) -> None:
     (folder / "images" / "b.jpg").unlink()
-    assert script.main([str(mat), "--folder", str(folder)]) == 1
-    assert "b.jpg is missing" in capsys.readouterr().err
+    assert run_script(SCRIPT, str(mat), "--folder", str(folder)) == 2
+    assert "b.jpg" in capsys.readouterr().err
     assert not (folder / "train.json").exists()

@@ -11,7 +11,7 @@ from PIL import Image
 from querypose.d2 import Boxes, Instances, Keypoints
 from querypose.data import register_pose_dataset
 from tests.data.toy_dataset import TOY_SKELETON, toy_document, write_dataset
-from tests.scripts import load_script
+from tests.scripts import load_script, run_script
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_drawing_shows_the_image_and_marks_the_labeled_keypoints(tool: ModuleTyp
 def test_user_errors_are_one_line(
     tool: ModuleType, tmp_path: Path, toy_options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        tool.main(["--output", str(tmp_path), *toy_options, "DATASETS.TRAIN", "['lsp_train']"])
+    arguments = ["--output", str(tmp_path), *toy_options, "DATASETS.TRAIN", "['lsp_train']"]
+    assert run_script("tools/visualize_data.py", *arguments) == 2
     assert "no annotation file" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         tool.main(["--output", str(tmp_path), "--num", "0"])

@@ -135,7 +135,9 @@ def test_the_hubs_mixin_saves_and_loads(model: PoseEstimator, tmp_path: Path) ->
 
 def test_a_package_runs_no_code(folder: Path, tmp_path: Path) -> None:
     header, data = _parts(folder / WEIGHTS_FILE)
-    header["__metadata__"]["config"] += f"IMPORTS: ['{tmp_path / 'evil.py'}']\n"
+    config = header["__metadata__"]["config"]
+    assert "IMPORTS: []" in config
+    header["__metadata__"]["config"] = config.replace("IMPORTS: []", f"IMPORTS: ['{tmp_path / 'evil.py'}']")
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     querypose.load(_written(tmp_path / WEIGHTS_FILE, header, data), device="cpu")
     assert not (tmp_path / "ran").exists()

@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import subprocess
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -22,9 +23,11 @@ from torch import Tensor, nn
 
 import tests.engine.toy_pose
 from querypose.d2 import META_ARCH_REGISTRY, CfgNode, default_argument_parser
+from querypose.data.loading import Samples
 from querypose.engine import PoseTrainer, TrainStep, launch, setup
 from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.hooks import PeriodicWriter
+from querypose.engine.stop_signal import StopSignal
 from querypose.modeling.pose_model import Batch
 
 MAX_ITER = 20
@@ -146,6 +149,32 @@ def _signal_everything(number: int) -> None:
     subprocess.run(["kill", f"-{number}", *map(str, processes)], check=True)
 
 
+def _stop_loading(stop: Callable[[], None]) -> None:
+    """Loader processes stop, and so the run waits; then SIGTERM comes."""
+    StopSignal.PATIENCE = 0.5
+    stop()
+    threading.Timer(2.0, kill, (signal.SIGTERM,)).start()
+
+
+def _stop_loader_processes() -> None:
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, signal.SIGSTOP)
+
+
+def _stop_loading_in_evaluation(iteration: int) -> None:
+    original = PoseTrainer._evaluate
+
+    def stop(self: Samples, draw: Any) -> Any:
+        kill(signal.SIGSTOP)
+
+    def evaluate(self: PoseTrainer) -> Any:
+        if self.iter == iteration:
+            _stop_loading(lambda: setattr(Samples, "__getitem__", stop))
+        return original(self)
+
+    PoseTrainer._evaluate = evaluate  # type: ignore[method-assign]  # waits in it
+
+
 def _interrupt_twice() -> None:
     kill(signal.SIGINT)
     kill(signal.SIGINT)
@@ -165,6 +194,10 @@ DEATHS: dict[str, Callable[[], None]] = {
     "by SIGINT": lambda: _in_iteration(11, lambda: _signal_everything(signal.SIGINT)),
     "by SIGTERM where an evaluation is due": lambda: _in_iteration(14, lambda: kill(signal.SIGTERM)),
     "by SIGTERM between two rows of metrics.json": lambda: _in_iteration(12, lambda: kill(signal.SIGTERM)),
+    "by SIGTERM while loader processes are stopped": lambda: _in_iteration(
+        11, lambda: _stop_loading(_stop_loader_processes)
+    ),
+    "by SIGTERM while loader processes of an evaluation are stopped": lambda: _stop_loading_in_evaluation(9),
     "by SIGTERM to rank 1": lambda: _in_iteration(11, lambda: kill(signal.SIGTERM), rank=1),
     "by two SIGINT": lambda: _in_iteration(11, _interrupt_twice),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from querypose.d2 import CheckpointError
 from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.manifest import Condition, Manifest
 from querypose.engine.run_state import random_states, restore_random_states, untouched_random_states
+from querypose.skeleton import COCO_SKELETON, CROWDPOSE_SKELETON
+from tests.engine.toy_pose import ToyPose
 
 
 @pytest.fixture
@@ -177,3 +180,22 @@ def test_random_states_come_back_as_plain_values() -> None:
     assert draw() != expected
     restore_random_states(states)
     assert draw() == expected
+
+
+def test_weights_of_another_skeleton_start_a_training_as_far_as_they_fit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As those of drawn people do for other joints (docs/small_data.md)."""
+    drawn, own = ToyPose(skeleton=COCO_SKELETON), ToyPose(skeleton=CROWDPOSE_SKELETON)
+    with torch.no_grad():
+        drawn.hidden.weight.fill_(0.5)
+        own.flow.bias.fill_(7.0)
+    torch.save({"model": drawn.state_dict()}, tmp_path / "drawn.pth")
+    logging.getLogger("fvcore").addHandler(caplog.handler)
+    try:
+        RunCheckpointer(own, str(tmp_path / "run")).resume_or_load(str(tmp_path / "drawn.pth"), resume=False)
+    finally:
+        logging.getLogger("fvcore").removeHandler(caplog.handler)
+    assert (own.hidden.weight == 0.5).all()
+    assert (own.flow.bias == 7.0).all()  # of another size: as it was
+    assert "flow.bias" in caplog.text

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from querypose import d2
 from querypose.config import ConfigError
@@ -111,6 +112,12 @@ def train_share(folder: Path) -> None:
         model = case.model(seed=rank)  # the first process' weights count
         scalars = train(model, share, case.optimizer(model), case.num_micro_batches)
         outcome[case.name] = {"weights": model.state_dict(), "scalars": scalars}
+    shards = Case("", (1, 2), sharded=True)
+    sharded_model = toy_model(seed=0)
+    optimizer = shards.optimizer(sharded_model)
+    train(sharded_model, shards.batch(), optimizer, num_micro_batches=1)
+    assert isinstance(optimizer, ZeroRedundancyOptimizer)
+    outcome["moments"] = sum(state["exp_avg"].numel() for state in optimizer.optim.state.values())
     norm = nn.BatchNorm2d(2)
     norm.running_mean = torch.full((2,), float(rank + 1))
     norm.num_batches_tracked = torch.tensor(10 * (rank + 1))
@@ -147,6 +154,12 @@ def test_all_processes_evaluate_the_buffers_of_the_first(outcomes: list[dict[str
     for outcome in outcomes:
         assert outcome["buffers"]["running_mean"].tolist() == [1.0, 1.0]
         assert int(outcome["buffers"]["num_batches_tracked"]) == 10
+
+
+def test_a_sharded_optimizer_keeps_every_moment_once(outcomes: list[dict[str, Any]]) -> None:
+    num_parameters = sum(parameter.numel() for parameter in toy_model().parameters())
+    assert sum(outcome["moments"] for outcome in outcomes) == num_parameters
+    assert all(outcome["moments"] < num_parameters for outcome in outcomes)
 
 
 def test_parameters_without_a_gradient_are_named(outcomes: list[dict[str, Any]]) -> None:

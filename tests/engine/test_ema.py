@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from querypose.config import ConfigError
 from querypose.d2 import CheckpointError, DetectionCheckpointer
 from querypose.engine import ExponentialMovingAverage, load_evaluation_weights
 from tests.engine.toy_pose import toy_model
@@ -158,7 +159,9 @@ def test_an_average_that_lacks_what_is_trained_cannot_be_resumed() -> None:
 
 def test_no_weights_leave_the_initialisation() -> None:
     model = Small(3.0)
-    load_evaluation_weights(model, "", use_average=True)
+    with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS is ''.*--random-weights"):
+        load_evaluation_weights(model, "", use_average=True)
+    load_evaluation_weights(model, "", use_average=True, random_weights=True)
     assert model.weight.tolist() == [3.0, 3.0]
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from querypose.config import ConfigError, load_config
-from querypose.d2 import CfgNode, HookBase
+from querypose.d2 import CfgNode, EventStorage, HookBase
 from querypose.data import register_custom_datasets
 from querypose.engine import HOOK_REGISTRY, PoseTrainer
-from querypose.engine.hooks import PeriodicCheckpointer, drop_lines_after
+from querypose.engine.hooks import BestCheckpointer, PeriodicCheckpointer, drop_lines_after
 from tests.engine.toy_pose import write_toy_config
 
 
@@ -83,6 +84,42 @@ def test_a_hook_that_nobody_registered_is_refused(tmp_path: Path) -> None:
         _cfg(tmp_path, "HOOKS", "['Halving']")
 
 
+def _train_with_values(cfg: CfgNode, values: list[float], monkeypatch: pytest.MonkeyPatch) -> PoseTrainer:
+    """A training whose evaluations give these values, one after the other."""
+    remaining = iter(values)
+    monkeypatch.setattr(PoseTrainer, "test", lambda *_: {"progress": {"OKS": next(remaining)}})
+    trainer = PoseTrainer(cfg)
+    trainer.train()
+    return trainer
+
+
+EARLY = ("TEST.EARLY_STOPPING.PATIENCE", 2, "TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", "progress/OKS")
+
+
+def test_a_training_ends_early_when_the_metric_no_longer_rises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr("querypose.engine.hooks._logger.info", messages.append)
+    cfg = _cfg(tmp_path, *EARLY, "SOLVER.MAX_ITER", 20)
+    trainer = _train_with_values(cfg, [10.0, 30.0, float("nan"), 30.0, 5.0], monkeypatch)
+    assert trainer.iter == 9  # evaluated after 2, 4, 6, 8 iterations; the ninth one is the last
+    assert any("progress/OKS has not risen above 30.00 in the last 2 evaluations" in message for message in messages)
+    assert torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)["iteration"] == 8
+    assert torch.load(tmp_path / "output" / "model_best.pth", weights_only=True)["iteration"] == 3
+
+
+def test_a_training_whose_metric_rises_runs_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = _cfg(tmp_path, *EARLY, "SOLVER.MAX_ITER", 8)
+    assert _train_with_values(cfg, [1.0, 0.0, 2.0, 3.0], monkeypatch).iter == 8
+
+
+def test_early_stopping_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"PATIENCE counts evaluations, but TEST.EVAL_PERIOD and .* are 0"):
+        _cfg(tmp_path, "TEST.EARLY_STOPPING.PATIENCE", 2, "TEST.EVAL_PERIOD", 0)
+    cfg = _cfg(tmp_path, *EARLY, "TEST.EARLY_STOPPING.METRIC", "progress/PCK", "SOLVER.MAX_ITER", 8)
+    with pytest.raises(ConfigError, match=r"METRIC is 'progress/PCK', .* Choose one of: .*progress/OKS"):
+        _train_with_values(cfg, [1.0, 0.0], monkeypatch)
+
+
 @pytest.mark.parametrize(("last", "kept"), [(0, 1), (float("inf"), 2)])
 def test_lines_after_the_checkpoint_and_an_unfinished_one_are_dropped(tmp_path: Path, last: float, kept: int) -> None:
     file = tmp_path / "metrics.json"
@@ -91,3 +128,34 @@ def test_lines_after_the_checkpoint_and_an_unfinished_one_are_dropped(tmp_path: 
     drop_lines_after(file, last)
     assert file.read_text() == "".join(lines[:kept])
     drop_lines_after(tmp_path / "none.json", last)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "metric"),
+    [("keypoints", "keypoints/PCKh"), ("keypoints/PCKh@0.1", "keypoints/PCKh@0.1"), ("pck", "pck/PCK20"), ("AP", None)],
+)
+def test_best_weights_by_a_metric_or_by_the_first_one_of_a_task(
+    chosen: str, metric: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved: list[dict[str, Any]] = []
+    checkpointer: Any = SimpleNamespace(save_weights=lambda name, iteration, best: saved.append(best))
+    hook = BestCheckpointer(checkpointer, chosen, period=1)
+    with EventStorage(0) as storage:
+        hook.trainer = SimpleNamespace(iter=4, max_iter=9, storage=storage)
+        for storage.iter, better in enumerate((0.0, 1.0, -5.0)):
+            for name, value in {
+                "lr": 9.0,
+                "keypoints/PCKh": 40.0,
+                "keypoints/PCKh@0.1": 70.0,
+                "pck/PCK20": 3.0,
+            }.items():
+                storage.put_scalar(name, value + better, smoothing_hint=False)
+            hook.after_step()
+    assert [best["metric"] for best in saved] == ([] if metric is None else [metric] * 2)
+    assert ("TEST.BEST_METRIC is 'AP', and the evaluation gives" in caplog.text) == (metric is None)
+    if metric is not None:
+        again = BestCheckpointer(checkpointer, chosen, period=1)
+        again.load_state_dict(hook.state_dict())
+        assert again.best == {"metric": metric, "value": saved[1]["value"], "iteration": 1}
+        again.load_state_dict({"metric": "other/AP", "value": 99.0, "iteration": 0})
+        assert again.best == {}

@@ -16,11 +16,10 @@ from querypose.engine import PoseTrainer
 from querypose.engine.model_preparation import compile_in_place, prepare_model
 from querypose.modeling import QueryPose
 from tests.engine.toy_pose import toy_model
-from tests.tiny import FULL_VERSION, POET, random_batch, tiny_config
+from tests.tiny import FULL_VERSION, LQR, POET, random_batch, tiny_config
 
 COMPONENTS = ["backbone", "box_decoder", "keypoint_decoder"]
-POET_COMPONENTS = ["backbone", "encoder", "decoder"]
-VERSIONS = {"light": [], "full": FULL_VERSION, "POET": POET}
+VERSIONS = {"light": [], "full": FULL_VERSION, "POET": POET, "LQR": LQR}
 
 
 def models(*overrides: str, **switches: Any) -> tuple[Any, Any]:
@@ -44,9 +43,9 @@ def losses_and_gradients(model: nn.Module, persons: Sequence[int]) -> tuple[dict
 @pytest.mark.parametrize("switch", ["channels_last", "recomputed"])
 @pytest.mark.parametrize("persons", [(2, 1), (0, 0)])
 def test_losses_gradients_and_statistics_stay(version: str, switch: str, persons: tuple[int, int]) -> None:
-    overrides, components = VERSIONS[version], POET_COMPONENTS if version == "POET" else COMPONENTS
+    components = list(build_model(tiny_config(*VERSIONS[version])).components)
     switches: dict[str, Any] = {"channels_last": True} if switch == "channels_last" else {"recomputed": components}
-    plain, prepared = models(*overrides, **switches)
+    plain, prepared = models(*VERSIONS[version], **switches)
     for expected, found in zip(
         losses_and_gradients(plain, persons), losses_and_gradients(prepared, persons), strict=True
     ):
@@ -137,8 +136,9 @@ class TestCompilation:
                     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
         assert list(prepared.state_dict()) == list(plain.state_dict())
 
-    def test_layers_of_poet_take_any_number_of_cells(self) -> None:
-        plain, prepared = models(*POET)
+    @pytest.mark.parametrize("version", ["POET", "LQR"])
+    def test_parts_of_dense_models_take_any_number_of_cells(self, version: str) -> None:
+        plain, prepared = models(*VERSIONS[version])
         for component in prepared.components.values():
             for module in component.modules:
                 compile_in_place(module, component.varying_dims, backend="aot_eager")

@@ -10,15 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from querypose.engine.stop_signal import STOPPED_EXIT_CODE
 from tests.engine import mortal_run
 from tests.engine.mortal_run import assert_same_run, log_of, metrics_of, train
+from tests.tiny import ARCHITECTURES, TINY_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = -signal.SIGKILL
@@ -79,6 +82,8 @@ def test_another_seed_gives_another_run(unbroken: Path, tmp_path: Path) -> None:
         ("by SIGINT", STOPPED_EXIT_CODE, 2),
         ("by SIGTERM where an evaluation is due", STOPPED_EXIT_CODE, 0),
         ("by SIGTERM between two rows of metrics.json", STOPPED_EXIT_CODE, 0),
+        ("by SIGTERM while loader processes are stopped", STOPPED_EXIT_CODE, 1),
+        ("by SIGTERM while loader processes of an evaluation are stopped", STOPPED_EXIT_CODE, 1),
         ("by two SIGINT", -signal.SIGINT, 0),
     ],
 )
@@ -91,6 +96,21 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(
     assert train(folder, "--resume") == [0], log_of(folder)
     assert_same_run(folder, unbroken)
     assert "bit-identical" not in log_of(folder)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_model_goes_on_as_if_it_had_never_stopped(architecture: str, tmp_path: Path) -> None:
+    words = [*TINY_MODEL, *ARCHITECTURES[architecture]]
+    model = {key: yaml.safe_load(value) for key, value in zip(words[::2], words[1::2], strict=True)}
+    settings: dict[str, Any] = {
+        **model, "SOLVER.MAX_ITER": 15, "SOLVER.LR_FACTORS": [], "SOLVER.BASE_LR": 1e-3,
+        "SOLVER.AMP.PRECISION": "bfloat16",
+    }  # fmt: skip
+    unbroken, folder = tmp_path / "unbroken", tmp_path / "run"
+    assert train(unbroken, **settings) == [0], log_of(unbroken)
+    assert train(folder, death="in the midst of an iteration", **settings) == [KILLED], log_of(folder)
+    assert train(folder, "--resume", **settings) == [0], log_of(folder)
+    assert_same_run(folder, unbroken)
 
 
 @pytest.mark.parametrize(
@@ -256,3 +276,51 @@ def _flip_a_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+@pytest.fixture
+def machines() -> Iterator[list[str]]:
+    """Two network namespaces, each with an address of its own, which see nothing else."""
+    names = [f"querypose{os.getpid()}{side}" for side in "ab"]
+    commands = [f"ip netns add {name}" for name in names]
+    commands.append(f"ip link add veth0 netns {names[0]} type veth peer name veth0 netns {names[1]}")
+    for number, name in enumerate(names, 1):
+        commands.append(f"ip -n {name} address add 10.213.77.{number}/24 dev veth0")
+        commands += [f"ip -n {name} link set {link} up" for link in ("lo", "veth0")]
+    try:
+        for command in commands:
+            if shutil.which("ip") is None or subprocess.run(command.split(), capture_output=True).returncode:
+                pytest.skip(f"needs the right to do: {command}")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def _torchrun(machines: list[str], config_file: str, *arguments: str, **environment: str) -> list[int]:
+    """A process on each machine; gives the exit codes."""
+    meeting = ["--nnodes", str(len(machines)), "--master-addr", "10.213.77.1", "--master-port", "29577"]
+    started = []
+    for rank, machine in enumerate(machines):
+        launcher = ["ip", "netns", "exec", machine, sys.executable, "-m", "torch.distributed.run", *meeting]
+        training = ["-m", "tests.engine.mortal_run", "--config-file", config_file, *arguments]
+        command = [*launcher, "--node-rank", str(rank), *training]
+        variables = _environment(GLOO_SOCKET_IFNAME="veth0", **environment)
+        started.append(subprocess.Popen(command, env=variables, cwd=ROOT, stderr=subprocess.DEVNULL))
+    return [process.wait(600) for process in started]
+
+
+def test_two_machines_train_as_one_and_one_goes_on_alone(
+    unbroken_pair: Path, machines: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    config_file = mortal_run.write_config(folder)
+    assert all(_torchrun(machines, config_file, MORTAL_RUN_DEATH="in rank 1")), "one is dead, the other gives up"
+    shutil.copytree(folder, tmp_path / "alone")
+    assert _torchrun(machines, config_file, "--resume") == [0, 0]
+    assert_same_run(folder, unbroken_pair)
+    alone = str(tmp_path / "alone" / "output")
+    assert _torchrun(machines[:1], config_file, "--resume", "OUTPUT_DIR", alone) == [0]
+    log = Path(alone, "log.txt").read_text()
+    assert re.search(r"Resumed at iteration (5|10) of 20", log)
+    assert "processes" in log.partition("Resumed at")[2], "it says that the number of processes has changed"

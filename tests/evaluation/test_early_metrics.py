@@ -12,8 +12,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from querypose.data.coco import AREA_OF_BOX
+from querypose.evaluation import EvaluationError
 from querypose.evaluation.early_metrics import PCK_SHARE
 from querypose.skeleton import COCO_SKELETON, CROWDPOSE_SKELETON, Skeleton
+from tests.data.toy_dataset import TOY_SKELETON
 from tests.evaluation.generated import evaluate, generate, perfect_results
 
 Content = dict[str, Any]
@@ -113,6 +115,24 @@ def test_the_best_prediction_counts_whatever_its_score() -> None:
 def test_a_keypoint_is_correct_within_a_tenth_of_the_longer_side(pixels: float, correct: float) -> None:
     content = one_person()
     assert progress(content, [shifted(content, pixels)])["PCK"] == correct
+
+
+@pytest.mark.parametrize(("pixels", "correct"), [(3.9, 100.0), (4.1, 0.0)])
+def test_the_torso_is_the_unit_of_pck_torso(pixels: float, correct: float) -> None:
+    content = one_person()
+    keypoints = np.array(content["annotations"][0]["keypoints"]).reshape(-1, 3)
+    names = COCO_SKELETON.keypoints
+    keypoints[names.index("left_shoulder"), :2], keypoints[names.index("right_hip"), :2] = (50, 40), (50, 60)
+    content["annotations"][0]["keypoints"] = keypoints.ravel().tolist()
+    results = [shifted(content, pixels)]
+    assert evaluate(content, results, COCO_SKELETON, "pck_torso") == {"PCK": correct}
+    assert evaluate(content, [], COCO_SKELETON, "pck_torso") == {"PCK": 0.0}
+    assert math.isnan(evaluate(one_person(visibility=0), [], COCO_SKELETON, "pck_torso")["PCK"])
+
+
+def test_pck_torso_needs_a_torso() -> None:
+    with pytest.raises(EvaluationError, match="skeleton 'toy' has no left_shoulder"):
+        evaluate({**one_person(), "annotations": []}, [], TOY_SKELETON, "pck_torso")
 
 
 @pytest.mark.parametrize(("height", "found"), [(49, 0.0), (51, 100.0)])

@@ -143,13 +143,13 @@ def test_pose_nms_bounds_the_number_of_poses_and_refuses_less_than_nothing() -> 
     poses = moved_poses([[0.0] * 4, [50.0] * 4, [0.0] * 4, [100.0] * 4], [0.9, 0.8, 0.7, 0.6])
     assert pose_nms(max_poses=2)(poses).scores.tolist() == [0.9, 0.8]
     assert len(pose_nms(max_poses=0)(poses)) == 3
-    with pytest.raises(ValueError, match=r"-0\.1"):
-        pose_nms(distance=-0.1)
+    with pytest.raises(ConfigError, match=r"'distance' with -0\.1; allowed: distance: a number >= 0"):
+        build_part(FINISHING_REGISTRY, {"name": "pose_nms", "distance": -0.1}, "TEST.FINISHING[0]")
 
 
 def test_arguments_are_those_of_yaml() -> None:
     entry = {"name": "oks_nms", "threshold": 0.5, "max_poses": -1}
-    with pytest.raises(ConfigError, match="max_poses is -1; allowed: 0"):
+    with pytest.raises(ConfigError, match="'max_poses' with -1; allowed: max_poses: a number >= 0 = 0"):
         build_part(FINISHING_REGISTRY, entry, "TEST.FINISHING[0]", skeleton=TOY_SKELETON)
     step = build_part(
         FINISHING_REGISTRY, {"name": "rescore", "threshold": 0}, "TEST.FINISHING[0]", skeleton=TOY_SKELETON

@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from querypose.data import DatasetError
+from querypose.data.results import ResultsError
 from querypose.evaluation import METRICS, EvaluationError, format_metrics, read_detections
 from querypose.skeleton import COCO_SKELETON, CROWDPOSE_SKELETON, Skeleton
 from tests.evaluation.generated import damaged_results, evaluate, generate, perfect_results, read
@@ -305,8 +306,8 @@ BROKEN_RESULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no score": ({"score": None}, r"\(image 1\) has score None"),
     "text": ({"keypoints": ["1", "x", 1] * 17}, "not a number"),
     "unknown image": ({"image_id": 99}, r"\(image 99\): .*gt.json has no image of this id"),
-    "image of another type": ({"image_id": "1"}, "no image of this id"),
-    "list as image": ({"image_id": [1]}, "no image of this id"),
+    "image of another type": ({"image_id": "1"}, "image_id .1.; allowed: an integer"),
+    "list as image": ({"image_id": [1]}, r"image_id \[1\]; allowed: an integer"),
     "unknown category": ({"category_id": 0}, "category_id 0; allowed: 1, as in .*gt.json"),
     "number of keypoints": ({"keypoints": [1, 1, 1] * 14}, r"\(image 1\) has 42 values in 'keypoints'"),
     "null": ({"keypoints": None}, r"\(image 1\) has keypoints None"),
@@ -319,7 +320,7 @@ def test_broken_results_are_refused(case: str) -> None:
     changes, message = BROKEN_RESULTS[case]
     content = one_person()
     (good,) = perfect_results(content)
-    with pytest.raises(EvaluationError, match=message) as error:
+    with pytest.raises(ResultsError, match=message) as error:
         read_detections([good, good | changes], read(content, COCO_SKELETON), "res.json")
     assert "res.json" in str(error.value)
 
@@ -328,11 +329,11 @@ def test_a_missing_field_is_named() -> None:
     ground_truth = one_person()
     (good,) = perfect_results(ground_truth)
     del good["score"]
-    with pytest.raises(EvaluationError, match="result 0 has no 'score'"):
+    with pytest.raises(ResultsError, match="result 0 has no 'score'"):
         evaluate(ground_truth, [good], COCO_SKELETON)
-    with pytest.raises(EvaluationError, match="result 0 is a list"):
+    with pytest.raises(ResultsError, match="result 0 is a list"):
         evaluate(ground_truth, [[1, 2]], COCO_SKELETON)
-    with pytest.raises(EvaluationError, match="must be a list of results, not a dict"):
+    with pytest.raises(ResultsError, match="must be a list of results, not a dict"):
         evaluate(ground_truth, ground_truth, COCO_SKELETON)
 
 
@@ -341,7 +342,7 @@ def test_boxes_of_negative_size_are_refused(bbox: list[float]) -> None:
     # The COCO API would ignore such a false positive, and the AP would rise.
     ground_truth = one_person()
     (good,) = perfect_results(ground_truth)
-    with pytest.raises(EvaluationError, match=r"image 1\) has bbox .*; allowed: .* >= 0"):
+    with pytest.raises(ResultsError, match=r"image 1\) has bbox .*; allowed: .* >= 0"):
         evaluate(ground_truth, [good | {"bbox": bbox}], COCO_SKELETON)
 
 

@@ -22,6 +22,7 @@ from tests.tiny import ARCHITECTURES, VERSIONS, keypoint_queries, random_batch, 
 
 KINDS = {
     "QueryPose": {BoxLayer, MapLayer, PoseLayer, ValueLayer},
+    "QueryPose-Dense": {BoxLayer, MapLayer, PoseLayer, ValueLayer},
     "POET": {MapLayer, PoseLayer},
     "LQR": {MapLayer, PointLayer, PoseLayer},
     "SHaRPose": {PatchLayer, PoseLayer},

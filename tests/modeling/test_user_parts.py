@@ -16,6 +16,7 @@ from torch import nn
 
 from querypose.config import Key, above, add_keys
 from querypose.modeling.loss_terms import LossTerm
+from querypose.modeling.lqr.loss_terms import LQR_LOSS_REGISTRY
 from querypose.modeling.poet.loss_terms import POET_LOSS_REGISTRY
 from querypose.modeling.query_pose.loss_terms import QUERY_POSE_LOSS_REGISTRY
 from querypose.modeling.query_pose.part_embedding import INTERACTION_REGISTRY, RegionInteraction
@@ -61,13 +62,16 @@ class LabelLoss(LossTerm):
         labels = sum((sample["instances"].gt_keypoints.tensor[..., 2] > 0).sum() for sample in batch)
         return {"labels": torch.as_tensor(labels, dtype=torch.float64)}
 
-    def forward(self, targets, normalizers, **_):
-        labeled = targets.labelled_BGK if hasattr(targets, "labelled_BGK") else targets.poses_BG.visibility_K
+    def forward(self, normalizers, targets=None, regions=None, **_):
+        if regions is not None:
+            labeled = regions.labeled_BGK
+        else:
+            labeled = targets.labelled_BGK if hasattr(targets, "labelled_BGK") else targets.poses_BG.visibility_K
         return self.weight * (self.offset * labeled).sum() / normalizers["labels"].clamp(min=1)
 
 
-QUERY_POSE_LOSS_REGISTRY.register(LabelLoss, name="labels")
-POET_LOSS_REGISTRY.register(LabelLoss, name="labels")
+for registry in (QUERY_POSE_LOSS_REGISTRY, POET_LOSS_REGISTRY, LQR_LOSS_REGISTRY):
+    registry.register(LabelLoss, name="labels")
 '''
 RUN = """
 import sys, torch
@@ -85,6 +89,7 @@ print(float(losses["loss_labels"]), [m.temperature for m in model.modules() if i
 NAMES = {
     "QueryPose": ["MODEL.QUERYPOSE.KEYPOINT.INTERACTION", "TemperedAttention"],
     "POET": ["MODEL.META_ARCHITECTURE", "POET", "MODEL.BACKBONE.OUT_FEATURES", "['p4']"],
+    "LQR": ["MODEL.META_ARCHITECTURE", "LQR"],
 }
 
 

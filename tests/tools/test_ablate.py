@@ -80,6 +80,8 @@ def test_dry_run(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
     assert differences["none"] == 0
     assert differences["concatenation"] > 0
     assert not (tmp_path / "out").exists()
+    assert tool.main(tool.parse_arguments([table, "--dry-run", "--image-size", "64x96", *base, *TINY_MODEL])) == 0
+    assert "Inference of one 64x96 image." in capsys.readouterr().out
 
 
 def test_rows_are_trained_and_an_interrupted_one_goes_on(

@@ -5,20 +5,23 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models import get_model
 
 from querypose.config import ConfigError, get_cfg
-from querypose.d2 import META_ARCH_REGISTRY, Boxes, CfgNode, Instances, configurable
+from querypose.d2 import META_ARCH_REGISTRY, Boxes, CfgNode, CheckpointError, Instances, configurable
 from querypose.data import DatasetError
 from querypose.engine.predictor import PosePredictor
 from querypose.visualization.media import MediaError
 from querypose.visualization.patches import FINE_COLOR
 from tests.scripts import load_script
+from tests.tiny import tiny_config
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 RED = (250, 20, 20)
@@ -258,15 +261,20 @@ def test_crops_by_the_boxes_of_a_file(demo: ModuleType, folder: Path, top_down: 
     box = {"image_id": 12, "category_id": 1, "bbox": [20, 10, 40, 40], "score": 0.8}
     boxes = [box, {**box, "bbox": [0, 0, 10, 20], "score": 0.6}, {**box, "score": 0.1}, {**box, "bbox": [5, 5, 0, 9]}]
     (folder / "boxes.json").write_text(json.dumps(boxes))
-    arguments = [*top_down, str(folder / "out"), "--boxes", str(folder / "boxes.json"), "--patches"]
+    arguments = [*top_down, str(folder / "out"), "--boxes", str(folder / "boxes.json"), "--attention"]
     code = demo.main(demo.parse_arguments([*arguments, "--results-json", str(folder / "poses.json")]))
     assert code == 1  # one file is no image
     assert [(result["image_id"], result["score"]) for result in results_of(folder)] == [
         (12, pytest.approx(0.8)), (12, pytest.approx(0.6))
     ]  # fmt: skip
     names = {path.name for path in (folder / "out").iterdir()}
-    assert names == {"img_0007.jpg", "img_0012.png", "img_0012_patches_1.png", "img_0012_patches_2.png"}
-    patches = load(folder / "out" / "img_0012_patches_1.png")
+    of_crops = {
+        f"img_0012_attention_crop_{crop}_{name}"
+        for crop in (1, 2)
+        for name in ("image.png", "pose_1.png", "stages.gif")
+    }
+    assert names == {"img_0007.jpg", "img_0012.png", *of_crops}
+    patches = load(folder / "out" / "img_0012_attention_crop_1_image.png")
     assert (patches == FINE_COLOR).all(-1).any()  # an untrained quality predictor refines every crop
 
 
@@ -275,6 +283,43 @@ def test_crops_by_a_detector(demo: ModuleType, folder: Path, top_down: list[str]
     arguments = [*top_down, str(folder / "out"), "--detector", str(folder / "config.yaml")]
     demo.main(demo.parse_arguments([*arguments, "--results-json", str(folder / "poses.json")]))
     assert [result["score"] for result in results_of(folder)] == pytest.approx([0.9, 0.9])
+
+
+def one_person_weights() -> dict[str, Tensor]:
+    """Of torchvision's smallest detector, random but for the heads, which see one person as large as the picture."""
+    model = get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None)
+    classes, boxes = model.head.classification_head.module_list, model.head.regression_head.module_list
+    for layer in [level[-1] for level in (*classes, *boxes)]:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    for level in classes:
+        level[-1].bias.data.view(-1, 91)[:, 0] = 10.0  # background
+    classes[-1][-1].bias.data.view(-1, 91)[0, 1] = 20.0
+    return dict(model.state_dict())
+
+
+def test_crops_by_a_detector_of_torchvision(
+    demo: ModuleType, folder: Path, top_down: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(one_person_weights(), folder / "detector.pth")
+    named = [*top_down, str(folder / "out"), "--detector", "ssdlite320_mobilenet_v3_large"]
+    weights = ["--detector-weights", str(folder / "detector.pth")]
+    demo.main(demo.parse_arguments([*named, *weights, "--results-json", str(folder / "poses.json")]))
+    assert [(result["image_id"], result["score"]) for result in results_of(folder)] == [
+        (7, pytest.approx(1.0, abs=1e-3)), (12, pytest.approx(1.0, abs=1e-3))
+    ]  # fmt: skip
+
+    torch.save({"conv.weight": torch.zeros(1)}, folder / "detector.pth")
+    with pytest.raises(CheckpointError, match="does not hold the weights of torchvision's ssdlite320"):
+        demo.main(demo.parse_arguments([*named, *weights]))
+
+    def without_network(*given: Any, **options: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", without_network)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", without_network)
+    with pytest.raises(ConfigError, match=r"cannot be downloaded .*no route to host.*https://.*--detector-weights"):
+        demo.main(demo.parse_arguments(named))
 
 
 @pytest.mark.parametrize(
@@ -292,6 +337,25 @@ def test_no_persons_to_crop(
         demo.main(demo.parse_arguments(arguments))
 
 
-def test_patches_are_those_of_a_model_that_selects_them(demo: ModuleType, folder: Path) -> None:
-    with pytest.raises(MediaError, match="--patches is for models that see parts of a crop finely"):
-        run(demo, folder, "--input", str(folder / "photos"), "--output", str(folder / "out"), "--patches")
+def test_attention_needs_a_model_that_shows_it_and_images(demo: ModuleType, folder: Path) -> None:
+    arguments = ["--input", str(folder / "photos"), "--output", str(folder / "out"), "--attention"]
+    with pytest.raises(MediaError, match="this model does not say what it looked at"):
+        run(demo, folder, *arguments)
+    with pytest.raises(MediaError, match="--attention draws that of images"):
+        run(demo, folder, "--input", "walk.mp4", *arguments[2:])
+
+
+def test_attention_of_queries_is_a_picture_a_pose_and_an_animation(demo: ModuleType, folder: Path) -> None:
+    cfg = tiny_config()
+    (folder / "tiny.yaml").write_text(cfg.dump())
+    photo = str(folder / "photos/img_0012.png")
+    arguments = ["--config-file", str(folder / "tiny.yaml"), "--input", photo, "--output", str(folder / "out")]
+    assert demo.main(demo.parse_arguments([*arguments, "--attention", "2"])) == 0
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == {
+        f"img_0012{name}"
+        for name in (".png", "_attention_image.png", "_attention_pose_1.png", "_attention_pose_2.png",
+                     "_attention_stages.gif")
+    }  # fmt: skip
+    with Image.open(folder / "out/img_0012_attention_stages.gif") as animation:
+        assert getattr(animation, "n_frames") == 2  # noqa: B009  # a frame a stage

@@ -63,4 +63,4 @@ def test_user_errors_are_one_line(files: tuple[Path, Path], tmp_path: Path) -> N
     (tmp_path / "broken.json").write_text("[{")
     done = run("--annotations", str(annotations), "--results", str(tmp_path / "broken.json"), "--skeleton", "coco")
     assert done.returncode == 2
-    assert "broken.json is not a json file" in done.stderr
+    assert "broken.json: it is not valid json" in done.stderr

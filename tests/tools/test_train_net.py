@@ -16,6 +16,7 @@ import torch
 
 from tests.engine.toy_pose import write_toy_config
 from tests.loggers import restored_loggers
+from tests.tiny import ARCHITECTURES, TINY_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY_TRAIN_NET = str(ROOT / "tests" / "engine" / "toy_train_net.py")
@@ -74,7 +75,7 @@ def test_train_then_evaluate(
     assert list(output.glob("events.out.tfevents.*"))
     log = (output / "log.txt").read_text()
     assert "Engine: " in log.splitlines()[0]
-    assert "iter 40/40  eta 0:00:00" in log
+    assert "iter 40/40  epoch 26.67  eta 0:00:00" in log
     scalars = rows(output)[-1]
     assert "keypoints/AP" in scalars
 
@@ -84,6 +85,18 @@ def test_train_then_evaluate(
     assert in_process(*arguments, "TEST.EXPECTED_RESULTS", expected) == 0
     assert "AP50" in capsys.readouterr().out
     assert in_process(*arguments, "TEST.EXPECTED_RESULTS", "[['keypoints', 'AP', 222.0, 1.0]]") != 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_model_trains_and_is_evaluated(
+    config_file: str, tmp_path: Path, in_process: Callable[..., int], architecture: str
+) -> None:
+    model = [*TINY_MODEL, *ARCHITECTURES[architecture]]
+    assert in_process("--config-file", config_file, *model, "SOLVER.LR_FACTORS", "[]", "SOLVER.MAX_ITER", "3") == 0
+    scalars = rows(tmp_path / "output")[-1]
+    assert 0 <= scalars["keypoints/AP"] <= 100
+    poses = json.loads((tmp_path / "output" / "inference" / "coco_instances_results.json").read_text())
+    assert {pose["image_id"] for pose in poses} == {1, 2, 3, 4, 5, 6}
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(config_file: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from querypose.visualization.charts import plot_metrics, plot_precisions, plot_rows, read_metrics
+from querypose.visualization.charts import MetricsError, plot_metrics, plot_precisions, plot_rows, read_metrics
 
 
 def write(path: Path, rows: list[dict[str, Any]], tail: str = "") -> Path:
@@ -109,13 +109,24 @@ def test_a_resumed_run_and_a_cut_last_line(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_plotted(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no metrics file"):
+    with pytest.raises(MetricsError, match="no metrics file"):
         plot_metrics(tmp_path / "none.json", tmp_path / "x.png")
     with pytest.raises(ValueError, match="no loss and no keypoints/AP"):
         plot_metrics(write(tmp_path / "empty.json", [{"iteration": 1, "lr": 0.1}]), tmp_path / "x.png")
-    (tmp_path / "broken.json").write_text('{"iteration": 1}\n{broken\n{"iteration": 3}\n')
-    with pytest.raises(ValueError, match="line 2 is not json"):
-        read_metrics(tmp_path / "broken.json")
+
+
+def test_damaged_lines_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [
+        '{"iteration": 1, "a": 1}',
+        "{broken",
+        "[3]",
+        '{"iteration": "x", "a": 2}',
+        '{"iteration": 3, "a": 3}',
+        "\udcff",
+    ]
+    (tmp_path / "broken.json").write_text("\n".join(lines), errors="surrogateescape")
+    assert read_metrics(tmp_path / "broken.json") == {"a": [(1, 1), (3, 3)]}
+    assert "damaged lines are left out: 2, 3, 4" in caplog.text
 
 
 @pytest.mark.parametrize("rows", [1, 2])

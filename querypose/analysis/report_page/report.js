@@ -166,6 +166,19 @@ function showTraining() {
       element("figcaption", { class: "quiet" }, `${picture.run}: ${picture.name}`)))));
 }
 
+function showAttention() {
+  const section = byId("attention");
+  if (!report.attention.length) {
+    section.append(element("p", { class: "quiet" }, "What the model looked at was not asked for; --attention does."));
+    return;
+  }
+  for (const image of report.attention) {
+    section.append(element("div", { class: "card attention" }, element("h3", {}, image.name), ...image.pictures.map((picture) =>
+      element("figure", {}, element("figcaption", { class: "quiet" }, picture.title),
+        element("div", { class: "scroll" }, element("img", { src: picture.file, alt: `${image.name}: ${picture.title}`, loading: "lazy" }))))));
+  }
+}
+
 // ---- images -------------------------------------------------------------------------------------------------------
 
 const choice = { kind: "", keypoint: "", size: "", list: "", run: "", sort: "loss", score: report.threshold ?? 0 };
@@ -364,6 +377,7 @@ charts(byId("curves"), report.curves);
 if (!report.curves.length) byId("curves").append(element("p", { class: "quiet" }, "Nothing has been written yet."));
 showErrors();
 showImages();
+showAttention();
 showTraining();
 showConfig();
 document.documentElement.dataset.ready = "true";

@@ -13,8 +13,15 @@ import torch.multiprocessing as mp
 
 from querypose.d2.builtin import comm
 from querypose.d2.processes import run_and_leave
+from querypose.errors import UserError
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+
+class MeetingError(UserError, RuntimeError):
+    """The processes of a run do not find each other."""
+
+    met_by_all = False
 
 
 def launch(
@@ -89,7 +96,7 @@ def _run_process(
             timeout=timeout,
         )
     except (RuntimeError, ValueError) as error:
-        raise RuntimeError(f"The processes could not meet at {dist_url}: {error}") from error
+        raise MeetingError(f"The processes could not meet at {dist_url} ({error}). Correct --dist-url.") from error
     comm.create_local_process_group(num_gpus_per_machine)
     comm.synchronize()
     run_and_leave(main_func, *args)

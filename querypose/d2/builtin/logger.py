@@ -73,7 +73,7 @@ def setup_logger(
         file = os.path.abspath(file) + (f".rank{distributed_rank}" if distributed_rank > 0 else "")
         if not _handler(logger, file):
             PathManager.mkdirs(os.path.dirname(file) or ".")
-            writer = logging.FileHandler(file, mode="a", encoding="utf-8", delay=True)
+            writer = logging.FileHandler(file, "a", "utf-8", delay=True, errors="backslashreplace")
             writer.setFormatter(logging.Formatter(_PLAIN_FORMAT, datefmt=_DATE_FORMAT))
             _add(logger, writer, file)
     return logger

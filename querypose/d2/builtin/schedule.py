@@ -65,13 +65,15 @@ class LRMultiplier(LRScheduler):
 
 def _multi_step(cfg: CfgNode) -> ParamScheduler:
     solver = cfg.SOLVER
-    steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
-    if len(steps) < len(solver.STEPS):
+    # Several at one iteration, as of a schedule that was shortened, are one step by all of their factors.
+    steps = sorted({step for step in solver.STEPS if step < solver.MAX_ITER})
+    if any(step > solver.MAX_ITER for step in solver.STEPS):
         logging.getLogger(__name__).warning(
             "SOLVER.STEPS is %s; steps above SOLVER.MAX_ITER (%d) have no effect.", list(solver.STEPS), solver.MAX_ITER
         )
+    counts = [sum(other <= step for other in solver.STEPS) for step in (0, *steps)]
     return MultiStepParamScheduler(
-        values=[solver.GAMMA**count for count in range(len(steps) + 1)], milestones=steps, num_updates=solver.MAX_ITER
+        values=[solver.GAMMA**count for count in counts], milestones=steps, num_updates=solver.MAX_ITER
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from querypose.config import ORDERED, between
 from querypose.d2 import Registry
 from querypose.data.transforms import GeometricTransform, ImageSize
 from querypose.skeleton import Skeleton
@@ -17,6 +18,17 @@ AUGMENTATION_REGISTRY = Registry("AUGMENTATION")
 AUGMENTATION_REGISTRY.__doc__ = """
 Classes that INPUT.AUGMENTATIONS names. Arguments of the constructor are given in YAML and checked by its annotations.
 """
+
+# Annotations of arguments. Yours can have conditions of their own: Annotated[float, between(0, 2)].
+Probability = Annotated[float, between(0, 1)]
+Share = Annotated[float, between(0, 1)]
+Degrees = Annotated[float, between(0, 180)]
+Factor = Annotated[float, between(1e-3, 1e3)]
+NotNegative = Annotated[float, between(0, 1e3)]
+Pixels = Annotated[int, between(1, 2**15)]
+FactorBounds = Annotated[tuple[Factor, Factor], ORDERED]
+ShareBounds = Annotated[tuple[Share, Share], ORDERED]
+PixelBounds = Annotated[tuple[Pixels, Pixels], ORDERED]
 
 
 @runtime_checkable

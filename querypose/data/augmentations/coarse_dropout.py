@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from querypose.data.augmentations.base import AUGMENTATION_REGISTRY
+from querypose.data.augmentations.base import AUGMENTATION_REGISTRY, Probability, ShareBounds
 
 _SMALLEST_GRID = 3
 
@@ -27,10 +27,10 @@ class CoarseDropout:
         per_channel: probability that the channels lose different cells.
     """
 
-    probability: float
-    share: tuple[float, float] = (0.05, 0.2)
-    grid: tuple[float, float] = (0.015, 0.03)
-    per_channel: float = 0.5
+    probability: Probability
+    share: ShareBounds = (0.05, 0.2)
+    grid: ShareBounds = (0.015, 0.03)
+    per_channel: Probability = 0.5
 
     def apply(self, image_CHW: Tensor, generator: np.random.Generator) -> Tensor:
         """The image, with black cells or unchanged."""

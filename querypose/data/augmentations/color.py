@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from querypose.data.augmentations.base import AUGMENTATION_REGISTRY
+from querypose.data.augmentations.base import AUGMENTATION_REGISTRY, NotNegative
 
 ChannelOrder = Literal["RGB", "BGR"]
 
@@ -38,9 +38,9 @@ class ColorJitter:
         channel_order: of the images, INPUT.FORMAT.
     """
 
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
+    brightness: NotNegative = 0.4
+    contrast: NotNegative = 0.4
+    saturation: NotNegative = 0.4
     channel_order: ChannelOrder = "RGB"
 
     def apply(self, image_CHW: Tensor, generator: np.random.Generator) -> Tensor:
@@ -71,7 +71,7 @@ class PCALighting:
         channel_order: of the images, INPUT.FORMAT.
     """
 
-    std: float = 0.1
+    std: NotNegative = 0.1
     channel_order: ChannelOrder = "RGB"
 
     def apply(self, image_CHW: Tensor, generator: np.random.Generator) -> Tensor:

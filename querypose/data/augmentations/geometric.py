@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from querypose.data.augmentations.base import AUGMENTATION_REGISTRY
+from querypose.config import Allowed, between
+from querypose.data.augmentations.base import (
+    AUGMENTATION_REGISTRY,
+    Degrees,
+    FactorBounds,
+    PixelBounds,
+    Pixels,
+    Probability,
+    Share,
+)
 from querypose.data.transforms import (
     GeometricTransform,
     ImageSize,
@@ -21,13 +31,16 @@ from querypose.data.transforms import (
     shortest_edge_size,
 )
 
+ShortSide = Annotated[int, between(0, 2**15)]  # 0 keeps that of the image
+_SOME = Allowed("a list of sizes in pixels, not empty", lambda value: len(value) > 0)
+
 
 @AUGMENTATION_REGISTRY.register()
 @dataclass(frozen=True)
 class RandomFlip:
     """Mirrors with a probability."""
 
-    probability: float = 0.5
+    probability: Probability = 0.5
 
     def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
         """Flip or identity."""
@@ -39,8 +52,8 @@ class RandomFlip:
 class RandomRotation:
     """With a probability turns by an angle drawn evenly from ±`max_degrees`."""
 
-    probability: float
-    max_degrees: float
+    probability: Probability
+    max_degrees: Degrees
 
     def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
         """Rotation or identity."""
@@ -54,8 +67,8 @@ class RandomRotation:
 class RandomShift:
     """With a probability moves the image by shares of its width and height, each drawn evenly from ±`max_share`."""
 
-    probability: float
-    max_share: float
+    probability: Probability
+    max_share: Share
 
     def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
         """Shift or identity."""
@@ -70,8 +83,8 @@ class RandomShift:
 class RandomScale:
     """With a probability enlarges the image about its center by a factor drawn evenly from `bounds`; the size stays."""
 
-    probability: float
-    bounds: tuple[float, float]
+    probability: Probability
+    bounds: FactorBounds
 
     def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
         """Scaling or identity."""
@@ -88,8 +101,8 @@ class RandomResize:
     A short side of 0 keeps the size of the image.
     """
 
-    short_sides: Sequence[int]
-    max_size: int | None = None
+    short_sides: Annotated[Sequence[ShortSide], _SOME]
+    max_size: Pixels | None = None
 
     def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
         """Resize to one of the short sides."""
@@ -110,9 +123,9 @@ class RandomCrop:
     rectangle differs by less than a pixel of the source.
     """
 
-    probability: float
-    short_sides: Sequence[int]
-    side_bounds: tuple[int, int]
+    probability: Probability
+    short_sides: Annotated[Sequence[Pixels], _SOME]
+    side_bounds: PixelBounds
 
     def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
         """Crop or identity."""
@@ -147,10 +160,10 @@ class RandomSquare:
         max_degrees: of the turn, either way, drawn evenly.
     """
 
-    size: int
-    side_bounds: tuple[float, float] = (0.75, 1.5)
-    max_shift: float = 0.2
-    max_degrees: float = 30.0
+    size: Pixels
+    side_bounds: FactorBounds = (0.75, 1.5)
+    max_shift: Share = 0.2
+    max_degrees: Degrees = 30.0
 
     def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
         """The square in the middle of the output."""
@@ -173,8 +186,8 @@ class CenteredCanvas:
         multiple: of the long side, rounded up.
     """
 
-    short_side: int
-    multiple: int = 64
+    short_side: ShortSide
+    multiple: Pixels = 64
 
     def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
         """The canvas; what is beside the image is black."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from querypose.data.augmentations.base import AUGMENTATION_REGISTRY
+from querypose.config import at_least, between
+from querypose.data.augmentations.base import AUGMENTATION_REGISTRY, Degrees, Factor, Probability
 from querypose.data.transforms import GeometricTransform, ImageSize, identity, rotate, scale
 from querypose.skeleton import Skeleton
 
@@ -19,7 +21,7 @@ _SMALLEST_EXTENT = 1e-3
 class RandomBoxScale:
     """Enlarges the box, by a factor from a normal distribution about 1, cut off at its `deviation`."""
 
-    deviation: float
+    deviation: Annotated[float, between(0, 0.999)]
 
     def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
         """Scaling about the center."""
@@ -32,8 +34,8 @@ class RandomBoxScale:
 class RandomBoxRotation:
     """With a probability turns the box, by degrees from a normal distribution, cut off at twice its `deviation`."""
 
-    probability: float
-    deviation: float
+    probability: Probability
+    deviation: Degrees
 
     def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
         """Rotation or identity."""
@@ -59,10 +61,10 @@ class RandomHalfBody:
             fewer than three. The default is MMPose's: it draws from a normal distribution by mistake.
     """
 
-    probability: float = 0.3
-    min_keypoints: int = 9
-    padding: float = 1.5
-    upper_probability: float = 0.6915
+    probability: Probability = 0.3
+    min_keypoints: Annotated[int, at_least(1)] = 9
+    padding: Factor = 1.5
+    upper_probability: Probability = 0.6915
 
     def draw_for(
         self, person_K3: np.ndarray, skeleton: Skeleton, size: ImageSize, generator: np.random.Generator

@@ -10,9 +10,9 @@ import numpy as np
 from querypose.d2 import CfgNode, MetadataCatalog
 from querypose.data.augmentations import PixelAugmentation
 from querypose.data.datasets import load_datasets
-from querypose.data.person_boxes import read_person_boxes
 from querypose.data.pipelines.pipeline import PIPELINE_REGISTRY, Pipeline, Record, box_xyxy
 from querypose.data.problems import DatasetError
+from querypose.data.results import read_results
 from querypose.data.transforms import GeometricTransform, ImageSize, box_to_canvas
 
 
@@ -120,17 +120,18 @@ def _detected_persons(images: Sequence[Record], dataset_name: str, file: str) ->
     """The boxes of a COCO results file, of the category that the dataset annotates; those without area are none."""
     by_id = {image["image_id"]: image for image in images}
     category_ids = MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id
+    boxes = read_results(file)
+    rows = zip(boxes.image_ids, boxes.category_ids, boxes.boxes_xyxy.tolist(), boxes.scores.tolist(), strict=True)
     records = []
-    for index, box in enumerate(read_person_boxes(file)):
-        if box.image_id not in by_id:
+    for index, (image_id, category_id, box, score) in enumerate(rows):
+        if image_id not in by_id:
             raise DatasetError(
-                f"{file}: entry {index} has the image_id {box.image_id}, which is not in dataset {dataset_name!r}. Set "
+                f"{file}: result {index} has the image_id {image_id}, which is not in dataset {dataset_name!r}. Set "
                 "DATASETS.PERSON_BOXES to the file of this dataset."
             )
-        if box.category_id in category_ids and box.has_area:
-            image = {key: value for key, value in by_id[box.image_id].items() if key != "annotations"}
-            sample_id = (box.image_id, index)
-            records.append({**image, "sample_id": sample_id, "person_box": list(box.box_xyxy), "box_score": box.score})
+        if category_id in category_ids and _has_area(box):
+            image = {key: value for key, value in by_id[image_id].items() if key != "annotations"}
+            records.append({**image, "sample_id": (image_id, index), "person_box": box, "box_score": score})
     return records
 
 

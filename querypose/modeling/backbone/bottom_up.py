@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from querypose.d2 import Backbone, ShapeSpec
+from querypose.errors import UserError
 from querypose.modeling.backbone.frozen_batch_norm import freeze_batch_norms
 
 STRIDES = (4, 8, 16, 32)
@@ -14,7 +15,7 @@ LEVELS = (2, 3, 4, 5)
 """Numbers of these features and levels."""
 
 
-class BackboneError(ValueError):
+class BackboneError(UserError, ValueError):
     """A backbone that cannot be built: names the YAML key, its value and the remedy."""
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from querypose.config import Allowed, ConfigError, Key, above, add_keys, at_least, is_finite, one_of
+from querypose.config import Allowed, ConfigError, Key, above, add_keys, at_least, is_finite, list_of_names, one_of
 from querypose.d2 import CfgNode
 from querypose.modeling.lqr.criterion import LABELS
 from querypose.modeling.lqr.keypoint_queries import AGGREGATIONS
+from querypose.modeling.lqr.loss_terms import LQR_LOSS_REGISTRY
 from querypose.modeling.lqr.pose_queries import PLACES
 
 
@@ -47,6 +48,8 @@ add_keys((
     Key("MODEL.LQR.LOSS.SCORE_WEIGHT", 1.0, "weight of loss_score", at_least(0)),
     Key("MODEL.LQR.LOSS.OFFSET_WEIGHT", 1.0, "weight of loss_offset", at_least(0)),
     Key("MODEL.LQR.LOSS.QUALITY_WEIGHT", 1.0, "weight of loss_quality", at_least(0)),
+    Key("MODEL.LQR.LOSS.EXTRA_TERMS", [], "further losses, registered in LQR_LOSS_REGISTRY",
+        list_of_names(LQR_LOSS_REGISTRY)),
     Key("MODEL.LQR.PEAK_WINDOW", 5, "side of the window in which a pose must have the best score, in cells",
         Allowed("an odd integer >= 1", lambda value: type(value) is int and value >= 1 and value % 2 == 1),
         fixed=False),

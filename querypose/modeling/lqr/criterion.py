@@ -49,7 +49,7 @@ class LQRCriterion(nn.Module):
             regions: of the persons.
             normalizers: `cells` (N_pos) and `coordinates` of the whole batch.
         """
-        error_BGNKD = displacements_at_cells(keypoint_BKDHW, regions) - displacement_targets(regions)
+        error_BGNKD = regions.at_cells(keypoint_BKDHW) - displacement_targets(regions)
         # A scalar takes the type of the normalizer, float64, unless that is brought to its own.
         num_cells = normalizers["cells"].clamp(min=1).to(error_BGNKD)
         num_coordinates = (normalizers["coordinates"] + 1e-4).to(error_BGNKD)
@@ -82,14 +82,6 @@ def displacement_targets(regions: Regions) -> Tensor:
     """From every candidate cell to the keypoints of its person, (B, G, N, K, D); 0 where not labeled."""
     target_BGNKD = regions.keypoints_BGKD[:, :, None] - regions.position_BGND[..., None, :]
     return torch.where(regions.labeled_BGK[:, :, None, :, None], target_BGNKD, 0.0)
-
-
-def displacements_at_cells(keypoint_BKDHW: Tensor, regions: Regions) -> Tensor:
-    """The predicted displacements at the candidate cells, (B, G, N, K, D)."""
-    num_keypoints = keypoint_BKDHW.shape[1]
-    index_BCM = regions.cell_BGN.flatten(1)[:, None].expand(-1, 2 * num_keypoints, -1)
-    gathered_BCM = keypoint_BKDHW.flatten(1, 2).flatten(2).gather(2, index_BCM)
-    return gathered_BCM.transpose(1, 2).unflatten(1, regions.cell_BGN.shape[1:]).unflatten(-1, (num_keypoints, 2))
 
 
 def object_keypoint_similarity(error_BGNKD: Tensor, regions: Regions, sigma_K: Tensor) -> Tensor:

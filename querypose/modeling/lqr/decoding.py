@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querypose.modeling.lqr.regions import STRIDE
+from querypose.modeling.lqr.sampling import read_cells
 
 MIRROR_SHIFT = 3
 OTHER_SCALES_FACTOR = 0.9
@@ -50,10 +51,8 @@ def peaks(
     highest_BHW = F.max_pool2d(score_BHW[:, None], window, stride=1, padding=window // 2)[:, 0]
     peak_BM = score_BHW.masked_fill(score_BHW < highest_BHW, -torch.inf).flatten(1)
     score_BQ, cell_BQ = peak_BM.topk(min(num_poses, peak_BM.shape[1]), dim=1)
-    pose_BCM = pose_BKDHW.flatten(1, 2).flatten(2)
-    pose_BCQ = pose_BCM.gather(2, cell_BQ[:, None].expand(-1, pose_BCM.shape[1], -1))
     # The pixel of index 4x has its center at 4x + 0.5.
-    return score_BQ, pose_BCQ.transpose(1, 2).unflatten(2, (-1, 2)) * STRIDE + 0.5
+    return score_BQ, read_cells(pose_BKDHW, cell_BQ) * STRIDE + 0.5
 
 
 def joined_scales(

@@ -15,10 +15,12 @@ from querypose.data.coco import AREA_OF_BOX
 from querypose.modeling.backbone import BackboneError
 from querypose.modeling.explanation import Layer
 from querypose.modeling.images import image_cells
+from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.lqr.criterion import LQRCriterion
 from querypose.modeling.lqr.decoding import joined_scales, mirrored_images, mirrored_maps, peaks
 from querypose.modeling.lqr.explanation import explain_points
 from querypose.modeling.lqr.keypoint_queries import KeypointQueries, KeypointQueryEncoding
+from querypose.modeling.lqr.loss_terms import LQR_LOSS_REGISTRY
 from querypose.modeling.lqr.pose_queries import PoseQueryEncoding, PoseScores
 from querypose.modeling.lqr.regions import STRIDE, Regions, valid_cells
 from querypose.modeling.lqr.sampling import cell_positions
@@ -48,6 +50,7 @@ class LQR(PoseModel):
         peak_window: side of the window in which a pose must have the best score, in cells.
         flip_test: whether the maps of an image are averaged with those of its mirror image.
         test_scales: of the image in inference, 1 among them.
+        extra_terms: further losses, by name.
     """
 
     @configurable
@@ -68,6 +71,7 @@ class LQR(PoseModel):
         peak_window: int = 5,
         flip_test: bool = True,
         test_scales: Sequence[float] = (1.0,),
+        extra_terms: Mapping[str, LossTerm] | None = None,
     ) -> None:
         super().__init__(skeleton=skeleton, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.backbone = backbone
@@ -81,6 +85,7 @@ class LQR(PoseModel):
         self.peak_window = peak_window
         self.flip_test = flip_test
         self.test_scales = tuple(test_scales)
+        self.extra_terms = LossTerms(extra_terms)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -120,6 +125,7 @@ class LQR(PoseModel):
             "peak_window": lqr.PEAK_WINDOW,
             "flip_test": lqr.FLIP_TEST,
             "test_scales": lqr.TEST_SCALES,
+            "extra_terms": {name: LQR_LOSS_REGISTRY.build(name, cfg, skeleton=skeleton) for name in loss.EXTRA_TERMS},
         }
 
     @property
@@ -133,11 +139,15 @@ class LQR(PoseModel):
         return {name: Component([module], varying_dims=(-2, -1)) for name, module in modules.items()}
 
     def loss_normalizers(self, batch: Batch) -> dict[str, Tensor]:
-        """`cells` that have an owner and a supervised score, and `coordinates` that are labeled at owned cells."""
+        """`cells` with an owner and a supervised score, `coordinates` labeled at owned cells; those of the terms."""
         sizes = [tuple(sample["image"].shape[-2:]) for sample in batch]
         height, width = (-(-max(sides) // STRIDE) for sides in zip(*sizes, strict=True))
         regions = self.regions(batch, (height, width), torch.device("cpu"))
-        return {"cells": regions.num_scored().double(), "coordinates": regions.num_coordinates().double()}
+        return {
+            "cells": regions.num_scored().double(),
+            "coordinates": regions.num_coordinates().double(),
+            **self.extra_terms.normalizers(batch),
+        }
 
     def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `PoseModel.losses`; reads `gt_keypoints` and `gt_boxes`.
@@ -148,7 +158,11 @@ class LQR(PoseModel):
         images = self.normalized_images(batch, self.backbone.size_divisibility)
         keypoints, scores = self._maps(images.tensor)
         regions = self.regions(batch, scores.score_BHW.shape[1:], self.device)
-        return self.criterion(keypoints.keypoint_BKDHW, scores, regions, normalizers)
+        losses = self.criterion(keypoints.keypoint_BKDHW, scores, regions, normalizers)
+        extra_losses = self.extra_terms.losses(
+            keypoints=keypoints, scores=scores, regions=regions, normalizers=normalizers
+        )
+        return {**losses, **extra_losses}
 
     def regions(self, batch: Batch, map_size: Sequence[int], device: torch.device) -> Regions:
         """The regions of the persons of a batch on a map of `map_size` (height, width)."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from querypose.modeling.lqr.sampling import read_cells
 from querypose.modeling.targets import PersonTargets
 
 STRIDE = 4
@@ -48,9 +49,9 @@ class Regions:
         """Owned cells whose score is supervised."""
         return self.is_owned_BGN & self.at_cells(self.is_supervised_BHW)
 
-    def at_cells(self, map_BHW: Tensor) -> Tensor:
-        """A map at the candidate cells, (B, G, N)."""
-        return map_BHW.flatten(1).gather(1, self.cell_BGN.flatten(1)).view(self.cell_BGN.shape)
+    def at_cells(self, values: Tensor) -> Tensor:
+        """Maps (B, …, H, W) at the candidate cells, (B, G, N, …)."""
+        return read_cells(values, self.cell_BGN.flatten(1)).unflatten(1, self.cell_BGN.shape[1:])
 
     def num_scored(self) -> Tensor:
         """N_pos: cells with an owner and a supervised score."""

@@ -1,4 +1,4 @@
-"""Bilinear reading of a map at displaced positions."""
+"""Reading of a map: bilinear at displaced positions, and at chosen cells."""
 
 from __future__ import annotations
 
@@ -27,3 +27,9 @@ def reading_grid(displacement_RDHW: Tensor) -> Tensor:
 def read(map_RCHW: Tensor, grid_RMWD: Tensor) -> Tensor:
     """Bilinear values of a map, (R, C, M, W), at positions of `reading_grid`; those outside clamp to the border."""
     return F.grid_sample(map_RCHW, grid_RMWD, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def read_cells(values: Tensor, cell_BM: Tensor) -> Tensor:
+    """What maps (B, …, H, W) have at M cells of theirs, given as places in the flattened map, (B, M, …)."""
+    index = cell_BM.view(len(cell_BM), *[1] * (values.dim() - 3), -1).expand(*values.shape[:-2], -1)
+    return values.flatten(-2).gather(-1, index).movedim(-1, 1)

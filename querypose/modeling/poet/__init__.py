@@ -5,6 +5,7 @@ The files follow the paper: `pose_vector` (Figure 2b), `pose_transformer` (Figur
 """
 
 from querypose.modeling.poet import config as config
+from querypose.modeling.poet import similarity_loss as similarity_loss
 from querypose.modeling.poet.meta_arch import POET
 
 __all__ = ["POET"]

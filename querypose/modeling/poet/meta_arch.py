@@ -14,6 +14,7 @@ from querypose.layers.transformer import TransformerDecoderLayer
 from querypose.modeling.backbone import BackboneError
 from querypose.modeling.explanation import Layer, MapLayer, PoseLayer, recorded_inputs, to_array
 from querypose.modeling.images import has_padding, image_cells
+from querypose.modeling.keypoint_heatmaps import AuxiliaryHeatmap
 from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.poet.criterion import PoseCriterion, QueryOutputs
 from querypose.modeling.poet.loss_terms import POET_LOSS_REGISTRY
@@ -34,6 +35,7 @@ class POET(PoseModel):
         pose_transformer: turns it into classes and pose vectors.
         criterion: matches them with persons in training, and computes the losses.
         extra_terms: further losses, by name.
+        heatmap: an auxiliary loss of keypoint heat maps, or None.
         skeleton: what the keypoints are.
         pixel_mean: per channel, range 0..255.
         pixel_std: per channel, range 0..255.
@@ -54,6 +56,7 @@ class POET(PoseModel):
         detections_per_image: int,
         score_threshold: float = 0.0,
         extra_terms: Mapping[str, LossTerm] | None = None,
+        heatmap: AuxiliaryHeatmap | None = None,
     ) -> None:
         super().__init__(skeleton=skeleton, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.backbone = backbone
@@ -62,6 +65,7 @@ class POET(PoseModel):
         self.detections_per_image = detections_per_image
         self.score_threshold = score_threshold
         self.extra_terms = LossTerms(extra_terms)
+        self.heatmap = heatmap
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -104,6 +108,7 @@ class POET(PoseModel):
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
             "extra_terms": {name: POET_LOSS_REGISTRY.build(name, cfg, skeleton=skeleton) for name in loss.EXTRA_TERMS},
+            "heatmap": build_heatmap(cfg, backbone, skeleton),
         }
 
     @property
@@ -128,13 +133,19 @@ class POET(PoseModel):
 
     def losses(self, batch: Batch, normalizers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `PoseModel.losses`; reads `gt_keypoints` of `instances`."""
-        outputs = self._query_outputs(self.normalized_images(batch, self.backbone.size_divisibility))
-        targets = PoseTargets.from_persons(self.person_targets(batch))
+        images = self.normalized_images(batch, self.backbone.size_divisibility)
+        features = self.backbone(images.tensor)
+        outputs = self._query_outputs(images, features)
+        persons = self.person_targets(batch)
+        targets = PoseTargets.from_persons(persons)
         matches_S = self.criterion.match(outputs, targets)
+        losses = self.criterion(outputs, targets, matches_S, normalizers)
+        if self.heatmap is not None:
+            losses["loss_heatmap"] = self.heatmap(features=features, targets=persons, normalizers=normalizers)
         extra_losses = self.extra_terms.losses(
-            outputs=outputs, matches_S=matches_S, targets=targets, normalizers=normalizers
+            outputs=outputs, matches_S=matches_S, targets=targets, persons=persons, normalizers=normalizers
         )
-        return {**self.criterion(outputs, targets, matches_S, normalizers), **extra_losses}
+        return {**losses, **extra_losses}
 
     def predict(self, batch: Batch) -> list[Instances]:
         """As `PoseModel.predict`, with `pred_visibilities` (N, K) in [0, 1] beside it.
@@ -149,7 +160,7 @@ class POET(PoseModel):
 
     def poses(self, images: ImageList) -> QueryPoses:
         """As `PoseModel.poses`."""
-        return poses_in_images(self._query_outputs(images), images.image_sizes)
+        return poses_in_images(self._query_outputs(images, self.backbone(images.tensor)), images.image_sizes)
 
     def explain(self, batch: Batch, num_poses: int = 3) -> list[list[Layer]]:
         """As `PoseModel.explain`: of each of the best poses, after every layer of the decoder, keypoints and attention.
@@ -160,7 +171,7 @@ class POET(PoseModel):
         cross_attentions = [layer.cross_attention for layer in layers_S]
         with recorded_inputs(cross_attentions) as inputs:
             images = self.normalized_images(batch, self.backbone.size_divisibility)
-            outputs = self._query_outputs(images, every_layer=True)
+            outputs = self._query_outputs(images, self.backbone(images.tensor), every_layer=True)
         scores_SBQ = outputs.person_scores_SBQ()
         best_BN = scores_SBQ[-1].topk(min(num_poses, scores_SBQ.shape[-1]), dim=1).indices
         height, width = images.tensor.shape[-2:]
@@ -189,8 +200,10 @@ class POET(PoseModel):
                     ]
         return layers
 
-    def _query_outputs(self, images: ImageList, every_layer: bool = False) -> QueryOutputs:
-        (feature_BCHW,) = self.backbone(images.tensor).values()
+    def _query_outputs(
+        self, images: ImageList, features: Mapping[str, Tensor], every_layer: bool = False
+    ) -> QueryOutputs:
+        (feature_BCHW,) = features.values()
         is_image_BHW = image_cells(images, feature_BCHW.shape[-2:])
         return self.pose_transformer(feature_BCHW, is_image_BHW, has_padding(images), every_layer)
 
@@ -225,3 +238,19 @@ def _channels_of_one_map(backbone: Backbone) -> int:
     (shape,) = shapes.values()
     assert shape.channels is not None
     return shape.channels
+
+
+def build_heatmap(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> AuxiliaryHeatmap | None:
+    """The auxiliary heat maps on the model's feature map; None where LOSS.HEATMAP_WEIGHT is 0."""
+    if cfg.MODEL.POET.LOSS.HEATMAP_WEIGHT == 0:
+        return None
+    ((name, shape),) = backbone.output_shape().items()
+    assert shape.stride is not None
+    return AuxiliaryHeatmap(
+        in_feature=name,
+        dim=_channels_of_one_map(backbone),
+        hidden_dim=cfg.MODEL.POET.DIM,
+        num_keypoints=skeleton.num_keypoints,
+        stride=shape.stride,
+        weight=cfg.MODEL.POET.LOSS.HEATMAP_WEIGHT,
+    )

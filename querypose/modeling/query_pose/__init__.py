@@ -6,6 +6,7 @@ Sec. 3.2), `part_update` (SIM, Sec. 3.3), `matcher`, `losses` and `criterion` (S
 """
 
 from querypose.modeling.query_pose import config as config
+from querypose.modeling.query_pose import similarity_loss as similarity_loss
 from querypose.modeling.query_pose.loss_terms import QUERY_POSE_LOSS_REGISTRY
 from querypose.modeling.query_pose.meta_arch import QueryPose
 from querypose.modeling.query_pose.part_embedding import INTERACTION_REGISTRY, InteractionSizes, RegionInteraction

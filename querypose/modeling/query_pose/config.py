@@ -6,6 +6,7 @@ from querypose.config import (
     Allowed,
     ConfigError,
     Key,
+    above,
     add_keys,
     at_least,
     between,
@@ -46,6 +47,32 @@ def check_query_pose(cfg: CfgNode) -> None:
             f"{prefix}DYNAMIC_INTERACTION is True, but with {prefix}QUERY_TYPE 'none' nothing reads the instance query "
             "that it refines; change one of the two."
         )
+    if keypoint.NUM_STAGES > query_pose.NUM_STAGES:
+        raise ConfigError(
+            f"{prefix}NUM_STAGES is {keypoint.NUM_STAGES}; allowed: at most MODEL.QUERYPOSE.NUM_STAGES "
+            f"({query_pose.NUM_STAGES}), or 0 for as many."
+        )
+    if keypoint.HEATMAP_INPUT and not query_pose.LOSS.HEATMAP_WEIGHT:
+        raise ConfigError(
+            f"{prefix}HEATMAP_INPUT is True, but MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT is 0, so nothing teaches the heat "
+            "maps; set a weight."
+        )
+    if keypoint.HEATMAP_INPUT and keypoint.INTERACTION != "located_attention":
+        raise ConfigError(
+            f"{prefix}HEATMAP_INPUT is True, but {prefix}INTERACTION {keypoint.INTERACTION!r} reads no heat maps; set "
+            "it to located_attention."
+        )
+    if keypoint.INTERACTION == "located_attention" and query_type != "part":
+        raise ConfigError(
+            f"{prefix}INTERACTION is 'located_attention', which locates keypoints for part queries, but "
+            f"{prefix}QUERY_TYPE is {query_type!r}; set it to part."
+        )
+    passes_on = query_pose.INSTANCE_QUERY_ITERATION == "serial" or query_pose.TRAIN_QUERIES == "all"
+    if passes_on and (keypoint.NOISY_BOXES or keypoint.NUM_STAGES not in (0, query_pose.NUM_STAGES)):
+        raise ConfigError(
+            f"{prefix}NOISY_BOXES and {prefix}NUM_STAGES need training on matched queries that the box decoder alone "
+            "refines; set MODEL.QUERYPOSE.INSTANCE_QUERY_ITERATION box and MODEL.QUERYPOSE.TRAIN_QUERIES auto."
+        )
     refines = keypoint.DYNAMIC_INTERACTION or query_type == "instance"
     if query_pose.INSTANCE_QUERY_ITERATION == "serial" and not refines:
         raise ConfigError(
@@ -58,7 +85,9 @@ def check_query_pose(cfg: CfgNode) -> None:
 add_keys((
     Key("MODEL.QUERYPOSE.NUM_QUERIES", 100, "instance queries (with a proposal box each) per image", at_least(1)),
     Key("MODEL.QUERYPOSE.PROPOSAL_INIT", "image",
-        "where the learned proposal boxes start: all on the whole image, or on a grid", registered(PROPOSAL_LAYOUTS)),
+        "where queries start: learned boxes that begin on the whole image or on a grid, the same for every image; or "
+        "dense, at the peaks of a map of box centers", registered({**PROPOSAL_LAYOUTS, "dense": None})),
+    Key("MODEL.QUERYPOSE.DENSE_START.IN_FEATURE", "p3", "the level that PROPOSAL_INIT 'dense' reads"),
     Key("MODEL.QUERYPOSE.NUM_STAGES", 6, "stages of box and keypoint decoder (S)", at_least(1)),
     Key("MODEL.QUERYPOSE.NUM_HEADS", 8, "heads of every self-attention", at_least(1)),
     Key("MODEL.QUERYPOSE.DIM_FEEDFORWARD", 2048, "hidden width of every feed-forward network", at_least(1)),
@@ -80,6 +109,16 @@ add_keys((
     Key("MODEL.QUERYPOSE.BOX.POOLER_RESOLUTION", 7, "side of the box region features, in cells", at_least(1)),
     Key("MODEL.QUERYPOSE.BOX.NUM_CLS_LAYERS", 1, "linear layers before the class logit", at_least(0)),
     Key("MODEL.QUERYPOSE.BOX.NUM_REG_LAYERS", 3, "linear layers before the box deltas", at_least(0)),
+    Key("MODEL.QUERYPOSE.BOX.EMBEDDING", False, "queries attend to each other with an embedding of their boxes"),
+    Key("MODEL.QUERYPOSE.BOX.IDENTITY_START", False,
+        "a box stage begins by leaving boxes and class logits as they come, instead of moving them at random"),
+    Key("MODEL.QUERYPOSE.KEYPOINT.NUM_STAGES", 0,
+        "keypoint stages, beside the last box stages; 0: one beside every box stage", at_least(0)),
+    Key("MODEL.QUERYPOSE.KEYPOINT.REGION_SCALE", 1.0, "side of the keypoint region, in sides of the box", above(0)),
+    Key("MODEL.QUERYPOSE.KEYPOINT.NOISY_BOXES", 0,
+        "noisy copies of each person's box that the keypoint decoder trains on beside the predicted box", at_least(0)),
+    Key("MODEL.QUERYPOSE.KEYPOINT.HEATMAP_INPUT", False,
+        "the auxiliary heat maps are an input of the keypoint decoder, in training and in inference"),
     Key("MODEL.QUERYPOSE.KEYPOINT.IN_FEATURE", "p2", "the level the keypoint decoder pools from"),
     Key("MODEL.QUERYPOSE.KEYPOINT.POOLER_RESOLUTION", 14, "side of the keypoint region features, in cells",
         at_least(1)),
@@ -106,9 +145,13 @@ add_keys((
     Key("MODEL.QUERYPOSE.LOSS.CLS_WEIGHT", 2.0, "weight of loss_cls (Sec. 3.4)", at_least(0)),
     Key("MODEL.QUERYPOSE.LOSS.BBOX_WEIGHT", 5.0, "weight of loss_bbox, the L1 loss", at_least(0)),
     Key("MODEL.QUERYPOSE.LOSS.GIOU_WEIGHT", 2.0, "weight of loss_giou", at_least(0)),
-    Key("MODEL.QUERYPOSE.LOSS.KEYPOINT_WEIGHT", 1.0, "weight of loss_keypoint", at_least(0)),
+    Key("MODEL.QUERYPOSE.LOSS.KEYPOINT_WEIGHT", 1.0, "weight of loss_keypoint; 0 leaves it and the flow out",
+        at_least(0)),
     Key("MODEL.QUERYPOSE.LOSS.HEATMAP_WEIGHT", 0.0,
         "weight of loss_heatmap, auxiliary keypoint heat maps (end of Sec. 4.3); 0: none; the authors' code has 0.5",
+        at_least(0)),
+    Key("MODEL.QUERYPOSE.LOSS.START_WEIGHT", 1.0,
+        "weight of loss_start_cls, the centers of PROPOSAL_INIT 'dense'; its boxes have the weights of the others",
         at_least(0)),
     Key("MODEL.QUERYPOSE.LOSS.FOCAL_ALPHA", 0.25, "alpha of the focal loss and of the class cost", between(0, 1)),
     Key("MODEL.QUERYPOSE.LOSS.FOCAL_GAMMA", 2.0, "gamma of the focal loss and of the class cost",

@@ -15,7 +15,7 @@ from querypose.modeling.query_pose.losses import (
     focal_loss,
     residual_log_likelihood_loss,
 )
-from querypose.modeling.query_pose.pose_decoder import StagePrediction
+from querypose.modeling.query_pose.pose_decoder import RegionPoses, StagePrediction
 from querypose.modeling.targets import PersonTargets
 
 
@@ -26,7 +26,8 @@ class SetCriterion(nn.Module):
     skeleton as well.
 
     Args:
-        flow: the density of the standardized keypoint residual; shared by all keypoints and stages.
+        flow: the density of the standardized keypoint residual; shared by all keypoints and stages. None for no
+            keypoint loss, where further terms take its place.
         cls_weight: of the focal loss.
         bbox_weight: of the L1 loss.
         giou_weight: of the generalized IoU loss.
@@ -39,7 +40,7 @@ class SetCriterion(nn.Module):
     def __init__(
         self,
         *,
-        flow: RealNVP,
+        flow: RealNVP | None,
         cls_weight: float = 2.0,
         bbox_weight: float = 5.0,
         giou_weight: float = 2.0,
@@ -72,7 +73,7 @@ class SetCriterion(nn.Module):
 
         Returns:
             `loss_cls`, `loss_bbox`, `loss_giou`, `loss_keypoint` of the last stage, and with suffix `_{stage}` those
-            of the earlier ones, scalars.
+            of the earlier ones, scalars; of keypoints where a stage has some and there is a flow.
         """
         supervised = stages if self.deep_supervision else stages[-1:]
         num_persons = normalizers["persons"].clamp(min=1)
@@ -91,11 +92,9 @@ class SetCriterion(nn.Module):
     def unweighted_losses(
         self, stages: Sequence[StagePrediction], targets: PersonTargets, num_persons: Tensor
     ) -> dict[str, Tensor]:
-        """The four losses (S) of the stages, computed together: all stages have the same number of pairs."""
+        """The losses (S) of the stages, computed together: all stages have the same number of pairs."""
         logits_SBQ = torch.stack([at_least_float32(stage.logits_BQ) for stage in stages])
         boxes_SBQ4 = torch.stack([at_least_float32(stage.boxes_BQ4) for stage in stages])
-        mean_SRKD = torch.stack([at_least_float32(stage.mean_RKD) for stage in stages])
-        sigma_SRKD = torch.stack([at_least_float32(stage.sigma_RKD) for stage in stages])
         image_SR, query_SR, person_SR = (
             torch.stack([getattr(stage.matches, name) for stage in stages])
             for name in ("image_R", "query_R", "person_R")
@@ -107,14 +106,21 @@ class SetCriterion(nn.Module):
         boxes_SR4 = boxes_SBQ4[stage_S1, image_SR, query_SR]
         person_boxes_SR4 = targets.boxes_BG4[image_SR, person_SR]
         image_size_SR4 = targets.image_size_B4[image_SR]
-        target_SRKD, valid_SRK = keypoint_targets(boxes_SR4.detach(), image_SR, person_SR, targets)
-        keypoint_S = residual_log_likelihood_loss(mean_SRKD, sigma_SRKD, target_SRKD, valid_SRK, self.flow)
-        return {
+        losses = {
             "loss_cls": focal_loss(logits_SBQ, is_person_SBQ, self.focal_alpha, self.focal_gamma) / num_persons,
             "loss_bbox": box_l1_loss(boxes_SR4, person_boxes_SR4, image_size_SR4) / num_persons,
             "loss_giou": box_giou_loss(boxes_SR4, person_boxes_SR4) / num_persons,
-            "loss_keypoint": keypoint_S / (num_persons * target_SRKD.shape[-2]),
         }
+        if self.flow is not None:
+            poses_S = [
+                RegionPoses(*map(torch.cat, zip(*stage.poses, strict=True))) for stage in stages if stage.has_poses
+            ]
+            image_SR, person_SR, boxes_SR4, *means_and_sigmas = map(torch.stack, zip(*poses_S, strict=True))
+            mean_SRKD, sigma_SRKD = map(at_least_float32, means_and_sigmas)
+            target_SRKD, valid_SRK = keypoint_targets(boxes_SR4, image_SR, person_SR, targets)
+            keypoint_S = residual_log_likelihood_loss(mean_SRKD, sigma_SRKD, target_SRKD, valid_SRK, self.flow)
+            losses["loss_keypoint"] = keypoint_S / (num_persons * target_SRKD.shape[-2])
+        return losses
 
 
 def keypoint_targets(

@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
+from querypose.layers import scale_boxes
 from querypose.modeling.explanation import (
     BoxLayer,
     Layer,
@@ -68,6 +69,7 @@ def explain_stages(
             )
             for rank, query in enumerate(best_BN[image].tolist()):
                 box = to_box(prediction.boxes_BQ4[image, query])
+                region = to_box(scale_boxes(prediction.boxes_BQ4[image, query], decoder.region_scale))
                 of_image.append(
                     PoseLayer(
                         name="pose",
@@ -85,7 +87,11 @@ def explain_stages(
                     if maps_1PHW is not None:
                         of_image += [
                             MapLayer(
-                                name=f"attention: {part}", stage=number, pose=rank, values_HW=to_array(map_HW), box=box
+                                name=f"attention: {part}",
+                                stage=number,
+                                pose=rank,
+                                values_HW=to_array(map_HW),
+                                box=region,
                             )
                             for part, map_HW in zip(parts, maps_1PHW[0], strict=True)
                         ]

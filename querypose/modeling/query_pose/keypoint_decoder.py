@@ -73,12 +73,20 @@ class KeypointRegressor(nn.Module):
         for bias in (self.mean_bias, self.sigma_bias):
             nn.init.uniform_(bias, -1 / math.sqrt(part_dim), 1 / math.sqrt(part_dim))
 
-    def forward(self, part_query_RPC: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and sigma (R, K, D) in the frame of the box."""
+    def begin_at_base(self) -> None:
+        """Starts so that the means nearly are what `forward` is given as their base."""
+        nn.init.zeros_(self.mean_bias)
+        with torch.no_grad():
+            self.mean_weight.mul_(0.1)
+
+    def forward(self, part_query_RPC: Tensor, base_RKD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and sigma (R, K, D) in the frame of the box; the mean is regressed from `base_RKD` where it is given."""
         with full_precision(part_query_RPC):
             query_RKC = at_least_float32(part_query_RPC)[:, self.part_of_keypoint]
             length_RK1 = query_RKC.norm(dim=-1, keepdim=True).clamp(min=1e-12)
             mean_RKD = torch.einsum("rkc,kdc->rkd", query_RKC, self.mean_weight) / length_RK1 + self.mean_bias
+            if base_RKD is not None:
+                mean_RKD = mean_RKD + base_RKD
             sigma_RKD = torch.einsum("rkc,kdc->rkd", query_RKC, self.sigma_weight) + self.sigma_bias
             return mean_RKD, sigma_RKD.sigmoid()
 
@@ -107,6 +115,7 @@ class KeypointStage(nn.Module):
 
     def __init__(self, *, dim: int, num_convs: int, conv_dim: int, refinement: InstanceRefinement | None) -> None:
         super().__init__()
+        self.dim = dim
         widths = [dim, *[conv_dim] * (num_convs - 1), dim]
         convs = [nn.Conv2d(width_in, width_out, 3, padding=1) for width_in, width_out in pairwise(widths)]
         for conv in convs:
@@ -115,10 +124,16 @@ class KeypointStage(nn.Module):
         self.refinement = refinement
 
     def read_region(self, region_RCHW: Tensor, instance_query_RC: Tensor) -> tuple[Tensor, Tensor]:
-        """The region features after the convolutions, and the instance queries, refined where the stage does that."""
-        region_RCHW = self.convs(region_RCHW)
+        """The region features after the convolutions, and the instance queries, refined where the stage does that.
+
+        Heat maps that a region brings along behind its features go round the convolutions.
+        """
+        maps_RKHW = region_RCHW[:, self.dim :]
+        region_RCHW = self.convs(region_RCHW[:, : self.dim])
         if self.refinement is not None:
             instance_query_RC = self.refinement(instance_query_RC, region_RCHW)
+        if maps_RKHW.shape[1]:
+            region_RCHW = torch.cat([region_RCHW, maps_RKHW.to(region_RCHW.dtype)], dim=1)
         return region_RCHW, instance_query_RC
 
 
@@ -162,10 +177,12 @@ class PartQueryStage(KeypointStage):
         xavier_uniform_matrices(self)
         xavier_uniform_blocks(self.instance_residual.weight, len(parts))
         self.regressor = KeypointRegressor(part_dim, parts)
+        if self.part_embedding.locates:
+            self.regressor.begin_at_base()
         # An interaction that reads the queries carries them too, even if the update does not.
         self.carries_queries = bool(self.part_update.carries_queries or self.part_embedding.reads_queries)
 
-    def forward(self, region_RCHW: Tensor, instance_query_RC: Tensor, query_RPC: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, region_RCHW: Tensor, instance_query_RC: Tensor, query_RPC: Tensor) -> tuple[Tensor, ...]:
         """Decodes R regions, each of them by itself.
 
         Args:
@@ -175,13 +192,14 @@ class PartQueryStage(KeypointStage):
 
         Returns:
             part queries (R, P, C), for `regressor` and the next stage; instance queries (R, C), refined where the
-            stage does that.
+            stage does that; with an interaction that locates, positions (R, K, D) in the frame of the region.
         """
         region_RCHW, instance_query_RC = self.read_region(region_RCHW, instance_query_RC)
-        embedding_RPC = self.part_embedding(region_RCHW, query_RPC)
+        embedded = self.part_embedding(region_RCHW, query_RPC)
+        embedding_RPC, *position_RKD = embedded if self.part_embedding.locates else (embedded,)
         embedding_RPC = embedding_RPC + self.instance_residual(instance_query_RC).view_as(embedding_RPC)
         query_RPC = self.part_update(embedding_RPC, query_RPC)
-        return self.feed_forward(self.part_attention(query_RPC)), instance_query_RC
+        return self.feed_forward(self.part_attention(query_RPC)), instance_query_RC, *position_RKD
 
 
 class InstanceQueryStage(KeypointStage):

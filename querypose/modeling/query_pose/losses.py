@@ -9,7 +9,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from querypose.layers import RealNVP, generalized_box_iou
@@ -74,21 +73,3 @@ def residual_log_likelihood(mean_RKD: Tensor, sigma_RKD: Tensor, target_RKD: Ten
         log_sigma_RKD + 0.5 * math.log(2 * math.pi) + (target_RKD - mean_RKD).abs() / (math.sqrt(2) * sigma_RKD + 1e-9)
     )
     return flow_term_RKD + laplace_term_RKD
-
-
-def heatmap_focal_loss(
-    logits_BKHW: Tensor, target_BKHW: Tensor, counts_B1HW: Tensor, alpha: float = 2.0, beta: float = 4.0
-) -> Tensor:
-    """Focal loss of heat maps with soft bumps, summed (CornerNet): false scores near a keypoint cost less.
-
-    Args:
-        logits_BKHW: of every cell.
-        target_BKHW: 1 in the cell of a keypoint, falling to 0 around it.
-        counts_B1HW: True in the cells that count.
-        alpha: exponent that reduces the weight of easy cells.
-        beta: exponent that reduces the weight of cells near a keypoint.
-    """
-    score_BKHW = logits_BKHW.sigmoid()
-    hit_BKHW = (1 - score_BKHW) ** alpha * F.logsigmoid(logits_BKHW)
-    false_alarm_BKHW = (1 - target_BKHW) ** beta * score_BKHW**alpha * F.logsigmoid(-logits_BKHW)
-    return -(torch.where(target_BKHW == 1, hit_BKHW, false_alarm_BKHW) * counts_B1HW).sum()

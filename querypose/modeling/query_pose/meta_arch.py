@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from querypose.config import ConfigError
 from querypose.d2 import (
     META_ARCH_REGISTRY,
     Backbone,
@@ -24,13 +25,16 @@ from querypose.d2 import (
 from querypose.layers import RealNVP, RegionPooler, pooling_layout
 from querypose.modeling.explanation import Layer
 from querypose.modeling.images import zero_padding
+from querypose.modeling.keypoint_heatmaps import AuxiliaryHeatmap
 from querypose.modeling.loss_terms import LossTerm, LossTerms
 from querypose.modeling.pose_model import Batch, Component, PoseModel, num_instances
 from querypose.modeling.poses import QueryPoses
-from querypose.modeling.query_pose.box_decoder import BoxStage
+from querypose.modeling.query_pose.box_decoder import BoxEmbedding, BoxStage
 from querypose.modeling.query_pose.criterion import SetCriterion
+from querypose.modeling.query_pose.denoising import BoxNoise
+from querypose.modeling.query_pose.dense_start import DenseStart
 from querypose.modeling.query_pose.explanation import explain_stages
-from querypose.modeling.query_pose.heatmap import AuxiliaryHeatmap
+from querypose.modeling.query_pose.heatmap_input import HeatmapInput
 from querypose.modeling.query_pose.initialization import PROPOSAL_LAYOUTS
 from querypose.modeling.query_pose.keypoint_decoder import (
     DirectStage,
@@ -111,7 +115,7 @@ class QueryPose(PoseModel):
                 **focal,
             ),
             "criterion": SetCriterion(
-                flow=RealNVP(query_pose.FLOW.NUM_COUPLINGS, query_pose.FLOW.DIM_HIDDEN),
+                flow=build_flow(cfg),
                 cls_weight=query_pose.LOSS.CLS_WEIGHT,
                 bbox_weight=query_pose.LOSS.BBOX_WEIGHT,
                 giou_weight=query_pose.LOSS.GIOU_WEIGHT,
@@ -149,8 +153,11 @@ class QueryPose(PoseModel):
         """As `PoseModel.losses`; reads `gt_boxes` and `gt_keypoints` of `instances`."""
         features = self._features(self.normalized_images(batch, self.backbone.size_divisibility))
         targets = self.person_targets(batch)
-        stages = self.decoder.decode_training(features, targets, self.matcher)
+        start = self.decoder.start(features, targets.image_size_B4)
+        stages = self.decoder.decode_training(features, targets, self.matcher, start)
         losses = self.criterion(stages, targets, normalizers)
+        if self.decoder.dense_start is not None:
+            losses |= self.decoder.dense_start.losses(start, targets, normalizers)
         outputs = {"features": features, "stages": stages, "targets": targets, "normalizers": normalizers}
         if self.heatmap is not None:
             losses["loss_heatmap"] = self.heatmap(**outputs)
@@ -181,21 +188,22 @@ class QueryPose(PoseModel):
 
     def _features(self, images: ImageList) -> dict[str, Tensor]:
         features = {name: pooling_layout(feature) for name, feature in self.backbone(images.tensor).items()}
-        return zero_padding(features, images) if self.mask_padding else features
+        features = zero_padding(features, images) if self.mask_padding else features
+        return self.heatmap.add_level(features) if isinstance(self.heatmap, HeatmapInput) else features
 
 
 def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> PoseDecoder:
     """The decoder that MODEL.QUERYPOSE describes, for the pyramid of `backbone` and the parts of `skeleton`.
 
     Raises:
-        ValueError: a level in BOX.IN_FEATURES or KEYPOINT.IN_FEATURE is not among the backbone's.
+        ConfigError: a level in BOX.IN_FEATURES or KEYPOINT.IN_FEATURE is not among the backbone's.
     """
     query_pose, dim = cfg.MODEL.QUERYPOSE, cfg.MODEL.FPN.OUT_CHANNELS
     box, keypoint = query_pose.BOX, query_pose.KEYPOINT
     strides = {name: shape.stride for name, shape in backbone.output_shape().items() if shape.stride is not None}
     for key, names in (("BOX.IN_FEATURES", box.IN_FEATURES), ("KEYPOINT.IN_FEATURE", [keypoint.IN_FEATURE])):
         if unknown := [name for name in names if name not in strides]:
-            raise ValueError(f"MODEL.QUERYPOSE.{key} has {unknown}; allowed with this backbone: {sorted(strides)}.")
+            raise ConfigError(f"MODEL.QUERYPOSE.{key} has {unknown}; allowed with this backbone: {sorted(strides)}.")
 
     def box_stage() -> BoxStage:
         return BoxStage(
@@ -207,22 +215,41 @@ def build_pose_decoder(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> 
             num_cls_layers=box.NUM_CLS_LAYERS,
             num_reg_layers=box.NUM_REG_LAYERS,
             prior_prob=query_pose.PRIOR_PROB,
+            identity_start=box.IDENTITY_START,
         )
 
+    dense_start, is_dense = None, query_pose.PROPOSAL_INIT == "dense"
+    if is_dense:
+        dense_start = DenseStart(
+            in_feature=query_pose.DENSE_START.IN_FEATURE,
+            stride=strides[query_pose.DENSE_START.IN_FEATURE],
+            dim=dim,
+            num_queries=query_pose.NUM_QUERIES,
+            weights={
+                "loss_start_cls": query_pose.LOSS.START_WEIGHT,
+                "loss_start_bbox": query_pose.LOSS.BBOX_WEIGHT,
+                "loss_start_giou": query_pose.LOSS.GIOU_WEIGHT,
+            },
+        )
     serial = query_pose.INSTANCE_QUERY_ITERATION == "serial"
-    stages = range(query_pose.NUM_STAGES)
     return PoseDecoder(
-        proposal_boxes_Q4=PROPOSAL_LAYOUTS[query_pose.PROPOSAL_INIT](query_pose.NUM_QUERIES),
+        proposal_boxes_Q4=PROPOSAL_LAYOUTS["image" if is_dense else query_pose.PROPOSAL_INIT](query_pose.NUM_QUERIES),
         dim=dim,
-        box_stages=[box_stage() for _ in stages],
-        keypoint_stages=[build_keypoint_stage(cfg, skeleton) for _ in stages],
+        box_stages=[box_stage() for _ in range(query_pose.NUM_STAGES)],
+        keypoint_stages=[
+            build_keypoint_stage(cfg, skeleton) for _ in range(keypoint.NUM_STAGES or query_pose.NUM_STAGES)
+        ],
         box_pooler=RegionPooler([strides[name] for name in box.IN_FEATURES], box.POOLER_RESOLUTION),
         keypoint_pooler=RegionPooler([strides[keypoint.IN_FEATURE]], keypoint.POOLER_RESOLUTION),
         box_in_features=box.IN_FEATURES,
-        keypoint_in_feature=keypoint.IN_FEATURE,
+        keypoint_in_feature=HeatmapInput.LEVEL if keypoint.HEATMAP_INPUT else keypoint.IN_FEATURE,
         serial=serial,
         # If serial, the next box stage reads the refined queries: then all of them must be refined, as in inference.
         train_on_all=query_pose.TRAIN_QUERIES == "all" or (query_pose.TRAIN_QUERIES == "auto" and serial),
+        dense_start=dense_start,
+        box_embedding=BoxEmbedding(dim) if box.EMBEDDING else None,
+        region_scale=keypoint.REGION_SCALE,
+        box_noise=BoxNoise(keypoint.NOISY_BOXES) if keypoint.NOISY_BOXES else None,
     )
 
 
@@ -236,7 +263,16 @@ def build_keypoint_stage(cfg: CfgNode, skeleton: Skeleton) -> KeypointStage:
     )
 
     def interaction(num_queries: int, query_dim: int) -> RegionInteraction:
-        sizes = InteractionSizes(dim, num_tokens, num_queries, query_dim, query_pose.NUM_HEADS, query_pose.DIM_DYNAMIC)
+        sizes = InteractionSizes(
+            dim=dim,
+            num_tokens=num_tokens,
+            num_queries=num_queries,
+            query_dim=query_dim,
+            num_heads=query_pose.NUM_HEADS,
+            dim_dynamic=query_pose.DIM_DYNAMIC,
+            num_keypoints=skeleton.num_keypoints,
+            num_maps=skeleton.num_keypoints if keypoint.HEATMAP_INPUT else 0,
+        )
         return INTERACTION_REGISTRY.build(keypoint.INTERACTION, cfg, sizes=sizes)
 
     refinement = None
@@ -260,6 +296,14 @@ def build_keypoint_stage(cfg: CfgNode, skeleton: Skeleton) -> KeypointStage:
     )
 
 
+def build_flow(cfg: CfgNode) -> RealNVP | None:
+    """The flow of the residual log-likelihood; None where LOSS.KEYPOINT_WEIGHT is 0."""
+    query_pose = cfg.MODEL.QUERYPOSE
+    if query_pose.LOSS.KEYPOINT_WEIGHT == 0:
+        return None
+    return RealNVP(query_pose.FLOW.NUM_COUPLINGS, query_pose.FLOW.DIM_HIDDEN)
+
+
 def build_heatmap(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> AuxiliaryHeatmap | None:
     """The auxiliary heat maps on the keypoint decoder's level; None where LOSS.HEATMAP_WEIGHT is 0."""
     query_pose, dim = cfg.MODEL.QUERYPOSE, cfg.MODEL.FPN.OUT_CHANNELS
@@ -267,7 +311,7 @@ def build_heatmap(cfg: CfgNode, backbone: Backbone, skeleton: Skeleton) -> Auxil
         return None
     stride = backbone.output_shape()[query_pose.KEYPOINT.IN_FEATURE].stride
     assert stride is not None
-    return AuxiliaryHeatmap(
+    return (HeatmapInput if query_pose.KEYPOINT.HEATMAP_INPUT else AuxiliaryHeatmap)(
         in_feature=query_pose.KEYPOINT.IN_FEATURE,
         dim=dim,
         num_keypoints=skeleton.num_keypoints,

@@ -11,9 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from querypose.layers import DynamicInteraction, RegionBatchNorm2d
+from querypose.layers import DynamicInteraction, RegionBatchNorm2d, at_least_float32, full_precision
 from querypose.modeling.query_pose.initialization import zero_bias
 from querypose.registry import PartRegistry
+
+HEATMAP_SHARPNESS = 2.0
+"""Power of a heat map as attention at the start: the many cells of low score must not outweigh the peak."""
+SMALLEST_SCORE = 0.01
+"""Added to a heat map before its logarithm; about what the maps have where there is nothing."""
 
 INTERACTION_REGISTRY = PartRegistry("INTERACTION")
 INTERACTION_REGISTRY.__doc__ = "`RegionInteraction`s; built with `sizes`, the `InteractionSizes`."
@@ -30,6 +35,8 @@ class InteractionSizes:
         query_dim: width of query and embedding.
         num_heads: heads of an attention.
         dim_dynamic: inner width of the dynamic MLP over channels.
+        num_keypoints: K, for an interaction that locates keypoints.
+        num_maps: channels beside `dim` that the region brings along: 0, or a heat map for each of K keypoints.
     """
 
     dim: int
@@ -38,6 +45,8 @@ class InteractionSizes:
     query_dim: int
     num_heads: int
     dim_dynamic: int
+    num_keypoints: int = 0
+    num_maps: int = 0
 
 
 class RegionInteraction(nn.Module):
@@ -47,11 +56,14 @@ class RegionInteraction(nn.Module):
 
     Attributes:
         reads_queries: whether the embeddings depend on the queries.
+        locates: whether `forward` also says where the keypoints are, for the regressor to begin from: it then returns
+            embeddings and positions (R, K, D) in the frame of the region, center at 0 and corners at ±0.5.
     """
 
     reads_queries: bool
+    locates = False
 
-    def forward(self, region_RCHW: Tensor, query_RPC: Tensor) -> Tensor:
+    def forward(self, region_RCHW: Tensor, query_RPC: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The embeddings, of the shape of the queries. A subclass must define it.
 
         Args:
@@ -93,6 +105,53 @@ class SpatialPartEmbedding(RegionInteraction):
     def attention_maps(self, region_RCHW: Tensor, query_RPC: Tensor) -> Tensor:
         logits_RPHW = self.attention(self.norm(self.upsample(region_RCHW)).relu())
         return logits_RPHW.flatten(2).softmax(-1).view_as(logits_RPHW)
+
+
+@INTERACTION_REGISTRY.register(name="located_attention")
+class LocatedPartEmbedding(RegionInteraction):
+    """SPEGM that keeps where it looked.
+
+    A softmax over cells times features forgets the cells: what attention has found is lost, and position must come
+    back through zero padding. Here every keypoint has an attention map beside those of the parts. The mean position
+    under it (soft-argmax) is where the regressor begins, and the mean position under a part's map joins its embedding.
+    The mean is finer than a cell, so that there is no upsampling. Where the region brings heat maps along, a keypoint's
+    attention begins as its heat map.
+    """
+
+    reads_queries = False
+    locates = True
+
+    def __init__(self, sizes: InteractionSizes) -> None:
+        super().__init__()
+        self.dim, self.num_keypoints = sizes.dim, sizes.num_keypoints
+        self.attention = nn.Conv2d(sizes.dim, sizes.num_keypoints + sizes.num_queries, kernel_size=3, padding=1)
+        # Where in a region a keypoint usually is.
+        self.prior = nn.Parameter(torch.zeros(sizes.num_keypoints + sizes.num_queries, sizes.num_tokens))
+        self.sharpness = nn.Parameter(torch.full((sizes.num_maps, 1), HEATMAP_SHARPNESS)) if sizes.num_maps else None
+        self.project = nn.Linear(sizes.dim + 2, sizes.query_dim)
+        zero_bias(self.attention)
+        zero_bias(self.project)
+
+    def forward(self, region_RCHW: Tensor, query_RPC: Tensor) -> tuple[Tensor, Tensor]:
+        of_keypoint_RKT, of_part_RPT = self._attention(region_RCHW)
+        with full_precision(region_RCHW):
+            center_TD = _cell_centers(region_RCHW.shape[2], region_RCHW.shape[3], of_part_RPT)
+            position_RKD, position_RPD = of_keypoint_RKT @ center_TD, of_part_RPT @ center_TD
+        region_RTC = region_RCHW[:, : self.dim].flatten(2).transpose(1, 2)
+        embedding_RPC = torch.bmm(of_part_RPT.to(region_RTC.dtype), region_RTC)
+        return self.project(torch.cat([embedding_RPC, position_RPD.to(embedding_RPC.dtype)], dim=-1)), position_RKD
+
+    def attention_maps(self, region_RCHW: Tensor, query_RPC: Tensor) -> Tensor:
+        return self._attention(region_RCHW)[1].unflatten(-1, region_RCHW.shape[-2:])
+
+    def _attention(self, region_RCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps of the keypoints (R, K, T) and of the parts (R, P, T), each adding up to 1."""
+        logits_RNT = at_least_float32(self.attention(region_RCHW[:, : self.dim])).flatten(2) + self.prior
+        of_keypoint_RKT = logits_RNT[:, : self.num_keypoints]
+        if self.sharpness is not None:
+            heatmaps_RKT = at_least_float32(region_RCHW[:, self.dim :]).flatten(2)
+            of_keypoint_RKT = of_keypoint_RKT + self.sharpness * (heatmaps_RKT + SMALLEST_SCORE).log()
+        return of_keypoint_RKT.softmax(-1), logits_RNT[:, self.num_keypoints :].softmax(-1)
 
 
 @INTERACTION_REGISTRY.register(name="average_pooling")
@@ -175,3 +234,9 @@ class DynamicSpatialEmbedding(RegionInteraction):
     def forward(self, region_RCHW: Tensor, query_RPC: Tensor) -> Tensor:
         region_R1CT = region_RCHW.flatten(2)[:, None]
         return self.interaction(query_RPC, region_R1CT)
+
+
+def _cell_centers(height: int, width: int, like: Tensor) -> Tensor:
+    """Centers (T, D) of a region's cells in its own frame, center at 0 and corners at ±0.5."""
+    y_H, x_W = ((torch.arange(size).to(like) + 0.5) / size - 0.5 for size in (height, width))
+    return torch.stack(torch.meshgrid(x_W, y_H, indexing="xy"), dim=-1).flatten(0, 1)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from querypose.layers import RegionPooler, box_cxcywh_to_xyxy
+from querypose.layers import RegionPooler, at_least_float32, box_cxcywh_to_xyxy, scale_boxes
 from querypose.modeling.poses import QueryPoses
-from querypose.modeling.query_pose.box_decoder import BoxStage
+from querypose.modeling.query_pose.box_decoder import BoxEmbedding, BoxStage
+from querypose.modeling.query_pose.denoising import BoxNoise
+from querypose.modeling.query_pose.dense_start import DenseStart, StartingQueries
 from querypose.modeling.query_pose.keypoint_decoder import KeypointStage
 from querypose.modeling.query_pose.query_selection import (
     QuerySelection,
@@ -31,6 +33,24 @@ class Matcher(Protocol):
         """The matches of each stage."""
 
 
+class RegionPoses(NamedTuple):
+    """The poses that a keypoint stage decoded from R regions, each of which has one person to find.
+
+    Attributes:
+        image_R: index of the image.
+        person_R: index of the person within its image.
+        boxes_R4: corners of the boxes, in pixels of the padded images; without gradient.
+        mean_RKD: keypoints in the frame of the box, nominally in [-0.5, 0.5].
+        sigma_RKD: their scale in (0, 1), same frame.
+    """
+
+    image_R: Tensor
+    person_R: Tensor
+    boxes_R4: Tensor
+    mean_RKD: Tensor
+    sigma_RKD: Tensor
+
+
 @dataclass(frozen=True)
 class StagePrediction:
     """The predictions of one stage for a training batch, and for its matched pairs.
@@ -39,8 +59,11 @@ class StagePrediction:
         logits_BQ: class logit of every query.
         boxes_BQ4: predicted corners, in pixels of the padded images.
         matches: the R pairs of queries and persons at this stage.
-        mean_RKD: keypoints of the matched queries, in the frame of their predicted box, nominally in [-0.5, 0.5].
+        mean_RKD: keypoints of the matched queries, in the frame of their predicted box, nominally in [-0.5, 0.5];
+            no rows at a stage without a keypoint stage.
         sigma_RKD: their scale in (0, 1), same frame.
+        has_poses: whether a keypoint stage stands beside the box stage.
+        denoised: what the keypoint stage decoded from noisy boxes of the persons, beside the matched queries.
     """
 
     logits_BQ: Tensor
@@ -48,6 +71,18 @@ class StagePrediction:
     matches: Matches
     mean_RKD: Tensor
     sigma_RKD: Tensor
+    has_poses: bool = True
+    denoised: RegionPoses | None = None
+
+    @property
+    def poses(self) -> list[RegionPoses]:
+        """All poses that were decoded at this stage: of the matched queries, and of noisy boxes."""
+        if not self.has_poses:
+            return []
+        image_R, query_R = self.matches.image_R, self.matches.query_R
+        boxes_R4 = at_least_float32(self.boxes_BQ4.detach())[image_R, query_R]
+        matched = RegionPoses(image_R, self.matches.person_R, boxes_R4, self.mean_RKD, self.sigma_RKD)
+        return [matched] if self.denoised is None else [matched, self.denoised]
 
 
 @dataclass(frozen=True)
@@ -92,11 +127,13 @@ class Rows(NamedTuple):
         image_R: index of the image.
         query_R: index of the query within its image.
         slot_R: index of the query's set among the T sets of part queries; None if these are in the order of the rows.
+        boxes_R4: where they read, in pixels; None for the queries' own boxes.
     """
 
     image_R: Tensor
     query_R: Tensor
     slot_R: Tensor | None = None
+    boxes_R4: Tensor | None = None
 
 
 RowChoice = Callable[[Sequence[BoxOutput]], list[Rows]]
@@ -110,46 +147,50 @@ class DecoderRun:
     Attributes:
         part_query_TPC: T sets of part queries, after the last keypoint stage.
         boxes_S: of every box stage.
-        part_queries_S: `part_query_TPC` after every keypoint stage.
+        poses_S: mean and sigma (R, K, D) of every keypoint stage, for the rows that it decoded.
         waiting: keypoint stages that have not run yet, because no box stage reads their output; each takes rows and
-            their part queries, and returns part queries and instance queries.
+            their part queries, and returns part queries, instance queries, and mean and sigma.
     """
 
     part_query_TPC: Tensor
     boxes_S: list[BoxOutput] = field(default_factory=list)
-    part_queries_S: list[Tensor] = field(default_factory=list)
-    waiting: list[Callable[[Rows, Tensor], tuple[Tensor, Tensor]]] = field(default_factory=list)
+    poses_S: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    waiting: list[Callable[[Rows, Tensor], tuple[Tensor, Tensor, tuple[Tensor, Tensor]]]] = field(default_factory=list)
 
     def decode_waiting(self, rows_N: Sequence[Rows]) -> Tensor:
         """Runs the waiting keypoint stages, each on its rows; returns the last one's instance queries (R, C)."""
         for keypoint_step, rows in zip(self.waiting, rows_N, strict=True):
             if rows.slot_R is None:
-                self.part_query_TPC, instance_query_RC = keypoint_step(rows, self.part_query_TPC)
+                self.part_query_TPC, instance_query_RC, poses = keypoint_step(rows, self.part_query_TPC)
             else:
-                part_query_RPC, instance_query_RC = keypoint_step(rows, self.part_query_TPC[rows.slot_R])
+                part_query_RPC, instance_query_RC, poses = keypoint_step(rows, self.part_query_TPC[rows.slot_R])
                 self.part_query_TPC = self.part_query_TPC.index_copy(
                     0, rows.slot_R, part_query_RPC.to(self.part_query_TPC.dtype)
                 )
-            self.part_queries_S.append(self.part_query_TPC)
+            self.poses_S.append(poses)
         return instance_query_RC
 
 
 class PoseDecoder(nn.Module):
-    """Refines a set of learned boxes, instance queries and part queries stage by stage.
+    """Refines boxes, instance queries and part queries stage by stage.
 
     Boxes are detached from stage to stage, queries are not.
 
     Args:
-        proposal_boxes_Q4: where the boxes start, as center and size in units of the image; one an instance query.
+        proposal_boxes_Q4: where learned boxes start, as center and size in units of the image; one an instance query.
         dim: width C of an instance query.
         box_stages: the S stages of the box decoder.
-        keypoint_stages: the S stages of the keypoint decoder.
+        keypoint_stages: of the keypoint decoder, each beside a box stage; if they are fewer, beside the last ones.
         box_pooler: of the region features for the box decoder.
         keypoint_pooler: of those for the keypoint decoder.
         box_in_features: levels that the box decoder pools from.
         keypoint_in_feature: the level that the keypoint decoder pools from.
         serial: whether the next box stage gets the instance query as the keypoint stage left it (Figure 3b).
         train_on_all: whether training decodes the keypoints of all queries, or of the matched ones alone.
+        dense_start: finds boxes and instance queries in the image, instead of learned ones; or None.
+        box_embedding: tells queries where they are when they attend to each other; or None.
+        region_scale: side of the keypoint region, in sides of the box.
+        box_noise: makes noisy boxes of the persons that training decodes beside the matched queries; or None.
     """
 
     def __init__(
@@ -165,10 +206,17 @@ class PoseDecoder(nn.Module):
         keypoint_in_feature: str,
         serial: bool,
         train_on_all: bool,
+        dense_start: DenseStart | None = None,
+        box_embedding: BoxEmbedding | None = None,
+        region_scale: float = 1.0,
+        box_noise: BoxNoise | None = None,
     ) -> None:
         super().__init__()
-        self.proposal_boxes = nn.Parameter(proposal_boxes_Q4.clone())
-        self.instance_queries = nn.Parameter(torch.randn(len(proposal_boxes_Q4), dim))
+        self.num_queries = len(proposal_boxes_Q4)
+        self.dense_start = dense_start
+        if dense_start is None:
+            self.proposal_boxes = nn.Parameter(proposal_boxes_Q4.clone())
+            self.instance_queries = nn.Parameter(torch.randn(len(proposal_boxes_Q4), dim))
         # If embeddings replace the part queries at every stage, learned ones would never be read.
         part_queries = torch.randn(keypoint_stages[0].num_queries, keypoint_stages[0].query_dim)
         if keypoint_stages[0].carries_queries:
@@ -183,11 +231,29 @@ class PoseDecoder(nn.Module):
         self.keypoint_in_feature = keypoint_in_feature
         self.serial = serial
         self.train_on_all = train_on_all
+        self.box_embedding = box_embedding
+        self.region_scale = region_scale
+        self.box_noise = box_noise
+
+    @property
+    def sets_of_a_person(self) -> int:
+        """Sets of part queries that training on matched queries decodes for a person: its own, and noisy ones."""
+        return 1 if self.box_noise is None else 1 + self.box_noise.num_copies
+
+    def start(self, features: Mapping[str, Tensor], image_size_B4: Tensor) -> StartingQueries:
+        """Where the queries of these images begin."""
+        if self.dense_start is not None:
+            return self.dense_start(features, image_size_B4)
+        return StartingQueries(
+            box_cxcywh_to_xyxy(self.proposal_boxes) * image_size_B4[:, None],
+            self.instance_queries.expand(image_size_B4.shape[0], -1, -1),
+        )
 
     def run_stages(
         self,
         features: Mapping[str, Tensor],
         image_size_B4: Tensor,
+        start: StartingQueries,
         choose: RowChoice,
         *,
         num_slots: int | None = None,
@@ -201,20 +267,24 @@ class PoseDecoder(nn.Module):
         Args:
             features: (B, C, H, W) a level of the pyramid.
             image_size_B4: width, height, width, height of each unpadded image, in pixels.
+            start: where the queries begin.
             choose: the queries that keypoint stages decode which cannot wait.
             num_slots: T, sets of part queries; by default one for each query.
             num_stages: how many of the stages to run; all by default.
         """
-        boxes_BQ4 = box_cxcywh_to_xyxy(self.proposal_boxes) * image_size_B4[:, None]
-        query_BQC = self.instance_queries.expand(image_size_B4.shape[0], -1, -1)
+        boxes_BQ4, query_BQC, prior_BQ, _ = start
         num_slots = query_BQC.shape[0] * query_BQC.shape[1] if num_slots is None else num_slots
         run = DecoderRun(self.part_queries.expand(num_slots, -1, -1))
-        stages = list(zip(self.box_stages, self.keypoint_stages, strict=True))[:num_stages]
+        without_keypoints = [None] * (len(self.box_stages) - len(self.keypoint_stages))
+        stages = list(zip(self.box_stages, [*without_keypoints, *self.keypoint_stages], strict=True))[:num_stages]
         for number, (box_stage, keypoint_stage) in enumerate(stages, start=1):
-            boxes = self._box_step(box_stage, features, boxes_BQ4, query_BQC)
+            position_BQC = None if self.box_embedding is None else self.box_embedding(boxes_BQ4, image_size_B4)
+            boxes = self._box_step(box_stage, features, boxes_BQ4, query_BQC, position_BQC, prior_BQ)
             run.boxes_S.append(boxes)
-            run.waiting.append(partial(self._keypoint_step, keypoint_stage, features, boxes))
             boxes_BQ4, query_BQC = boxes.boxes_BQ4.detach(), boxes.query_BQC
+            if keypoint_stage is None:
+                continue
+            run.waiting.append(partial(self._keypoint_step, keypoint_stage, features, boxes))
             if self.serial and number < len(stages):
                 (rows,) = choose([boxes])
                 refined_RC = run.decode_waiting([rows])
@@ -223,7 +293,11 @@ class PoseDecoder(nn.Module):
         return run
 
     def decode_training(
-        self, features: Mapping[str, Tensor], targets: PersonTargets, matcher: Matcher
+        self,
+        features: Mapping[str, Tensor],
+        targets: PersonTargets,
+        matcher: Matcher,
+        start: StartingQueries | None = None,
     ) -> list[StagePrediction]:
         """Runs all stages on a training batch, and matches queries and persons at each stage.
 
@@ -235,36 +309,52 @@ class PoseDecoder(nn.Module):
             features: (B, C, H, W) a level of the pyramid.
             targets: the persons.
             matcher: matches the predictions of one or several stages.
+            start: where the queries begin; by default as `start` says.
 
         Returns:
             the prediction of every stage.
         """
         matches_S: list[Matches] = []
+        rows_S: list[Rows] = []
 
         def choose(boxes_S: Sequence[BoxOutput]) -> list[Rows]:
             if self.train_on_all:
                 return [Rows(*_all_queries(boxes_S[0].logits_BQ))] * len(boxes_S)
             matches_S.extend(_match(matcher, boxes_S, targets))
-            return [
-                Rows(matches.image_R, matches.query_R, None if matches.is_complete else matches.slot_R)
-                for matches in matches_S[-len(boxes_S) :]
-            ]
+            chosen = zip(boxes_S, matches_S[-len(boxes_S) :], strict=True)
+            rows_S.extend(self._training_rows(boxes, matches, targets) for boxes, matches in chosen)
+            return rows_S[-len(boxes_S) :]
 
-        num_slots = None if self.train_on_all else targets.num_persons
-        run = self.run_stages(features, targets.image_size_B4, choose, num_slots=num_slots)
-        run.decode_waiting(choose(run.boxes_S[-len(run.waiting) :]))
+        num_slots = None if self.train_on_all else targets.num_persons * self.sets_of_a_person
+        start = self.start(features, targets.image_size_B4) if start is None else start
+        run = self.run_stages(features, targets.image_size_B4, start, choose, num_slots=num_slots)
+        run.decode_waiting(choose(run.boxes_S[len(matches_S) :])[-len(run.waiting) :])
         if self.train_on_all:
             matches_S = _match(matcher, run.boxes_S, targets)
-        predictions = []
-        for stage, boxes, matches, part_query_TPC in zip(
-            self.keypoint_stages, run.boxes_S, matches_S, run.part_queries_S, strict=True
-        ):
-            slot_R = matches.slot_R
-            if self.train_on_all:
-                slot_R = matches.image_R * boxes.logits_BQ.shape[1] + matches.query_R
-            mean_RKD, sigma_RKD = cast(KeypointStage, stage).regressor(part_query_TPC[slot_R])
-            predictions.append(StagePrediction(boxes.logits_BQ, boxes.boxes_BQ4, matches, mean_RKD, sigma_RKD))
+        no_poses = (run.boxes_S[0].boxes_BQ4.new_zeros(0, 0, 2),) * 2
+        predictions = [
+            StagePrediction(boxes.logits_BQ, boxes.boxes_BQ4, matches, *no_poses, has_poses=False)
+            for boxes, matches in zip(run.boxes_S, matches_S, strict=True)
+        ]
+        for stage, poses in enumerate(run.poses_S, start=len(predictions) - len(run.poses_S)):
+            rows = None if self.train_on_all else rows_S[stage]
+            predictions[stage] = self._with_poses(predictions[stage], rows, *poses)
         return predictions
+
+    def _training_rows(self, boxes: BoxOutput, matches: Matches, targets: PersonTargets) -> Rows:
+        """The matched queries, and behind them noisy boxes of their persons, read with the same queries."""
+        slot_R = None if matches.is_complete else matches.slot_R
+        if self.box_noise is None:
+            return Rows(matches.image_R, matches.query_R, slot_R)
+        num_sets = self.sets_of_a_person
+        if slot_R is not None:
+            first_slot = torch.arange(num_sets, device=slot_R.device) * targets.num_persons
+            slot_R = (first_slot[:, None] + slot_R).flatten()
+        own_R4 = at_least_float32(boxes.boxes_BQ4.detach())[matches.image_R, matches.query_R]
+        noisy_R4 = self.box_noise(targets.boxes_BG4[matches.image_R, matches.person_R])
+        return Rows(
+            matches.image_R.repeat(num_sets), matches.query_R.repeat(num_sets), slot_R, torch.cat([own_R4, noisy_R4])
+        )
 
     def decode(
         self,
@@ -284,7 +374,7 @@ class PoseDecoder(nn.Module):
         Returns:
             the prediction of the last stage that was run.
         """
-        num_queries = len(self.proposal_boxes)
+        num_queries = self.num_queries
         num_decoded = (selection and selection.num_queries) or num_queries
 
         def rows_of(slot_R: Tensor) -> Rows:
@@ -293,13 +383,15 @@ class PoseDecoder(nn.Module):
         def choose(boxes_S: Sequence[BoxOutput]) -> list[Rows]:
             return [rows_of(best_rows(boxes.logits_BQ, num_decoded)) for boxes in boxes_S]
 
-        run = self.run_stages(features, image_size_B4, choose, num_stages=num_stages)
-        regressor = cast(KeypointStage, self.keypoint_stages[len(run.boxes_S) - 1]).regressor
+        run = self.run_stages(
+            features, image_size_B4, self.start(features, image_size_B4), choose, num_stages=num_stages
+        )
 
         def decode_rows(slot_R: Tensor) -> tuple[Tensor, Tensor]:
             run.decode_waiting([rows_of(slot_R)] * len(run.waiting))
-            run.part_queries_S.clear()  # only the last is read; all of them would fill the memory round by round
-            return regressor(run.part_query_TPC[slot_R])
+            *_, last = run.poses_S
+            run.poses_S.clear()  # only the last are read
+            return last
 
         logits_BQ, boxes_BQ4, _ = run.boxes_S[-1]
         if selection is None:
@@ -310,37 +402,64 @@ class PoseDecoder(nn.Module):
         return PosePrediction(logits_BQ, boxes_BQ4, mean_BQKD, sigma_BQKD)
 
     def decode_stages(self, features: Mapping[str, Tensor], image_size_B4: Tensor) -> list[PosePrediction]:
-        """The prediction of every stage for every query, to see how poses come about; arguments as of `decode`."""
+        """The prediction of every keypoint stage for every query, to see how poses come about.
+
+        Arguments as of `decode`.
+        """
 
         def choose(boxes_S: Sequence[BoxOutput]) -> list[Rows]:
             return [Rows(*_all_queries(boxes_S[0].logits_BQ))] * len(boxes_S)
 
-        run = self.run_stages(features, image_size_B4, choose)
+        run = self.run_stages(features, image_size_B4, self.start(features, image_size_B4), choose)
         run.decode_waiting(choose(run.boxes_S[-len(run.waiting) :]))
         predictions = []
-        for stage, boxes, part_query_TPC in zip(self.keypoint_stages, run.boxes_S, run.part_queries_S, strict=True):
-            decoded = cast(KeypointStage, stage).regressor(part_query_TPC)
-            mean_BQKD, sigma_BQKD = (tensor_RKD.unflatten(0, boxes.logits_BQ.shape) for tensor_RKD in decoded)
+        for boxes, poses in zip(run.boxes_S[-len(run.poses_S) :], run.poses_S, strict=True):
+            mean_BQKD, sigma_BQKD = (tensor_RKD.unflatten(0, boxes.logits_BQ.shape) for tensor_RKD in poses)
             predictions.append(PosePrediction(boxes.logits_BQ, boxes.boxes_BQ4, mean_BQKD, sigma_BQKD))
         return predictions
 
     def _box_step(
-        self, stage: nn.Module, features: Mapping[str, Tensor], boxes_BQ4: Tensor, query_BQC: Tensor
+        self,
+        stage: nn.Module,
+        features: Mapping[str, Tensor],
+        boxes_BQ4: Tensor,
+        query_BQC: Tensor,
+        position_BQC: Tensor | None,
+        prior_BQ: Tensor | None,
     ) -> BoxOutput:
         image_R, _ = _all_queries(boxes_BQ4)
         levels = [features[name] for name in self.box_in_features]
         region_RCHW = self.box_pooler(levels, boxes_BQ4.detach().flatten(0, 1), image_R)
-        return BoxOutput(*stage(query_BQC, region_RCHW, boxes_BQ4))
+        return BoxOutput(*stage(query_BQC, region_RCHW, boxes_BQ4, position_BQC, prior_BQ))
 
     def _keypoint_step(
         self, stage: nn.Module, features: Mapping[str, Tensor], boxes: BoxOutput, rows: Rows, part_query_RPC: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         at = (rows.image_R, rows.query_R)
         # Gradients of keypoints stop at the box, as those of a box stop at the box of the stage before.
-        region_RCHW = self.keypoint_pooler(
-            [features[self.keypoint_in_feature]], boxes.boxes_BQ4.detach()[at], rows.image_R
-        )
-        return stage(region_RCHW, boxes.query_BQC[at], part_query_RPC)
+        boxes_R4 = boxes.boxes_BQ4.detach()[at] if rows.boxes_R4 is None else rows.boxes_R4
+        region_R4 = boxes_R4 if self.region_scale == 1 else scale_boxes(boxes_R4, self.region_scale)
+        region_RCHW = self.keypoint_pooler([features[self.keypoint_in_feature]], region_R4, rows.image_R)
+        part_query_RPC, instance_query_RC, *located = stage(region_RCHW, boxes.query_BQC[at], part_query_RPC)
+        base = [position_RKD * self.region_scale for position_RKD in located]  # from the frame of the region to the box
+        return part_query_RPC, instance_query_RC, cast(KeypointStage, stage).regressor(part_query_RPC, *base)
+
+    def _with_poses(
+        self, prediction: StagePrediction, rows: Rows | None, mean_RKD: Tensor, sigma_RKD: Tensor
+    ) -> StagePrediction:
+        """A stage's prediction with the poses of its decoded `rows`; of all queries where that is None."""
+        matches = prediction.matches
+        if rows is None:
+            row_R = matches.image_R * self.num_queries + matches.query_R
+            return replace(prediction, mean_RKD=mean_RKD[row_R], sigma_RKD=sigma_RKD[row_R], has_poses=True)
+        count, denoised = len(matches), None
+        if rows.boxes_R4 is not None:
+            person_R = matches.person_R.repeat(self.sets_of_a_person - 1)
+            denoised = RegionPoses(
+                rows.image_R[count:], person_R, rows.boxes_R4[count:], mean_RKD[count:], sigma_RKD[count:]
+            )
+        mean_RKD, sigma_RKD = mean_RKD[:count], sigma_RKD[:count]
+        return replace(prediction, mean_RKD=mean_RKD, sigma_RKD=sigma_RKD, has_poses=True, denoised=denoised)
 
 
 def _match(matcher: Matcher, boxes_S: Sequence[BoxOutput], targets: PersonTargets) -> list[Matches]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from querypose.config import ConfigError
 from querypose.layers import at_least_float32
 from querypose.modeling.sharpose.blocks import MLP, TransformerBlock
 from querypose.modeling.sharpose.quality import QualityPredictor
@@ -201,12 +202,12 @@ def grid_size(image_size: tuple[int, int], scale: float, patch_size: int) -> Gri
     """Rows and columns of the patches of an image of `image_size` that is rescaled by `scale`.
 
     Raises:
-        ValueError: a side of the rescaled image is no multiple of the patch.
+        ConfigError: a side of the rescaled image is no multiple of the patch.
     """
     rows, columns = (side * scale / patch_size for side in image_size)
     if not (rows.is_integer() and columns.is_integer() and rows > 0 and columns > 0):
-        raise ValueError(
+        raise ConfigError(
             f"An image of {image_size[0]}x{image_size[1]} pixels at scale {scale} is not divided by patches of "
-            f"{patch_size} pixels."
+            f"{patch_size} pixels; change INPUT.PERSON_CROP.SIZE or MODEL.SHARPOSE.PATCH_SIZE."
         )
     return int(rows), int(columns)

@@ -146,9 +146,9 @@ def test_detected_boxes_take_the_place_of_annotated_ones_in_evaluation(cfg: CfgN
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([detection(image_id=99)], r"entry 0 has the image_id 99, which is not in dataset 'toy'"),
-        ([detection(), detection(bbox=[1, 2, 3])], r"entry 1, is no detected box"),
-        ([{"image_id": 7}], r"entry 0, is no detected box .*category_id"),
+        ([detection(image_id=99)], r"result 0 has the image_id 99, which is not in dataset 'toy'"),
+        ([detection(), detection(bbox=[1, 2, 3])], r"result 1 .*has 3 values in 'bbox'"),
+        ([{"image_id": 7}], r"result 0 has no 'category_id'"),
         ([detection(category_id=1)], r"No person of toy can be used"),
         ([], r"No person of toy can be used"),
     ],
@@ -173,7 +173,7 @@ def test_a_box_outside_the_image_gives_a_black_crop(record: dict[str, Any]) -> N
 
 def test_missing_boxes_are_named(cfg: CfgNode, datasets_root: Path) -> None:
     cfg.DATASETS.PERSON_BOXES = ["gone.json"]
-    with pytest.raises(DatasetError, match=r"no file 'gone\.json' of person boxes"):
+    with pytest.raises(DatasetError, match=r"gone\.json: there is no such file"):
         build_pipeline(cfg, is_train=False).records(["toy"])
     test_split = toy_document()
     del test_split["annotations"]

@@ -13,12 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from querypose.d2 import Boxes, Instances, Keypoints
-from querypose.modeling.lqr.criterion import (
-    LQRCriterion,
-    displacement_targets,
-    displacements_at_cells,
-    object_keypoint_similarity,
-)
+from querypose.modeling.lqr.criterion import LQRCriterion, displacement_targets, object_keypoint_similarity
 from querypose.modeling.lqr.pose_queries import PoseScores
 from querypose.modeling.lqr.regions import Regions, gaussian_labels, valid_cells
 from querypose.modeling.targets import PersonTargets
@@ -160,7 +155,7 @@ def test_annotations_as_predictions_lose_nothing_and_have_label_1() -> None:
     persons.gt_keypoints.tensor[0, 3:9, 2] = 0
     regions = regions_of([persons], [[900.0, 400.0, 100.0]])
     keypoint_BKDHW = perfect_displacements(regions)
-    error = displacements_at_cells(keypoint_BKDHW, regions) - displacement_targets(regions)
+    error = regions.at_cells(keypoint_BKDHW) - displacement_targets(regions)
     owned = regions.is_owned_BGN
     oks_BGN = object_keypoint_similarity(error, regions, criterion().sigma_K)
     torch.testing.assert_close(oks_BGN[owned], torch.ones_like(oks_BGN[owned]))
@@ -212,7 +207,7 @@ def test_labels_are_the_oks_of_pycocotools() -> None:
     regions = regions_of([persons], [areas])
     noise = torch.randn(1, K, 2, H, W, generator=generator, dtype=torch.float64)
     keypoint_BKDHW = perfect_displacements(regions) + noise
-    error = displacements_at_cells(keypoint_BKDHW, regions) - displacement_targets(regions)
+    error = regions.at_cells(keypoint_BKDHW) - displacement_targets(regions)
     oks_BGN = object_keypoint_similarity(error, regions, criterion().sigma_K)
     # In file pixels, as COCO's json has them: indices.
     keypoints = persons.gt_keypoints.tensor.clone()

@@ -15,11 +15,7 @@ from querypose.d2 import META_ARCH_REGISTRY, build_model
 from querypose.data.transforms import horizontal_flip
 from querypose.modeling import LQR
 from querypose.modeling.backbone import BackboneError
-from querypose.modeling.lqr.criterion import (
-    displacement_targets,
-    displacements_at_cells,
-    object_keypoint_similarity,
-)
+from querypose.modeling.lqr.criterion import displacement_targets, object_keypoint_similarity
 from querypose.modeling.lqr.decoding import joined_scales, mirrored_images, peaks
 from querypose.modeling.lqr.keypoint_queries import KeypointQueries
 from querypose.modeling.lqr.pose_queries import PoseScores
@@ -165,6 +161,19 @@ def test_a_known_pose_comes_back_at_every_scale(
     np.testing.assert_allclose(nose_ND, np.broadcast_to([41.5, 30.5], nose_ND.shape), atol=0.6)
 
 
+def test_nothing_but_crowds_teaches_no_score() -> None:
+    """An image of nobody or of crowds alone still trains the score on its background, or nothing."""
+    model = tiny_model()
+    background, crowd = random_batch([0, 0], K)
+    crowd["valid_mask"] = torch.zeros(crowd["image"].shape[1:], dtype=torch.bool)
+    for sample, has_loss in ((background, True), (crowd, False)):
+        losses = model([sample])
+        assert (losses["loss_score"] > 0) == has_loss
+        assert losses["loss_offset"] == 0
+        torch.stack(list(losses.values())).sum().backward()
+        assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_an_odd_size_trains_and_predicts_within_the_image() -> None:
     model = tiny_model()
     batch = random_batch([2, 1], K, (61, 93))
@@ -211,7 +220,7 @@ def test_it_learns_a_few_images_by_heart_and_knows_how_well() -> None:
     model.criterion.register_forward_pre_hook(lambda _, args: seen.update(keypoints=args[0], scores=args[1].score_BHW))
     with torch.no_grad():
         model(batch)
-    error = displacements_at_cells(seen["keypoints"], regions) - displacement_targets(regions)
+    error = regions.at_cells(seen["keypoints"]) - displacement_targets(regions)
     oks_N = object_keypoint_similarity(error, regions, model.criterion.sigma_K)[regions.is_owned_BGN]
     score_N = regions.at_cells(seen["scores"])[regions.is_owned_BGN]
     assert oks_N.mean() > 0.9

@@ -127,6 +127,7 @@ def test_finite_with_gradients_without_persons_and_with_too_many(persons: tuple[
     criterion = SetCriterion(flow=RealNVP())
     losses = criterion([stage], targets, _normalizers(targets))
     torch.stack(list(losses.values())).sum().backward()
+    assert criterion.flow is not None
     tensors: dict[str, Any] = {"logits": stage.logits_BQ, "boxes": stage.boxes_BQ4, "mean": stage.mean_RKD}
     for name, tensor in {**tensors, **dict(criterion.flow.named_parameters())}.items():
         assert tensor.grad is not None, name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -125,7 +126,7 @@ def test_criterion_at_all_extremes_at_once_in_any_precision(dtype: torch.dtype) 
     )
     pair_R = torch.arange(2)
     matches = Matches(torch.zeros(2, dtype=torch.long), pair_R, pair_R, pair_R, is_complete=True)
-    leaves = {
+    leaves: dict[str, Any] = {
         "logits_BQ": torch.tensor([[1e4, -1e4, 0.0]]),
         "boxes_BQ4": torch.tensor([[[5.0, 5.0, 5.0, 5.0], [-6e4, -6e4, 6e4, 6e4], [0.0, 0.0, 0.0, 0.0]]]),
         "mean_RKD": torch.tensor([[[1e3, -1e3], [0.0, 0.0]], [[0.5, 0.5], [0.0, 0.0]]]),

@@ -163,6 +163,7 @@ def test_under_autocast_all_but_geometry_flow_and_outputs_is_bfloat16() -> None:
             layer.register_forward_hook(lambda layer, args, output, name=name: note(name, output))
     with torch.autocast("cpu", torch.bfloat16):
         _total(model(random_batch([2], COCO))).backward()
+    assert model.criterion.flow is not None
     outputs = {f"decoder.box_stages.{stage}.{layer}" for stage in range(2) for layer in ("cls_logit", "box_deltas")}
     flow = {
         f"criterion.flow.{name}"

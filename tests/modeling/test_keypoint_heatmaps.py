@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from querypose.d2 import build_model
-from querypose.modeling.query_pose.heatmap import AuxiliaryHeatmap, bump_radius, draw_heatmaps
-from querypose.modeling.query_pose.losses import heatmap_focal_loss
+from querypose.modeling.keypoint_heatmaps import AuxiliaryHeatmap, bump_radius, draw_heatmaps, heatmap_focal_loss
 from querypose.modeling.targets import PersonTargets
 from tests.tiny import random_batch, random_persons, tiny_config
 

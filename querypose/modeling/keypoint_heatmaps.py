@@ -1,21 +1,20 @@
-"""The auxiliary keypoint heat maps of the discussion (end of Sec. 4.3): a dense task beside the pose decoder.
+"""Auxiliary keypoint heat maps: a dense task beside a decoder of queries (QueryPose, end of Sec. 4.3).
 
-The map of a keypoint has a Gaussian bump at that keypoint of every person. Only training computes the maps: their loss
-trains the backbone.
+The map of a keypoint has a Gaussian bump at that keypoint of every person. Their loss trains the backbone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from querypose.layers import at_least_float32, full_precision
 from querypose.modeling.loss_terms import LossTerm
-from querypose.modeling.query_pose.initialization import prior_bias
-from querypose.modeling.query_pose.losses import heatmap_focal_loss
 from querypose.modeling.targets import PersonTargets
 
 # A box that shrinks by the radius of a bump on all sides keeps this share of its area (CornerNet).
@@ -32,13 +31,24 @@ class AuxiliaryHeatmap(LossTerm):
         num_keypoints: K.
         stride: of the features, in pixels a cell.
         weight: of the loss.
+        hidden_dim: channels between the convolutions; by default `dim`.
     """
 
-    def __init__(self, *, in_feature: str, dim: int, num_keypoints: int, stride: int, weight: float) -> None:
+    def __init__(
+        self,
+        *,
+        in_feature: str,
+        dim: int,
+        num_keypoints: int,
+        stride: int,
+        weight: float,
+        hidden_dim: int | None = None,
+    ) -> None:
         super().__init__()
-        self.convs = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.ReLU(inplace=True))
-        self.logits = nn.Conv2d(dim, num_keypoints, 1)
-        nn.init.constant_(self.logits.bias, prior_bias(PRIOR_PROB))  # type: ignore[arg-type]  # it has a bias
+        hidden_dim = hidden_dim or dim
+        self.convs = nn.Sequential(nn.Conv2d(dim, hidden_dim, 3, padding=1), nn.ReLU(inplace=True))
+        self.logits = nn.Conv2d(hidden_dim, num_keypoints, 1)
+        nn.init.constant_(self.logits.bias, math.log(PRIOR_PROB / (1 - PRIOR_PROB)))  # type: ignore[arg-type]  # it has a bias
         self.in_feature = in_feature
         self.stride = stride
         self.weight = weight
@@ -52,14 +62,17 @@ class AuxiliaryHeatmap(LossTerm):
         code divides by the labeled keypoints and includes the padding.
         """
         feature_BCHW = features[self.in_feature]
-        logits_BKHW = self.logits(self.convs(feature_BCHW))
+        logits_BKHW = self._logits(features)
         num_keypoints, height, width = logits_BKHW.shape[1:]
         with full_precision(feature_BCHW):
             target_BKHW = draw_heatmaps(targets, height, width, self.stride)
-            inside_B1HW = inside_images(targets, height, width, self.stride)
+            inside_B1HW = inside_images(targets.image_size_B4, height, width, self.stride)
             loss = heatmap_focal_loss(at_least_float32(logits_BKHW), target_BKHW, inside_B1HW)
             # Without the conversion the float64 of the normalizer would make the loss float64 too.
             return self.weight * loss / (normalizers["persons"].clamp(min=1) * num_keypoints).to(loss)
+
+    def _logits(self, features: Mapping[str, Tensor]) -> Tensor:
+        return self.logits(self.convs(features[self.in_feature]))
 
 
 def draw_heatmaps(targets: PersonTargets, height: int, width: int, stride: int) -> Tensor:
@@ -80,8 +93,8 @@ def draw_heatmaps(targets: PersonTargets, height: int, width: int, stride: int) 
     """
     radius_BG11 = bump_radius((targets.boxes_BG4[..., 2:] - targets.boxes_BG4[..., :2]) / stride)[..., None, None]
     cell_BGKD = (targets.keypoints_BGKD / stride).floor()
-    columns_BGKW = _bump(cell_BGKD[..., 0, None], radius_BG11, width)
-    rows_BGKH = _bump(cell_BGKD[..., 1, None], radius_BG11, height) * targets.labelled_BGK[..., None]
+    columns_BGKW = _cut_off_bump(cell_BGKD[..., 0, None], radius_BG11, width)
+    rows_BGKH = _cut_off_bump(cell_BGKD[..., 1, None], radius_BG11, height) * targets.labelled_BGK[..., None]
     num_images, num_persons, num_keypoints = targets.labelled_BGK.shape
     heatmap_BKHW = columns_BGKW.new_zeros(num_images, num_keypoints, height, width)
     for person in range(num_persons):  # all at once would need `num_persons` times the memory
@@ -99,16 +112,38 @@ def bump_radius(size: Tensor) -> Tensor:
     return ((perimeter - (perimeter.square() - 16 * (1 - MIN_OVERLAP) * area).sqrt()) / 8).floor()
 
 
-def _bump(center: Tensor, radius: Tensor, length: int) -> Tensor:
-    """A Gaussian (…, length) along one axis around the cell `center` (…, 1), cut off beyond `radius`, in cells."""
+def _cut_off_bump(center: Tensor, radius: Tensor, length: int) -> Tensor:
+    """`gaussian_bump` of a sixth of the diameter, 0 beyond the radius (…, 1)."""
     distance = torch.arange(length, device=center.device, dtype=center.dtype) - center
-    sigma = (2 * radius + 1) / 6
-    return torch.exp(-distance.square() / (2 * sigma.square())) * (distance.abs() <= radius)
+    return gaussian_bump(center, (2 * radius + 1) / 6, length) * (distance.abs() <= radius)
 
 
-def inside_images(targets: PersonTargets, height: int, width: int, stride: int) -> Tensor:
-    """Which cells (B, 1, height, width) cover image and not padding alone."""
-    size_B4 = targets.image_size_B4
+def gaussian_bump(center: Tensor, sigma: Tensor, length: int) -> Tensor:
+    """A Gaussian (…, length) along one axis around the cell `center` (…, 1), 1 there, in cells."""
+    distance = torch.arange(length, device=center.device, dtype=center.dtype) - center
+    return torch.exp(-distance.square() / (2 * sigma.square()))
+
+
+def inside_images(size_B4: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """Which cells (B, 1, height, width) cover image and not padding alone; sizes as width, height, width, height."""
     inside_BW = torch.arange(width, device=size_B4.device) * stride < size_B4[:, 0, None]
     inside_BH = torch.arange(height, device=size_B4.device) * stride < size_B4[:, 1, None]
     return inside_BH[:, None, :, None] & inside_BW[:, None, None, :]
+
+
+def heatmap_focal_loss(
+    logits_BKHW: Tensor, target_BKHW: Tensor, counts_B1HW: Tensor, alpha: float = 2.0, beta: float = 4.0
+) -> Tensor:
+    """Focal loss of heat maps with soft bumps, summed (CornerNet): false scores near a keypoint cost less.
+
+    Args:
+        logits_BKHW: of every cell.
+        target_BKHW: 1 in the cell of a keypoint, falling to 0 around it.
+        counts_B1HW: True in the cells that count.
+        alpha: exponent that reduces the weight of easy cells.
+        beta: exponent that reduces the weight of cells near a keypoint.
+    """
+    score_BKHW = logits_BKHW.sigmoid()
+    hit_BKHW = (1 - score_BKHW) ** alpha * F.logsigmoid(logits_BKHW)
+    false_alarm_BKHW = (1 - target_BKHW) ** beta * score_BKHW**alpha * F.logsigmoid(-logits_BKHW)
+    return -(torch.where(target_BKHW == 1, hit_BKHW, false_alarm_BKHW) * counts_B1HW).sum()

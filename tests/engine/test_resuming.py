@@ -270,6 +270,7 @@ def _places(content: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def test_another_model_is_refused_by_the_key_that_makes_it_another(architecture: str, tmp_path: Path) -> None:
     changes = {
         "QueryPose": ("MODEL.QUERYPOSE.KEYPOINT.PART_DIM", "32"),
+        "QueryPose-Dense": ("MODEL.QUERYPOSE.KEYPOINT.PART_DIM", "32"),
         "POET": ("MODEL.POET.NUM_QUERIES", "8"),
         "LQR": ("MODEL.LQR.NUM_POINTS", "2"),
         "SHaRPose": ("MODEL.SHARPOSE.DEPTH", "3"),

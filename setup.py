@@ -17,7 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["querypose", "querypose.*"]),
-    package_data={"querypose.analysis": ["report_page/*"]},
+    package_data={"querypose.analysis": ["report_page/*"], "querypose.deployment": ["web/*"]},
     install_requires=[
         "faster-coco-eval>=1.8",
         "fvcore",
@@ -39,7 +39,6 @@ setup(
         "torchvision>=0.19",
         "tqdm",
     ],
-    package_data={"querypose.deployment": ["web/*"]},
     extras_require={
         "app": ["gradio"],
         "export": ["onnx", "onnxruntime", "onnxscript"],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def test_a_compiled_part_is_timed_whole() -> None:
 
 
 def test_training_and_inference_have_every_part() -> None:
-    training = TrainingSubject(TINY)
+    epochs = ("SOLVER.MAX_EPOCHS", "2", "SOLVER.STEP_EPOCHS", "[1]")
+    training = TrainingSubject(replace(TINY, overrides=(*TINY.overrides, *epochs)))
     assert training.step() > 0
     before = {name: value.clone() for name, value in training._model.named_parameters()}
     parts = training.parts()

@@ -252,20 +252,18 @@ def _merged(onnx: Any, pipeline: Any, core: Any, is_top_down: bool) -> Any:
     helper = onnx.helper
     if is_top_down:
         nodes = [
-            helper.make_node("Shape", ["images"], ["prepare/size"], start=1, end=3),
-            helper.make_node("Shape", ["persons"], ["prepare/persons"], start=0, end=1),
-            helper.make_node("Constant", [], ["prepare/two"], value_ints=[2]),
-            helper.make_node("Concat", ["prepare/persons", "prepare/two"], ["prepare/shape"], axis=0),
-            helper.make_node("Expand", ["prepare/size", "prepare/shape"], ["prepare/file_sizes"]),
+            helper.make_node("Shape", ["images"], ["files/size"], start=1, end=3),
+            helper.make_node("Shape", ["persons"], ["files/persons"], start=0, end=1),
+            helper.make_node("Constant", [], ["files/two"], value_ints=[2]),
+            helper.make_node("Concat", ["files/persons", "files/two"], ["files/shape"], axis=0),
+            helper.make_node("Expand", ["files/size", "files/shape"], ["files/sizes"]),
         ]
     else:
-        nodes = [helper.make_node("Identity", ["sizes"], ["prepare/file_sizes"])]
+        nodes = [helper.make_node("Identity", ["sizes"], ["files/sizes"])]
     pipeline.graph.node.extend(nodes)
-    pipeline.graph.output.append(
-        helper.make_tensor_value_info("prepare/file_sizes", onnx.TensorProto.INT64, ["batch", 2])
-    )
+    pipeline.graph.output.append(helper.make_tensor_value_info("files/sizes", onnx.TensorProto.INT64, ["batch", 2]))
     io_map = [(f"prepare/{theirs}", f"pose/{ours}") for ours, theirs in names.items()]
-    merged = onnx.compose.merge_models(pipeline, core, [*io_map, ("prepare/file_sizes", "pose/file_sizes")])
+    merged = onnx.compose.merge_models(pipeline, core, [*io_map, ("files/sizes", "pose/file_sizes")])
     assert any(entry.version == opset for entry in merged.opset_import)
     return merged
 

@@ -44,7 +44,7 @@ def read_benchmark(file: str | Path) -> Results:
             if what in _UNTIMED:
                 continue
             seconds = measured.get("seconds") if isinstance(measured, dict) else None
-            numbers = [seconds.get("median") if isinstance(seconds, dict) else None]
+            numbers: list[Any] = [seconds.get("median") if isinstance(seconds, dict) else None]
             numbers += [measured.get(key) if isinstance(measured, dict) else None for key in _COMPARED]
             if not all(is_finite(number) and number > 0 for number in numbers):
                 raise ConfigError(f"{file}: variant {name!r} has no times of {what!r}; measure it again.")

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import json
-<<<<<<< HEAD
 import random
-=======
 from dataclasses import replace
->>>>>>> main
 from pathlib import Path
 from typing import Any
 

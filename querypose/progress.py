@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -26,7 +26,7 @@ def progress(
     return tqdm(items, desc=description, total=total, unit=unit, disable=None if shown else True)
 
 
-def progress_bar(description: str, total: int, unit: str) -> tqdm[None]:
+def progress_bar(description: str, total: int, unit: str) -> tqdm[Any]:
     """The same bar for work that is no loop: a context whose `update()` counts one more."""
-    bar: tqdm[None] = tqdm(desc=description, total=total, unit=unit, disable=None)
+    bar: tqdm[Any] = tqdm(desc=description, total=total, unit=unit, disable=None)
     return bar

@@ -17,8 +17,8 @@ _STAGE = re.compile(r"_\d+$")
 def curve_figures(curves_of_run: Mapping[str, Mapping[str, Curve]]) -> list[Figure]:
     """Losses, metrics, learning rate and speed over the iterations.
 
-    Only the total loss and the APs are shown at first; the legend turns the others on. Losses of stages before the last
-    are left to TensorBoard.
+    Of a chart with the total loss or AP, only these are shown at first; the legend turns the others on. Losses of
+    stages before the last are left to TensorBoard.
     """
     names = list(dict.fromkeys(name for curves in curves_of_run.values() for name in curves))
     losses = [name for name in names if "loss" in name and not _STAGE.search(name)]
@@ -38,7 +38,7 @@ def curve_figures(curves_of_run: Mapping[str, Mapping[str, Curve]]) -> list[Figu
                     "name": _label(name.rpartition("/")[2], run, curves_of_run),
                     "x": [iteration for iteration, _ in curves[name]],
                     "y": [value for _, value in curves[name]],
-                    **({} if name.rpartition("/")[2] in _AT_FIRST else {"visible": "legendonly"}),
+                    **({} if name in _shown_at_first(members) else {"visible": "legendonly"}),
                 }
                 for name in members
                 for run, curves in curves_of_run.items()
@@ -113,6 +113,11 @@ def error_figures(analyses: Mapping[str, ErrorAnalysis]) -> list[Figure]:
         ),
     ]
     return [figure for figure in figures if figure["data"]]
+
+
+def _shown_at_first(names: Sequence[str]) -> Sequence[str]:
+    """Those of a chart that matter most; all where none does, because plotly.js cannot scale the axes of nothing."""
+    return [name for name in names if name.rpartition("/")[2] in _AT_FIRST] or names
 
 
 def _figure(title: str, data: Sequence[Mapping[str, Any]], x: str = "", barmode: str = "group") -> Figure:

@@ -210,7 +210,7 @@ def test_sides_that_disagree_within_persons_are_pointed_out(tmp_path: Path) -> N
 
 
 def test_sigmas_of_another_unit_are_diagnosed(tmp_path: Path) -> None:
-    case = _with_skeleton(tmp_path, sigmas=[10 * sigma for sigma in COCO_SKELETON.sigmas])
+    case = _with_skeleton(tmp_path, sigmas=[4 * sigma for sigma in COCO_SKELETON.sigmas])
     assert find(case, "sigmas").verdict == "bad"
 
 

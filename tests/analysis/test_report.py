@@ -46,7 +46,13 @@ def test_one_run(tmp_path: Path, config: Path) -> None:
     content = report_of(tmp_path, write_run(tmp_path, "run", config, missing_nose))
     assert content["notes"] == []
     assert content["runs"][0]["metrics"]["keypoints/AP"] == {"value": 40, "iteration": 9}
-    assert [figure["title"] for figure in content["curves"]] == ["Losses", "Evaluation: keypoints", "Learning rate"]
+    hidden = {
+        figure["title"]: [trace["name"] for trace in figure["data"] if "visible" in trace]
+        for figure in content["curves"]
+    }
+    assert hidden == {
+        "Losses": [], "Evaluation: keypoints": ["ARm"], "Evaluation: progress": [], "Learning rate": [],
+    }  # fmt: skip
     (errors,) = content["errors"]
     assert errors["shares_of_errors"] == {"jitter": 0, "inversion": 0, "swap": 0, "miss": 100}
     assert content["difference"] is None
@@ -121,7 +127,7 @@ def test_results_of_another_dataset_are_said_and_the_other_run_is_shown(tmp_path
     content = report_of(tmp_path, other, good)
     assert "no image of this id" in content["notes"][0]
     assert content["analyzed"] == ["good"]
-    assert len(content["curves"]) == 3
+    assert len(content["curves"]) == 4
 
 
 @pytest.mark.parametrize(

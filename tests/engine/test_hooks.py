@@ -120,6 +120,18 @@ def test_early_stopping_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.M
         _train_with_values(cfg, [1.0, 0.0], monkeypatch)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", b"[1]", b"null", b'{"a": 1}', b'{"iteration": "x"}', b"\xff\xfe\x00", b"7", b'{"iteration": 1' * 99],
+)
+def test_damaged_lines_are_dropped_and_the_others_stay(tmp_path: Path, damage: bytes) -> None:
+    file = tmp_path / "metrics.json"
+    good = [b'{"iteration": 0}\n', b'{"iteration": 1}\n']
+    file.write_bytes(good[0] + damage + b"\n" + good[1])
+    drop_lines_after(file, float("inf"))
+    assert file.read_bytes() == b"".join(good)
+
+
 @pytest.mark.parametrize(("last", "kept"), [(0, 1), (float("inf"), 2)])
 def test_lines_after_the_checkpoint_and_an_unfinished_one_are_dropped(tmp_path: Path, last: float, kept: int) -> None:
     file = tmp_path / "metrics.json"

@@ -17,7 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["querypose", "querypose.*"]),
-    package_data={"querypose.analysis": ["report_page/*"]},
+    package_data={"querypose.analysis": ["report_page/*"], "querypose.deployment": ["web/*"]},
     install_requires=[
         "faster-coco-eval>=1.8",
         "fvcore",
@@ -40,12 +40,18 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "app": ["gradio"],
+        "export": ["onnx", "onnxruntime", "onnxscript"],
         "report": ["plotly"],
         "trackers": ["mlflow", "wandb"],
         "video": ["opencv-python-headless"],
         "test": [
             "hypothesis",
             "mypy",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
+            "pandas",
             "pytest>=8",
             "pytest-xdist",
             "ruff",

@@ -117,7 +117,7 @@ def read_image_list(path: Path) -> Collection[str]:
         else:
             names = path.read_text(encoding="utf-8").split()
         return {Path(name).name for name in names}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise MpiiError(f"--val-images {path} is no list of images ({error!r}).") from error
 
 
@@ -154,12 +154,13 @@ def _person_of_mat(photo: Any, person: Any) -> Iterator[Person]:
 def _persons_of_json(source: Path) -> Iterator[Person]:
     try:
         for entry in read_json(source):
-            is_labelled = np.array(entry["joints_vis"], dtype=np.float64) > 0
-            positions = np.array(entry["joints"], dtype=np.float64).reshape(MPII_SKELETON.num_keypoints, 2) - 1
+            K = MPII_SKELETON.num_keypoints
+            is_labelled = np.array(entry["joints_vis"], dtype=np.float64).reshape(K) > 0
+            positions = np.array(entry["joints"], dtype=np.float64).reshape(K, 2) - 1
             keypoints = np.column_stack([positions, np.full(len(positions), 2.0)]) * is_labelled[:, None]
             x, y = map(float, entry["center"])
             yield _checked(Person(entry["image"], (x - 1, y - 1), float(entry["scale"]), keypoints, None))
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise MpiiError(
             f"{source} is not a json of MPII as top-down codes share it: a list of persons with image, center, scale, "
             f"joints and joints_vis ({error!r})."

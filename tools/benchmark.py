@@ -21,11 +21,10 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from querypose.analysis.benchmark import run_benchmark
-from querypose.analysis.benchmark_report import format_benchmark, format_comparison
+from querypose.analysis.benchmark_report import format_benchmark, format_comparison, read_benchmark
 from querypose.analysis.benchmark_subjects import SUBJECTS, Workload
 from querypose.analysis.complexity import parse_image_size
 from querypose.config import ConfigError, add_import_argument, add_row_argument
-from querypose.data.json_files import read_json
 from querypose.engine import report_user_errors
 from querypose.evaluation import write_json
 
@@ -119,7 +118,7 @@ def make_variants(arguments: argparse.Namespace) -> dict[str, Workload]:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    other = read_json(arguments.compare) if arguments.compare else None
+    other = read_benchmark(arguments.compare) if arguments.compare else None
     try:
         results = run_benchmark(
             make_variants(arguments), arguments.what,

@@ -12,6 +12,7 @@ Exit code: 0 nothing bad, 1 something is, 2 it could not run. Each check is desc
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,30 +40,26 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     options = parser.parse_args(arguments)
-    if not options.minutes > 0:
-        parser.error("--minutes must be above 0")
+    if not 0 < options.minutes < math.inf:
+        parser.error("--minutes must be a number above 0")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    with report_user_errors("doctor.py"):
-        try:
-            cfg = load_config(options.config_file, options.opts, options.imports)
-        except FileNotFoundError as error:
-            raise ConfigError(f"--config-file: {error}") from error
-        if unknown := [name for name in options.only if name not in CHECK_REGISTRY]:
-            known = ", ".join(name for name, _ in CHECK_REGISTRY)
-            raise ConfigError(f"--only {unknown[0]}: there is no such check; choose one of: {known}.")
-        if not cfg.DATASETS.TRAIN:
-            raise ConfigError("DATASETS.TRAIN is empty, so that there is nothing to examine. Name a dataset there.")
-        register_custom_datasets(cfg)
-        cfg.freeze()
-        prepare_process(cfg)
-        findings = {}
-        for name, finding, seconds in examine(Case(cfg, options.minutes, options.seed), options.only):
-            findings[name] = finding
-            print(f"{as_text(name, finding)} ({seconds:.0f} s)", flush=True)
+    cfg = load_config(options.config_file, options.opts, options.imports)
+    if unknown := [name for name in options.only if name not in CHECK_REGISTRY]:
+        known = ", ".join(name for name, _ in CHECK_REGISTRY)
+        raise ConfigError(f"--only {unknown[0]}: there is no such check; choose one of: {known}.")
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN is empty, so that there is nothing to examine. Name a dataset there.")
+    register_custom_datasets(cfg)
+    cfg.freeze()
+    prepare_process(cfg)
+    findings = {}
+    for name, finding, seconds in examine(Case(cfg, options.minutes, options.seed), options.only):
+        findings[name] = finding
+        print(f"{as_text(name, finding)} ({seconds:.0f} s)", flush=True)
     print(f"\n{summary(findings)}")
     options.output.mkdir(parents=True, exist_ok=True)
     page = options.output / "doctor.html"
@@ -73,4 +70,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with report_user_errors("doctor.py"):
+        sys.exit(main())

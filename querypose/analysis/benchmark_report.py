@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from querypose.analysis.complexity import CONVENTION
 from querypose.analysis.part_meter import REST
+from querypose.config import ConfigError, is_finite
+from querypose.data.json_files import read_json
 
 Results = Mapping[str, Any]
 _UNTIMED = ("workload", "complexity")
+_COMPARED = ("images_per_second", "peak_memory")
 _LAST_PARTS = {REST: 1, "backward": 2, "update": 3}  # after those of the forward pass, in the order of the model
 
 
@@ -23,6 +27,28 @@ def format_benchmark(results: Results) -> str:
     sections.append(_complexity_table(results["variants"]))
     sections.append("\n".join(f"{name}: {value}" for name, value in results["machine"].items()))
     return "\n\n".join(section for section in sections if section)
+
+
+def read_benchmark(file: str | Path) -> Results:
+    """What `--output` of an earlier benchmark wrote, to compare with.
+
+    Raises:
+        JsonError, ConfigError: the file is missing or something else.
+    """
+    content = read_json(file)
+    sections = [content.get(name) if isinstance(content, dict) else None for name in ("variants", "machine")]
+    if not all(isinstance(section, dict) for section in sections):
+        raise ConfigError(f"{file} is not what tools/benchmark.py --output writes; name such a file.")
+    for name, variant in content["variants"].items():
+        for what, measured in variant.items() if isinstance(variant, dict) else [("", None)]:
+            if what in _UNTIMED:
+                continue
+            seconds = measured.get("seconds") if isinstance(measured, dict) else None
+            numbers = [seconds.get("median") if isinstance(seconds, dict) else None]
+            numbers += [measured.get(key) if isinstance(measured, dict) else None for key in _COMPARED]
+            if not all(is_finite(number) and number > 0 for number in numbers):
+                raise ConfigError(f"{file}: variant {name!r} has no times of {what!r}; measure it again.")
+    return dict(content)
 
 
 def format_comparison(results: Results, other: Results, other_name: str) -> str:
@@ -40,7 +66,7 @@ def format_comparison(results: Results, other: Results, other_name: str) -> str:
         return f"There is nothing to compare: {other_name} and this run have no measurement in common."
     table = tabulate(lines, ["variant", "what", "step faster", "img/s", "memory"], disable_numparse=True)
     warning = ""
-    if other["machine"].get("cpu") != results["machine"]["cpu"] or other["machine"]["gpu"] != results["machine"]["gpu"]:
+    if any(other["machine"].get(part) != results["machine"][part] for part in ("cpu", "gpu")):
         warning = "\nThe machines differ."
     return f"Against {other_name}:\n\n{table}{warning}"
 

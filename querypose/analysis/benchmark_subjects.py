@@ -139,7 +139,6 @@ class TrainingSubject(Subject):
         cfg = with_iterations(_prepared(workload, batch_size=2), EPOCH)
         cfg.LOG_PERIOD = 10**9  # logging is not what is measured
         cfg.DATASETS.CHECK = "off"
-        cfg = with_iterations(cfg, epoch=1.0)  # nor how long the training would last
         self._trainer = _TrainerWithoutData(cfg)
         self._trainer.resume_or_load(resume=False)
         self._trainer.model.train()

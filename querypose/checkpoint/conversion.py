@@ -23,6 +23,7 @@ from querypose.checkpoint.querypose_official import convert_querypose_official
 from querypose.checkpoint.renaming import StateDict, shorten
 from querypose.checkpoint.sharpose_official import convert_sharpose_official
 from querypose.d2 import CfgNode, CheckpointError, atomic_write, build_model, check_weights, read_checkpoint
+from querypose.errors import UserError
 from querypose.skeleton import skeleton_of_datasets
 
 WRAPPERS = ("model", "state_dict")
@@ -91,7 +92,12 @@ def convert_state_dict(kind: str, state_dict: Mapping[str, Tensor], cfg: CfgNode
     """
     if kind not in KINDS:
         raise CheckpointError(f"There is no kind of checkpoint {kind!r}; known: {', '.join(KINDS)}.")
-    converted = KINDS[kind].convert(state_dict, cfg)
+    try:
+        converted = KINDS[kind].convert(state_dict, cfg)
+    except UserError:
+        raise
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:  # entries of a wrong shape, merged or unfolded
+        raise CheckpointError(f"The entries of the checkpoint are not of the shapes of a {kind} ({error}).") from error
     check_fits(converted, build_on_meta(cfg), KINDS[kind])
     return converted
 
@@ -170,7 +176,11 @@ def load_state_dict_file(path: str | Path) -> StateDict:
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    ):
         raise CheckpointError(
             f"{path} holds no state dict (names and tensors), neither by itself nor under {' or '.join(WRAPPERS)}."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib
 import io
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +94,7 @@ class ImagePoses:
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with a row for each keypoint: pose, score, keypoint, x, y, keypoint_score."""
-        pandas = _import("pandas", "pandas")
+        pandas = import_or_explain("pandas", "pandas")
         num_poses, num_keypoints = self.keypoints.shape[:2]
         return pandas.DataFrame(
             {
@@ -108,7 +109,7 @@ class ImagePoses:
 
     def to_supervision(self) -> Any:
         """`supervision.KeyPoints`; draw them with its EdgeAnnotator and the edges of the skeleton, counted from 1."""
-        supervision = _import("supervision", "supervision")
+        supervision = import_or_explain("supervision", "supervision")
         return supervision.KeyPoints(
             xy=self.keypoints[..., :2].astype(np.float32),
             class_id=np.zeros(len(self), dtype=int),
@@ -144,9 +145,8 @@ class ImagePoses:
         return f'<figure><img src="data:image/png;base64,{picture}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _import(name: str, install: str) -> Any:
-    import importlib
-
+def import_or_explain(name: str, install: str) -> Any:
+    """The module, or an error that says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -85,7 +85,7 @@ def read_dumps(folder: str | Path) -> list[dict[str, Any]]:
         raise CheckpointError(f"There is no dump in {str(folder)!r}. Name a folder such as output/dumps/iteration_N.")
     dumps = []
     for path in paths:
-        dump = read_checkpoint(path)
+        dump = {"gradient_norms": {}, **read_checkpoint(path)}
         for name, is_allowed in _FIELDS.items():
             if name not in dump or not is_allowed(dump[name]):
                 found = short(dump[name]) if name in dump else "missing"

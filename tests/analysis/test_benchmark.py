@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from querypose.analysis.benchmark import Timing, run_benchmark
-from querypose.analysis.benchmark_report import format_benchmark, format_comparison
+from querypose.analysis.benchmark_report import format_benchmark, format_comparison, read_benchmark
 from querypose.analysis.benchmark_subjects import InferenceSubject, LoadingSubject, TrainingSubject, Workload
 from querypose.analysis.part_meter import REST, PartMeter
+from querypose.config import ConfigError
+from querypose.data.json_files import JsonError
 from querypose.skeleton import SkeletonError
 from tests.engine.toy_pose import write_toy_config
 from tests.scripts import load_script
 from tests.tiny import SHARPOSE, TINY_MODEL
+from tests.tools.generated_inputs import damaged_document
 
 DATASETS = ["DATASETS.TRAIN", "['keypoints_coco_2017_val']", "DATASETS.TEST", "['keypoints_coco_2017_val']"]
 TINY = Workload(None, (*TINY_MODEL, *DATASETS), image_size=(64, 96), persons=2)
@@ -147,6 +151,19 @@ def test_comparison() -> None:
     assert "The machines differ." in format_comparison(after, before, "before.json")
     before["variants"] = {"other": before["variants"]["config"]}
     assert "nothing" in format_comparison(after, before, "before.json")
+
+
+def test_a_file_to_compare_with_is_checked(tmp_path: Path) -> None:
+    now, file = results_of(0.2, 2**29), tmp_path / "before.json"
+    num_refused = 0
+    for seed in range(150):
+        file.write_text(json.dumps(damaged_document(results_of(0.5, 2**30), random.Random(seed))))
+        try:
+            assert format_comparison(now, read_benchmark(file), "before.json")
+        except (ConfigError, JsonError) as refusal:
+            assert "before.json" in str(refusal)  # noqa: PT017
+            num_refused += 1
+    assert 20 < num_refused < 150
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -267,7 +267,8 @@ def test_dumps_are_few_whole_and_never_stand_in_the_way(
 def test_a_dump_keeps_what_a_sample_says_of_itself(tmp_path: Path) -> None:
     [item] = random_batch([1], 17)
     item.update(frame=rotate((40, 50), 30), sample_id=(7, 12), person_box=[1.5, 2.5, 30.0, 40.0])
-    DumpWriter(tmp_path, "", 1).write({"iteration": 0, "losses": {}, "random_state": {}, "loss_scale": 1}, [item], {})
+    content = {"iteration": 0, "losses": {}, "random_state": {"cpu": torch.get_rng_state()}, "loss_scale": 1}
+    DumpWriter(tmp_path, "", 1).write(content, [item], {})
     [dump] = read_dumps(tmp_path / "iteration_0000000")
     [read] = dump["batch"]
     assert (read["sample_id"], read["person_box"]) == (item["sample_id"], item["person_box"])

@@ -159,6 +159,12 @@ def export_again(folder: Path) -> tuple[list[str], list[Path]]:
     return [str(file), "--format", "safetensors", "--output", str(folder / "again")], [file]
 
 
+def doctor(folder: Path) -> tuple[list[str], list[Path]]:
+    config_file = toy_config(folder)
+    arguments = ["--config-file", str(config_file), "--output", str(folder / "page"), "--minutes", "0.01"]
+    return [*arguments, "--only", "areas"], [config_file, folder / "data" / "toy.json", folder / "data" / "0.png"]
+
+
 def report(folder: Path) -> tuple[list[str], list[Path]]:
     arguments, inputs = visualize_results(folder)
     run_folder = folder / "run"
@@ -276,6 +282,7 @@ TOOLS: dict[str, Tool] = {
     "evaluate": Tool("tools/train_net.py", evaluate),
     "evaluate_results": Tool("tools/evaluate_results.py", evaluate_results),
     "analyze_results": Tool("tools/analyze_results.py", analyze_results),
+    "doctor": Tool("tools/doctor.py", doctor, (1,)),  # 1: it found a fault
     "export": Tool("tools/export.py", export),
     "export_again": Tool("tools/export.py", export_again),
     "report": Tool("tools/report.py", report),
@@ -285,7 +292,7 @@ TOOLS: dict[str, Tool] = {
     "convert": Tool("tools/convert_checkpoint.py", convert),
     "demo": Tool("tools/demo.py", demo, (1,)),  # 1: an image was skipped
     "replay": Tool("tools/replay.py", replay, (1,)),  # 1: not reproduced
-    "ablate": Tool("tools/ablate.py", ablate),
+    "ablate": Tool("tools/ablate.py", ablate, (1,)),  # 1: a row failed, where --dry-run was taken out
     "prepare_lsp": Tool("datasets/prepare_lsp.py", prepare_lsp),
     "prepare_macaque": Tool("datasets/prepare_macaque.py", prepare_macaque),
     "prepare_mpii": Tool("datasets/prepare_mpii.py", prepare_mpii),

@@ -326,7 +326,7 @@ def test_crops_by_a_detector_of_torchvision(
     ("arguments", "error", "message"),
     [
         (["--detector", "yolo"], ConfigError, "no detector 'yolo'.*fasterrcnn_resnet50_fpn_v2"),
-        (["--boxes", "{}/gone.json"], DatasetError, "no file"),
+        (["--boxes", "{}/gone.json"], DatasetError, "no such file"),
     ],
 )
 def test_no_persons_to_crop(

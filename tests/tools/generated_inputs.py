@@ -309,7 +309,7 @@ def _dump() -> Path:
     if not _dump_file:
         folder = Path(tempfile.mkdtemp(prefix="querypose-dump-"))
         losses = ToyPose.losses
-        ToyPose.losses = lambda *given: {name: loss * float("nan") for name, loss in losses(*given).items()}  # type: ignore[method-assign]
+        ToyPose.losses = lambda *given: {name: loss * float("nan") for name, loss in losses(*given).items()}
         try:
             run(Tool("tools/train_net.py", train), train(folder)[0])
         finally:

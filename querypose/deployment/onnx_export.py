@@ -127,8 +127,8 @@ def export_onnx(package: ModelPackage, path: str | Path, *, with_preprocessing: 
     """
     import_or_explain("onnxscript", "querypose[export]")
     onnx = import_or_explain("onnx", "querypose[export]")
-    cfg, model = package.cfg, InferenceModel(package.model).model
     _require_exportable(package)
+    cfg, model = package.cfg, InferenceModel(package.model).model
     finishing = [entry for entry in cfg.TEST.FINISHING if entry["name"] in _FINISHING]
     if left_out := [entry["name"] for entry in cfg.TEST.FINISHING if entry["name"] not in _FINISHING]:
         _logger.warning("TEST.FINISHING: %s cannot be part of a graph and is left out of it.", ", ".join(left_out))

@@ -26,6 +26,8 @@ pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 # Keypoints in pixels and scores, as far as float32 and the order of sums decide them.
 PIXELS, SCORES = 0.05, 1e-4
+# Of SHaRPose with random weights: its heat maps are nearly flat, where the step between the cells amplifies rounding.
+FLAT_HEATMAP_PIXELS = 0.5
 
 Exported = Callable[[str], Path]
 
@@ -42,21 +44,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return of
 
 
-def assert_equal_poses(runtime: PoseRuntime, model: PoseEstimator, images: list[NDArray[np.uint8]]) -> None:
-    for image in images:
-        found, expected = runtime(image), model(image)
-        assert len(found) == len(expected) > 0
-        np.testing.assert_allclose(found.keypoints[..., :2], expected.keypoints[..., :2], atol=PIXELS)
-        np.testing.assert_allclose(found.scores, expected.scores, atol=SCORES)
-        np.testing.assert_allclose(found.boxes, expected.boxes, atol=PIXELS)
-
-
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_a_file_gives_what_torch_gives(architecture: str, exported: Exported) -> None:
     model = PoseEstimator(tiny_package(architecture), device="cpu")
     runtime = PoseRuntime(exported(architecture))
     # Sizes that need no resize and no padding: then both see the same pixels to the last bit.
-    assert_equal_poses(runtime, model, [noise(64, 96, 1), noise(96, 64, 2)])
+    pixels = FLAT_HEATMAP_PIXELS if runtime.is_top_down else PIXELS
+    for image in (noise(64, 96, 1), noise(96, 64, 2)):
+        found, expected = runtime(image), model(image)
+        assert len(found) == len(expected) > 0
+        np.testing.assert_allclose(found.keypoints[..., :2], expected.keypoints[..., :2], atol=pixels)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=SCORES)
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=pixels)
     assert runtime.keypoints == model.skeleton.keypoints
 
 
@@ -96,7 +95,7 @@ def test_a_top_down_model_takes_boxes(exported: Exported) -> None:
     image, boxes = noise(80, 100), np.array([[10.0, 8.0, 60.0, 70.0], [-5.0, 20.0, 40.0, 60.0]])
     found = PoseRuntime(exported("SHaRPose"))(image, boxes)
     expected = PoseEstimator(tiny_package("SHaRPose"), device="cpu")(image, boxes=boxes)
-    np.testing.assert_allclose(found.keypoints[..., :2], expected.keypoints[..., :2], atol=PIXELS)
+    np.testing.assert_allclose(found.keypoints[..., :2], expected.keypoints[..., :2], atol=FLAT_HEATMAP_PIXELS)
     with pytest.raises(RuntimeFileError, match="one image at a time"):
         PoseRuntime(exported("SHaRPose")).batch([image])
 
@@ -113,7 +112,8 @@ def test_the_runtime_needs_no_torch(exported: Exported, tmp_path: Path) -> None:
     expected = PoseEstimator(tiny_package("POET"), device="cpu")(tmp_path / "photo.png")
     found = json.loads(done.stdout)
     np.testing.assert_allclose([pose["score"] for pose in found], expected.scores, atol=SCORES)
-    assert Image.open(tmp_path / "drawn.png").size == (96, 64)
+    with Image.open(tmp_path / "drawn.png") as drawn:
+        assert drawn.size == (96, 64)
 
 
 def test_what_cannot_be_run_is_one_line(exported: Exported, tmp_path: Path) -> None:

@@ -31,5 +31,5 @@ def read(map_RCHW: Tensor, grid_RMWD: Tensor) -> Tensor:
 
 def read_cells(values: Tensor, cell_BM: Tensor) -> Tensor:
     """What maps (B, …, H, W) have at M cells of theirs, given as places in the flattened map, (B, M, …)."""
-    index = cell_BM.view(len(cell_BM), *[1] * (values.dim() - 3), -1).expand(*values.shape[:-2], -1)
+    index = cell_BM.view(cell_BM.shape[0], *[1] * (values.dim() - 3), -1).expand(*values.shape[:-2], -1)
     return values.flatten(-2).gather(-1, index).movedim(-1, 1)

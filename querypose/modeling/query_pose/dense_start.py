@@ -95,7 +95,7 @@ class DenseStart(nn.Module):
             prior_BQ = logits_B1HW.flatten(1).gather(1, cell_BQ) - NO_PEAK * self._is_beside_a_peak(
                 logits_B1HW.detach(), inside_B1HW
             ).flatten(1).gather(1, cell_BQ)
-        image_B1 = torch.arange(len(cell_BQ), device=cell_BQ.device)[:, None]
+        image_B1 = torch.arange(cell_BQ.shape[0], device=cell_BQ.device)[:, None]
         feature_BQC = feature_BCHW.flatten(2).transpose(1, 2)[image_B1, cell_BQ]
         return StartingQueries(
             boxes_BHW4.detach().flatten(1, 2)[image_B1, cell_BQ],

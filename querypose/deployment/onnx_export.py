@@ -235,7 +235,7 @@ def _to_onnx(
 
 def _stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
     """`aten.sort`: TopK of all values, which takes the first of equal ones first."""
-    from onnxscript import opset20
+    from onnxscript import opset20 as op
 
     count: Any = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))  # type: ignore[type-var]  # an int64
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)

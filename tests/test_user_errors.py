@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +116,10 @@ class RunsCode:
 
 def toy_weights(**changes: Tensor) -> dict[str, Any]:
     return {"model": {**toy_model(dtype=torch.float32).state_dict(), **changes}}
+
+
+def _save_bias(bias: Tensor, path: Path) -> None:
+    torch.save(toy_weights(**{"flow.bias": bias}), path)
 
 
 def truncated(path: Path) -> None:
@@ -311,8 +316,7 @@ CASES: tuple[Case, ...] = (
     weights("NaN, to train from", lambda path: torch.save(
             toy_weights(**{"flow.bias": torch.full((34,), float("nan"))}), path), "infinite or NaN", evaluate=False),
     *(
-        weights(f"of {dtype}", lambda path, dtype=dtype: torch.save(
-                toy_weights(**{"flow.bias": torch.zeros(34).to(dtype)}), path), "'flow.bias'", str(dtype))
+        weights(f"of {dtype}", partial(_save_bias, torch.zeros(34).to(dtype)), "'flow.bias'", str(dtype))
         for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64)
     ),
     weights("sparse", lambda path: torch.save(

@@ -142,7 +142,7 @@ class PoseEstimator(ModelHubMixin, library_name="querypose", tags=["keypoint-det
         self.package.save(save_directory)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]  # keywords alone, as the mixin calls it
+    def _from_pretrained(  # keywords alone, as the mixin calls it
         cls,
         *,
         model_id: str,

@@ -75,7 +75,7 @@ class PoseGraph(nn.Module):
         is_row_BH = torch.arange(images.shape[2])[None] < sizes[:, :1]
         is_column_BW = torch.arange(images.shape[3])[None] < sizes[:, 1:]
         normalized = normalized * (is_row_BH[:, None, :, None] & is_column_BW[:, None, None, :])
-        poses = model.poses(ImageList(normalized, sizes))
+        poses = model.poses(ImageList(normalized, sizes))  # type: ignore[arg-type]  # the graph takes any sizes
         poses = poses.best(self.num_poses).in_frames(to_file, file_sizes)
         scores_BQ = poses.scores_BQ
         if self.score_threshold > 0:
@@ -135,7 +135,7 @@ def export_onnx(package: ModelPackage, path: str | Path, *, with_preprocessing: 
     is_top_down = cfg.INPUT.PIPELINE == "person_crops"
     num_poses = 1 if is_top_down else _num_poses(model, cfg.TEST.DETECTIONS_PER_IMAGE)
     graph = PoseGraph(model, num_poses, cfg.TEST.SCORE_THRESHOLD, finishing).eval()
-    divisor = 1 if is_top_down else max(model.get_submodule("backbone").size_divisibility, 1)  # type: ignore[operator]
+    divisor = 1 if is_top_down else max(model.get_submodule("backbone").size_divisibility, 1)
     core = _exported_graph(graph, _example(model, divisor, is_top_down), divisor, is_top_down)
     if with_preprocessing:
         pipeline = graph_pipeline(cfg, divisor).eval()
@@ -237,7 +237,7 @@ def _stable_sort(values: Any, stable: bool | None = None, dim: int = -1, descend
     """`aten.sort`: TopK of all values, which takes the first of equal ones first."""
     from onnxscript import opset20 as op
 
-    count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+    count: Any = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))  # type: ignore[type-var]  # an int64
     return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
 
 

@@ -55,7 +55,7 @@ def export_web(
         info["samples"].append(name)
     (folder / "model.json").write_text(json.dumps(info), encoding="utf-8")
     for name in _PAGE:
-        (folder / name).write_bytes(resources.files("querypose.deployment").joinpath("web", name).read_bytes())
+        (folder / name).write_bytes((resources.files("querypose.deployment") / "web" / name).read_bytes())
     return folder
 
 

@@ -28,7 +28,7 @@ def config(folder: Path, *overrides: Any) -> CfgNode:
     json_file = folder / "data" / "toy.json"
     if not json_file.is_file():
         document = json.loads(write_toy_dataset(folder / "data", len(PERSONS)).read_text())
-        annotations = []
+        annotations: list[dict[str, Any]] = []
         for annotation, count in zip(document["annotations"], PERSONS, strict=True):
             for _ in range(count):
                 annotation = {**annotation, "id": len(annotations) + 1}

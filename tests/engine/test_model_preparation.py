@@ -14,7 +14,7 @@ from querypose.config import ConfigError
 from querypose.d2 import build_model
 from querypose.engine import PoseTrainer
 from querypose.engine.model_preparation import compile_in_place, prepare_model
-from querypose.modeling import QueryPose
+from querypose.modeling import PoseModel, QueryPose
 from tests.engine.toy_pose import toy_model
 from tests.tiny import FULL_VERSION, LQR, POET, random_batch, tiny_config
 
@@ -43,7 +43,9 @@ def losses_and_gradients(model: nn.Module, persons: Sequence[int]) -> tuple[dict
 @pytest.mark.parametrize("switch", ["channels_last", "recomputed"])
 @pytest.mark.parametrize("persons", [(2, 1), (0, 0)])
 def test_losses_gradients_and_statistics_stay(version: str, switch: str, persons: tuple[int, int]) -> None:
-    components = list(build_model(tiny_config(*VERSIONS[version])).components)
+    model = build_model(tiny_config(*VERSIONS[version]))
+    assert isinstance(model, PoseModel)
+    components = list(model.components)
     switches: dict[str, Any] = {"channels_last": True} if switch == "channels_last" else {"recomputed": components}
     plain, prepared = models(*VERSIONS[version], **switches)
     for expected, found in zip(

@@ -43,7 +43,7 @@ def make_step(
     optimizer: torch.optim.Optimizer
     if fused:
         optimizer = build_optimizer(model, base_lr=0.01, weight_decay=0.1, weight_decay_norm=0.0, weight_decay_bias=0.0)
-        assert optimizer._step_supports_amp_scaling  # what masks the update
+        assert hasattr(optimizer, "_step_supports_amp_scaling")  # what masks the update
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     step = TrainStep(model, batches, optimizer, **settings)

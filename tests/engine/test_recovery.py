@@ -134,7 +134,7 @@ def test_two_processes_go_on_as_if_they_had_never_stopped(
 def test_a_sharded_optimizer_is_killed_and_goes_on_as_a_whole_one(unbroken_pair: Path, tmp_path: Path) -> None:
     """Its checkpoint holds the state of all shards, so that an optimizer that is not sharded can go on with it too."""
     folder = tmp_path / "run"
-    sharded = {"processes": 2, "SOLVER__SHARD_OPTIMIZER": True}
+    sharded: dict[str, Any] = {"processes": 2, "SOLVER__SHARD_OPTIMIZER": True}
     assert -signal.SIGKILL in train(folder, death="in rank 1", **sharded), log_of(folder)
     assert train(folder, "--resume", **sharded) == [0, 0], log_of(folder)
     for file in ("model_final.pth", "model_best.pth"):

@@ -128,7 +128,7 @@ def test_region_pooling_is_torchvisions(device: torch.device) -> None:
     boxes = torch.cat([corner, corner + torch.rand_like(corner) * 80 + 4], dim=1)
     rois = torch.cat([torch.arange(30, device=device)[:, None] % 2, boxes], dim=1)
     weight = torch.randn(30, 8, 7, 7, device=device, dtype=torch.float64)
-    results = []
+    results: list[tuple[Tensor, Tensor]] = []
     for pool in (
         lambda: roi_align_channels_last(feature, rois, 7, 0.25, 2),
         lambda: roi_align(feature, rois, 7, 0.25, 2, aligned=True),

@@ -76,7 +76,7 @@ def test_deterministic_runs_are_equal_bit_by_bit(architecture: str, device: torc
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bit_by_bit(gpu: torch.device, tmp_path: Path) -> None:
-    settings = {"MODEL__DEVICE": gpu.type, "DETERMINISTIC": True}
+    settings: dict[str, Any] = {"MODEL__DEVICE": gpu.type, "DETERMINISTIC": True}
     assert train(tmp_path / "unbroken", **settings) == [0], log_of(tmp_path / "unbroken")
     train(tmp_path / "killed", death="in the midst of an iteration", **settings)
     assert train(tmp_path / "killed", "--resume", **settings) == [0], log_of(tmp_path / "killed")

@@ -309,11 +309,11 @@ def _dump() -> Path:
     if not _dump_file:
         folder = Path(tempfile.mkdtemp(prefix="querypose-dump-"))
         losses = ToyPose.losses
-        ToyPose.losses = lambda *given: {name: loss * float("nan") for name, loss in losses(*given).items()}  # type: ignore[method-assign,assignment]
+        ToyPose.losses = lambda *given: {name: loss * float("nan") for name, loss in losses(*given).items()}
         try:
             run(Tool("tools/train_net.py", train), train(folder)[0])
         finally:
-            ToyPose.losses = losses  # type: ignore[method-assign]
+            ToyPose.losses = losses
         _dump_file.extend((folder / "output" / "dumps").glob("*/rank_0.pth"))
     return _dump_file[0]
 
@@ -554,12 +554,13 @@ def run(tool: Tool, arguments: list[str], encoding: str = "utf-8") -> Outcome:
             exit_code = run_script(tool.script, *arguments)
         finally:
             torch.use_deterministic_algorithms(determinism)
-            for catalog, names in zip((DatasetCatalog, MetadataCatalog), known, strict=True):
+            catalogs: tuple[Any, ...] = (DatasetCatalog, MetadataCatalog)
+            for catalog, names in zip(catalogs, known, strict=True):
                 for name in set(catalog.list()) - names:
                     catalog.remove(name)
     for stream in streams:
         stream.flush()
-    return Outcome(exit_code, streams[1].buffer.getvalue().decode(encoding))  # type: ignore[attr-defined]
+    return Outcome(exit_code, streams[1].buffer.getvalue().decode(encoding))
 
 
 @contextlib.contextmanager

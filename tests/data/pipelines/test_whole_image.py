@@ -311,10 +311,10 @@ def test_a_list_in_yaml_takes_the_place_of_the_default(toy_dataset: str, tmp_pat
     ("entry", "message"),
     [
         ("{name: RandomFlop}", r"AUGMENTATIONS\[0\] has the name 'RandomFlop'; allowed: .*'RandomFlip'"),
-        ("{name: RandomFlip, share: 0.5}", r"'RandomFlip' the argument 'share'; allowed: probability: float"),
-        ("{name: RandomFlip, probability: often}", r"'probability' with 'often'; allowed: probability: float"),
+        ("{name: RandomFlip, share: 0.5}", r"'RandomFlip' the argument 'share'; allowed: probability: a number in"),
+        ("{name: RandomFlip, probability: often}", r"'probability' with 'often'; allowed: probability: a number in"),
         ("{name: RandomRotation, probability: 1}", r"does not give 'RandomRotation' the argument 'max_degrees'"),
-        ("{name: CoarseDropout, probability: 1, share: [0.5]}", r"'share' with \[0.5\]; allowed: share: tuple"),
+        ("{name: CoarseDropout, probability: 1, share: [0.5]}", r"'share' with \[0.5\]; allowed: share: .smallest"),
     ],
 )
 def test_an_augmentation_that_cannot_be_is_refused(tmp_path: Path, entry: str, message: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tests.engine.toy_pose  # noqa: F401  # registers it
 from querypose.d2 import comm
-from querypose.engine import TrainStep
+from querypose.engine import TrainStep, report_user_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -40,4 +40,5 @@ if {"TOY_KILL_AT", "TOY_HANG_AT"} & os.environ.keys():
     trainer.TrainStep = MortalTrainStep  # type: ignore[misc]
 
 if __name__ == "__main__":
-    train_net.run()
+    with report_user_errors("train_net.py"):
+        train_net.run()

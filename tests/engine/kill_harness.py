@@ -243,6 +243,17 @@ class Harness:
         assert ours == theirs, "files and results"
         assert (self.output / "last_checkpoint").read_text() == "model_final.pth"
 
+    def notices_a_loss(self) -> bool:
+        """Whether `check_end` refuses a run that lacks a row of metrics.json; else it would prove nothing."""
+        self.kill_and_resume(len(self.operations))
+        metrics = self.output / "metrics.json"
+        metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
+        try:
+            self.check_end()
+        except AssertionError:
+            return True
+        return False
+
     def log(self) -> str:
         """What the last process has printed."""
         file = self._folder / "printed.txt"
@@ -309,6 +320,9 @@ def main() -> None:
                     count += 1
                     if first in chosen and not second:
                         seconds += range(1, len(operations) + 1, args.every)
+            if not tries.notices_a_loss():
+                failures += 1
+                print("FAILED: a lost row of metrics.json is not noticed", flush=True)
             print(
                 f"{args.model}, writer {writer}: {len(tries.operations)} operations, {count} runs killed and resumed "
                 f"to the same end, {time.monotonic() - begin:.0f} s",

@@ -124,11 +124,22 @@ def load(what: Callable[[], Any], num_workers: int = 2, timeout: float = 60.0, r
     """What a loader gives until something happens in one of its processes; none of them is left afterwards."""
     order = TrainingOrder(np.zeros(SIZE), BATCH, seed=1)
     loader = data_loader(Samples(records(), Misfortune(what, record)), order, num_workers, timeout)
+    samples: list[Any] = []
+    failure: Exception | None = None
     try:
         with explain_loader_failures():
-            return list(itertools.islice(loader, 100))
-    finally:
-        assert not multiprocessing.active_children()
+            samples = list(itertools.islice(loader, 100))
+    except Exception as error:
+        failure = error.with_traceback(None)
+        failure.__cause__ = failure.__context__ = None  # their frames would hold the loader
+    del loader
+    deadline = time.monotonic() + 60
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not multiprocessing.active_children()
+    if failure is not None:
+        raise failure
+    return samples
 
 
 def kill() -> None:
@@ -168,6 +179,7 @@ def test_a_stopped_loader_process_does_not_keep_a_loader_from_ending(monkeypatch
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
     batches.close()
+    process.join(60)  # it has been killed, and a busy machine takes its time
     assert not process.is_alive()
 
 

@@ -7,7 +7,6 @@ itself, and the page is whole after every one of them.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import math
 import os
@@ -28,6 +27,7 @@ from querypose.analysis.benchmark import Timing, describe_machine
 from querypose.analysis.benchmark_subjects import InferenceSubject, LoadingSubject, Subject, TrainingSubject, Workload
 from querypose.analysis.complexity import Complexity, measure_complexity
 from querypose.evaluation import write_json
+from querypose.visualization.charts import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DRAWN_PEOPLE = "configs/quickstart.yaml"
@@ -420,9 +420,6 @@ def short_training(scope: Scope) -> Table:
     )
     if result.returncode != 0:
         raise RuntimeError(result.stderr.strip().splitlines()[-1])
-    metrics = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-    rows = []
-    for row in metrics:
-        if precisions := [value for name, value in row.items() if name.endswith("keypoints/AP")]:
-            rows.append([str(row["iteration"] + 1), f"{precisions[0]:.2f}"])
+    curves = [curve for name, curve in read_metrics(output / "metrics.json").items() if name.endswith("keypoints/AP")]
+    rows = [[f"{iteration + 1:.0f}", f"{precision:.2f}"] for iteration, precision in (curves[0] if curves else [])]
     return Table(["iteration", "AP"], rows, [f"`{config_file}`, {scope.minutes:g} minutes."])

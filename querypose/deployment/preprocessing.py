@@ -1,7 +1,8 @@
 """What a pipeline does to images, as operations that a graph can hold: from pixels of files to the model's input.
 
-Every pipeline of an evaluation scales and moves along the axes. So an input image is R · X · Cᵀ, where the rows of R
-and C weigh the rows and columns of the file's image X: all images of a batch at once, each with its own size.
+Every pipeline of an evaluation scales and moves along the axes, so rows and columns are made one after the other. Of a
+batch each image has its own size. The pixels are those of the pipeline to the last bit where it only resizes: models
+answer to a level of 255.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 from querypose.config import ConfigError
 from querypose.d2 import CfgNode
+
+# Windows of the source this close to whole pixels are cut out and resized, as `GeometricTransform` does it.
+_WHOLE_PIXEL_TOLERANCE = 1e-6
 
 
 class GraphPipeline(nn.Module):
@@ -30,22 +34,87 @@ class GraphPipeline(nn.Module):
         self.divisor = max(divisor, 1)
         self.is_bgr = is_bgr
 
-    def pixels(self, image_BHWC: Tensor, rows_BMH: Tensor, columns_BMW: Tensor, is_rounded: bool) -> Tensor:
-        """uint8 (B, 3, M, M') from the weights of rows and columns; rounded in between where a resize does that."""
-        image_BCHW = image_BHWC.permute(0, 3, 1, 2).float()
-        if self.is_bgr:
-            image_BCHW = image_BCHW.flip(1)
-        image_BCHW = image_BCHW @ columns_BMW[:, None].transpose(2, 3)
-        if is_rounded:
-            image_BCHW = image_BCHW.round()
-        return (rows_BMH[:, None] @ image_BCHW).round().clamp(0, 255).to(torch.uint8)
-
     def padded(self, length_B: Tensor) -> Tensor:
-        """Positions of the pixels of the padded side, up to the greatest of a batch."""
-        count = ((length_B.amax(0) + self.divisor - 1) // self.divisor * self.divisor).item()
-        torch._check(count >= 2)
-        torch._check(count <= 65536)
-        return torch.arange(cast(int, count), dtype=torch.float64) + 0.5
+        """Indices of the pixels of the padded side, up to the greatest of a batch."""
+        return torch.arange(_size((length_B.amax(0) + self.divisor - 1) // self.divisor * self.divisor))
+
+    def resized(
+        self, image_BHWC: Tensor, start_B2: Tensor, length_B2: Tensor, result_B2: Tensor, wanted: tuple[Tensor, Tensor],
+        is_antialiased: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """Pixels of a window of each image after its resize.
+
+        Args:
+            image_BHWC: uint8, RGB.
+            start_B2: first row and column of the windows.
+            length_B2: their height and width.
+            result_B2: height and width after the resize.
+            wanted: the rows (B, M) and columns (B, M') of the result that are made; others than its own are black.
+            is_antialiased: False leaves out the pixels between the sampled ones.
+
+        Returns:
+            uint8 (B, 3, M, M').
+        """
+        pixels = image_BHWC
+        for axis in (1, 0):  # columns first, as torch does it, since the pixels between are rounded
+            lines_BNX = pixels.transpose(1, 2).flatten(2) if axis else pixels.flatten(2)
+            made_BMX = _resized_lines(
+                lines_BNX, start_B2[:, axis], length_B2[:, axis], result_B2[:, axis], wanted[axis], is_antialiased
+            )
+            pixels = made_BMX.unflatten(2, (-1, 3))
+            pixels = pixels.transpose(1, 2) if axis else pixels
+        return (pixels.flip(3) if self.is_bgr else pixels).permute(0, 3, 1, 2)
+
+    def warped(
+        self, image_BHWC: Tensor, size_B2: Tensor, scale_B2: Tensor, offset_B2: Tensor, canvas_B2: Tensor,
+        indices: tuple[Tensor, Tensor], is_antialiased: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """What `GeometricTransform` makes of images: shrunk with antialiasing, then read between pixels.
+
+        Args:
+            image_BHWC: uint8, RGB.
+            size_B2: height and width of the images.
+            scale_B2: from rows and columns of the images to those of the canvas, and `offset_B2` of the latter.
+            offset_B2: see there.
+            canvas_B2: height and width of the canvas.
+            indices: rows (M) and columns (M') of the padded canvas.
+            is_antialiased: False does not shrink.
+
+        Returns:
+            uint8 (B, 3, M, M').
+        """
+        first_B2, last_B2 = -offset_B2 / scale_B2, (canvas_B2 - offset_B2) / scale_B2
+        start_B2, end_B2 = first_B2.round(), last_B2.round()
+        gap_B2 = torch.maximum((first_B2 - start_B2).abs(), (last_B2 - end_B2).abs())
+        is_whole_B2 = (gap_B2 <= _WHOLE_PIXEL_TOLERANCE) & (start_B2 >= 0) & (end_B2 <= size_B2)
+        is_whole_B1 = is_whole_B2.all(1, keepdim=True)
+        shrunk_B2 = size_B2
+        if is_antialiased:
+            shrunk_B2 = (size_B2 * scale_B2.prod(1, keepdim=True).sqrt().clamp(max=1)).round().clamp(min=1)
+        result_B2 = torch.where(is_whole_B1, canvas_B2, shrunk_B2)
+        wanted, shares = [], []
+        for axis in (0, 1):
+            length_B1, position_M = result_B2[:, axis, None], indices[axis] + 0.5
+            place_BM = (position_M - offset_B2[:, axis, None]) / scale_B2[:, axis, None]
+            place_BM = torch.where(is_whole_B1, position_M, place_BM * length_B1 / size_B2[:, axis, None])
+            # In float32 from here on, as torch's grid_sample.
+            unit_BM = (place_BM / (length_B1 / 2) - 1).float()
+            index_BM = ((unit_BM + 1) * length_B1.float() - 1) / 2
+            lower_BM = index_BM.floor()
+            wanted.append(torch.stack([lower_BM, lower_BM + 1], dim=-1).long().flatten(1))
+            shares.append(torch.stack([lower_BM + 1 - index_BM, index_BM - lower_BM], dim=-1))
+        pixels = self.resized(
+            image_BHWC,
+            torch.where(is_whole_B1, start_B2, 0.0),
+            torch.where(is_whole_B1, end_B2 - start_B2, size_B2),
+            result_B2,
+            (wanted[0], wanted[1]),
+            is_antialiased,
+        )
+        rows_BM2, columns_BM2 = shares
+        read = (pixels.float().unflatten(3, (-1, 2)) * columns_BM2[:, None, None]).sum(-1)
+        read = (read.unflatten(2, (-1, 2)) * rows_BM2[:, None, :, :, None]).sum(3)
+        return read.round().clamp(0, 255).to(torch.uint8)
 
 
 class WholeImageInGraph(GraphPipeline):
@@ -63,15 +132,9 @@ class WholeImageInGraph(GraphPipeline):
             factor_B1 = self.short_side / size.amin(1, keepdim=True)
             factor_B1 = torch.minimum(factor_B1, self.max_size / size.amax(1, keepdim=True))
             result_B2 = (size * factor_B1 + 0.5).floor().clamp(min=1).long()
+        rows_BM, columns_BM = (self.padded(result_B2[:, axis]).expand(len(size), -1) for axis in (0, 1))
+        images = self.resized(image_BHWC, torch.zeros_like(size), size, result_B2.double(), (rows_BM, columns_BM))
         step_B2 = size / result_B2
-        weights = []
-        for axis in (0, 1):
-            position_M = self.padded(result_B2[:, axis])
-            inside_BM = position_M < result_B2[:, axis, None]
-            center_BM = position_M * step_B2[:, axis, None]
-            support_B = step_B2[:, axis].clamp(min=1)
-            weights.append(_bilinear(center_BM, support_B, size[:, axis], image_BHWC.shape[1 + axis], inside_BM))
-        images = self.pixels(image_BHWC, weights[0], weights[1], is_rounded=True)
         return images, result_B2, _maps(step_B2.flip(1), torch.zeros_like(step_B2))
 
 
@@ -90,22 +153,10 @@ class DenseImageInGraph(GraphPipeline):
         factor_B1 = short_B1 / shortest_B1
         long_B2 = (factor_B1 * size / self.multiple - 1e-9).ceil() * self.multiple
         canvas_B2 = torch.where(size == shortest_B1, short_B1, long_B2)
-        offset_B2 = (canvas_B2 - factor_B1 * size) / 2
-        shrunk_B2 = (size * factor_B1.clamp(max=1)).round().clamp(min=1)
-        is_whole_B = (offset_B2 == 0).all(1)
-        weights = []
-        for axis in (0, 1):
-            position_M = self.padded(canvas_B2[:, axis].long())
-            inside_BM = position_M < canvas_B2[:, axis, None]
-            place_BM = (position_M - offset_B2[:, axis, None]) / factor_B1
-            weights.append(
-                _shrunk_then_read(
-                    place_BM, size[:, axis], shrunk_B2[:, axis], image_BHWC.shape[1 + axis], inside_BM, is_whole_B
-                )
-            )
-        images = self.pixels(image_BHWC, weights[0], weights[1], is_rounded=False)
-        step_B2 = (1 / factor_B1).expand(-1, 2)
-        return images, canvas_B2.long(), _maps(step_B2, (-offset_B2 * step_B2).flip(1))
+        scale_B2, offset_B2 = factor_B1.expand(-1, 2), (canvas_B2 - factor_B1 * size) / 2
+        indices = self.padded(canvas_B2[:, 0].long()), self.padded(canvas_B2[:, 1].long())
+        images = self.warped(image_BHWC, size, scale_B2, offset_B2, canvas_B2, indices)
+        return images, canvas_B2.long(), _maps((1 / scale_B2).flip(1), (-offset_B2 / scale_B2).flip(1))
 
 
 class PersonCropsInGraph(GraphPipeline):
@@ -123,30 +174,17 @@ class PersonCropsInGraph(GraphPipeline):
     def forward(self, image_1HWC: Tensor, box_B4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As of `WholeImageInGraph`; B crops."""
         box = box_B4.double()
-        size_B2, center_B2 = (box[:, 2:] - box[:, :2]).flip(1), ((box[:, :2] + box[:, 2:]) / 2).flip(1)
-        canvas_2 = box.new_zeros(2) + torch.tensor(self.size, dtype=torch.float64)
-        factor_B1 = (canvas_2 / size_B2).amin(1, keepdim=True) / self.padding
-        scale_B2, offset_B2 = factor_B1.expand(-1, 2), canvas_2 / 2 - factor_B1 * center_B2
+        box_size_B2, center_B2 = (box[:, 2:] - box[:, :2]).flip(1), ((box[:, :2] + box[:, 2:]) / 2).flip(1)
+        canvas_B2 = torch.zeros_like(center_B2) + torch.tensor(self.size, dtype=torch.float64)
+        factor_B1 = (canvas_B2 / box_size_B2).amin(1, keepdim=True) / self.padding
+        scale_B2, offset_B2 = factor_B1.expand(-1, 2), canvas_B2 / 2 - factor_B1 * center_B2
         if self.is_unbiased:
-            inner_2 = (canvas_2 - 1) / canvas_2
-            scale_B2, offset_B2 = scale_B2 * inner_2, offset_B2 * inner_2 + 0.5
-        weights = []
-        for axis, side in enumerate(self.size):
-            length = image_1HWC.shape[1 + axis]
-            length_B = torch.full_like(box[:, 0], 1.0) * length
-            position_M = torch.arange(side, dtype=torch.float64) + 0.5
-            place_BM = (position_M - offset_B2[:, axis, None]) / scale_B2[:, axis, None]
-            shrink_B = scale_B2.prod(1).sqrt().clamp(max=1) if self.is_antialiased else torch.ones_like(length_B)
-            shrunk_B = (length_B * shrink_B).round().clamp(min=1)
-            inside_BM = torch.ones_like(place_BM, dtype=torch.bool)
-            weights.append(
-                _shrunk_then_read(
-                    place_BM, length_B, shrunk_B, length, inside_BM, torch.zeros_like(length_B, dtype=torch.bool)
-                )
-            )
-        images = self.pixels(image_1HWC, weights[0], weights[1], is_rounded=False)
-        sizes_B2 = (torch.ones_like(size_B2) * canvas_2).long()
-        return images, sizes_B2, _maps((1 / scale_B2).flip(1), (-offset_B2 / scale_B2).flip(1))
+            inner_B2 = (canvas_B2 - 1) / canvas_B2
+            scale_B2, offset_B2 = scale_B2 * inner_B2, offset_B2 * inner_B2 + 0.5
+        size_B2 = torch.stack([torch.ones_like(box[:, 0]) * length for length in image_1HWC.shape[1:3]], dim=1)
+        indices = torch.arange(self.size[0]), torch.arange(self.size[1])
+        images = self.warped(image_1HWC, size_B2, scale_B2, offset_B2, canvas_B2, indices, self.is_antialiased)
+        return images, canvas_B2.long(), _maps((1 / scale_B2).flip(1), (-offset_B2 / scale_B2).flip(1))
 
 
 def graph_pipeline(cfg: CfgNode, divisor: int) -> GraphPipeline:
@@ -180,41 +218,54 @@ def graph_pipeline(cfg: CfgNode, divisor: int) -> GraphPipeline:
     )
 
 
-def _bilinear(center_BM: Tensor, support_B: Tensor, length_B: Tensor, num_pixels: int, inside_BM: Tensor) -> Tensor:
-    """Weights (B, M, num_pixels) of a triangle about each center, which sum to 1; 0 where `inside_BM` is False."""
-    weight_BMN = _triangles(center_BM, support_B, length_B, num_pixels)
-    weight_BMN = weight_BMN / weight_BMN.sum(-1, keepdim=True).clamp(min=1e-12)
-    return (weight_BMN * inside_BM[..., None]).float()
-
-
-def _triangles(center_BM: Tensor, support_B: Tensor, length_B: Tensor, num_pixels: int) -> Tensor:
-    pixel_N = torch.arange(num_pixels, dtype=torch.float64) + 0.5
-    weight_BMN = (1 - (pixel_N - center_BM[..., None]).abs() / support_B[:, None, None]).clamp(min=0)
-    return weight_BMN * (pixel_N < length_B[:, None, None])
-
-
-def _shrunk_then_read(
-    place_BM: Tensor, length_B: Tensor, shrunk_B: Tensor, num_pixels: int, inside_BM: Tensor, clamps_B: Tensor
+def _resized_lines(
+    line_BNX: Tensor, start_B: Tensor, length_B: Tensor, result_B: Tensor, wanted_BM: Tensor, is_antialiased: bool
 ) -> Tensor:
-    """Weights of what `GeometricTransform` does in two steps: shrink with antialiasing, then read between pixels.
+    """Lines `wanted_BM` of what torch's `interpolate` makes of the lines [start, start + length): `result_B` lines.
+
+    To the last bit: torch rounds weights to integers, of an image all by the power of two that leaves 15 bits to the
+    greatest; so sums are exact in any order.
 
     Args:
-        place_BM: positions in the file's image.
-        length_B: sides of the images.
-        shrunk_B: sides after the first step.
-        num_pixels: of the padded images.
-        inside_BM: False where nothing is to be read.
-        clamps_B: whether positions at the border read it alone; else what is outside is black.
+        line_BNX: uint8; of a single image also where the rest is of several windows.
+        start_B: float64, as all that follow.
+        length_B: see there.
+        result_B: see there.
+        wanted_BM: int64; those that are none of the result become 0.
+        is_antialiased: as of `GraphPipeline.resized`.
     """
-    step_B = length_B / shrunk_B
-    pixel_N = torch.arange(num_pixels, dtype=torch.float64) + 0.5  # no more than these after the first step
-    first_BNN = _bilinear(
-        pixel_N * step_B[:, None], step_B.clamp(min=1), length_B, num_pixels, pixel_N < shrunk_B[:, None]
-    )
-    second_BMN = _triangles(place_BM / step_B[:, None], torch.ones_like(step_B), shrunk_B, num_pixels)
-    total_BM1 = second_BMN.sum(-1, keepdim=True).clamp(min=1e-12)
-    second_BMN = torch.where(clamps_B[:, None, None], second_BMN / total_BM1, second_BMN)
-    return (second_BMN * inside_BM[..., None]).float() @ first_BNN
+    step_B1 = (length_B / result_B)[:, None]
+    support_B1 = step_B1.clamp(min=1) if is_antialiased else torch.ones_like(step_B1)
+    index_R = torch.arange(_size(result_B.amax(0)))
+    tap_T = torch.arange(_size(2 * support_B1.amax().ceil() + 1))
+    center_BR = (index_R + 0.5) * step_B1
+    tap_BRT = (center_BR - support_B1 + 0.5).floor().clamp(min=0)[..., None] + tap_T
+    weight_BRT = (1 - (tap_BRT + 0.5 - center_BR[..., None]).abs() / support_B1[..., None]).clamp(min=0)
+    weight_BRT = weight_BRT * ((tap_BRT < length_B[:, None, None]) & (index_R < result_B[:, None])[..., None])
+    weight_BRT = weight_BRT / weight_BRT.sum(-1, keepdim=True).clamp(min=1e-12)
+    power_P = 2.0 ** torch.arange(1, 23, dtype=torch.float64)
+    bits_B = ((0.5 + weight_BRT.amax((1, 2))[:, None] * power_P).floor() < 2**15).sum(1)
+    power_B11 = power_P[bits_B - 1, None, None]
+    weight_BRT = (0.5 + weight_BRT * power_B11).floor()
+    tap_BRT = (tap_BRT + start_B[:, None, None]).long().clamp(max=line_BNX.shape[1] - 1)
+
+    result_B1 = result_B[:, None]
+    is_made_BM = (wanted_BM >= 0) & (wanted_BM < result_B1)
+    of_BM = (torch.arange(len(result_B))[:, None], torch.where(is_made_BM, wanted_BM, 0))
+    weight_BMT = (weight_BRT[of_BM] * is_made_BM[..., None]).int()
+    # Of one image after the other: whole lines are copied, which is fast.
+    first_B11 = torch.arange(len(result_B))[:, None, None] * line_BNX.shape[1] if len(line_BNX) > 1 else 0
+    read_BMTX = line_BNX.flatten(0, 1)[tap_BRT[of_BM] + first_B11].int()
+    sum_BMX = (read_BMTX * weight_BMT[..., None]).sum(2, dtype=torch.int32).double()
+    return ((sum_BMX + power_B11 / 2) / power_B11).floor().clamp(max=255).to(torch.uint8)
+
+
+def _size(count: Tensor) -> int:
+    """A number of the data as a size of tensors."""
+    size = count.long().item()
+    torch._check(size >= 2)
+    torch._check(size <= 65536)
+    return cast(int, size)
 
 
 def _maps(step_BD: Tensor, offset_BD: Tensor) -> Tensor:

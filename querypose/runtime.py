@@ -61,12 +61,15 @@ class PoseRuntime:
         is_top_down: whether it needs the boxes of persons.
     """
 
-    def __init__(self, path: str | Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+    def __init__(
+        self, path: str | Path, providers: Sequence[str] = ("CPUExecutionProvider",), *, threads: int = 0
+    ) -> None:
         """Opens the file.
 
         Args:
             path: of the file.
             providers: of onnxruntime, the preferred first, such as CUDAExecutionProvider.
+            threads: of an operator on the CPU; 0: as many as it has cores.
 
         Raises:
             RuntimeFileError: it is no such file, or damaged.
@@ -75,6 +78,7 @@ class PoseRuntime:
             raise RuntimeFileError(f"There is no file {str(path)!r}. Correct the path.")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = threads
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # onnxruntime's errors have no base but this
@@ -97,16 +101,15 @@ class PoseRuntime:
             image: a file name, a Pillow image, or a uint8 array (H, W, 3) RGB.
             boxes: (N, 4) corners of the persons, for a top-down model; None: the whole image is one person's.
         """
-        pixels = read_pixels(image)
         if self.is_top_down:
-            height, width = pixels.shape[:2]
-            boxes = np.asarray([[0, 0, width, height]] if boxes is None else boxes, dtype=np.float32).reshape(-1, 4)
-            scores, keypoints, corners = self.session.run(None, {"images": pixels[None], "persons": boxes})
+            scores, keypoints, corners = self.session.run(None, self.feeds(read_pixels(image)[None], boxes))
             return _found(scores[:, 0], keypoints[:, 0], corners[:, 0])
-        return self.batch([pixels])[0]
+        return self.batch([image])[0]
 
     def batch(self, images: Sequence[Any]) -> list[FoundPoses]:
-        """The poses in several images, which run together; not for a top-down model.
+        """The poses in several images; those of equal size run together, since padding for a neighbor moves poses.
+
+        Not for a top-down model.
 
         Raises:
             RuntimeFileError: the model is top-down, or an image cannot be used.
@@ -114,12 +117,22 @@ class PoseRuntime:
         if self.is_top_down:
             raise RuntimeFileError("A top-down model takes one image at a time, with the boxes of its persons.")
         pixels = [read_pixels(image) for image in images]
-        sizes = np.array([image.shape[:2] for image in pixels], dtype=np.int64)
-        padded = np.zeros((len(pixels), *sizes.max(axis=0), 3), dtype=np.uint8)
+        of_size: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(pixels):
-            padded[index, : image.shape[0], : image.shape[1]] = image
-        outputs = self.session.run(None, {"images": padded, "sizes": sizes})
-        return [_found(*of_image) for of_image in zip(*outputs, strict=True)]
+            of_size.setdefault(image.shape, []).append(index)
+        results: dict[int, FoundPoses] = {}
+        for indices in of_size.values():
+            outputs = self.session.run(None, self.feeds(np.stack([pixels[index] for index in indices])))
+            results |= {index: _found(*found) for index, *found in zip(indices, *outputs, strict=True)}
+        return [results[index] for index in range(len(pixels))]
+
+    def feeds(self, image_BHWC: NDArray[np.uint8], boxes: Any = None) -> dict[str, NDArray[Any]]:
+        """What the session takes of images of equal size; of a top-down model one image and `boxes`, see a call."""
+        num_images, height, width, _ = image_BHWC.shape
+        if self.is_top_down:
+            boxes = np.asarray([[0, 0, width, height]] if boxes is None else boxes, dtype=np.float32).reshape(-1, 4)
+            return {"images": image_BHWC, "persons": boxes}
+        return {"images": image_BHWC, "sizes": np.array([[height, width]] * num_images, dtype=np.int64)}
 
     def draw(self, image: Any, poses: FoundPoses, threshold: float = 0.3) -> Image.Image:
         """The image with the poses of at least this score, as plain lines."""

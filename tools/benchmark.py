@@ -5,6 +5,7 @@
     python tools/benchmark.py --config-file F --what inference --batch-size 8 --compare before.json
     python tools/benchmark.py MODEL.DEVICE cuda --config-file F --variant bf16 SOLVER.AMP.ENABLED True
     python tools/benchmark.py DATALOADER.NUM_WORKERS 8 --config-file configs/quickstart.yaml --what data
+    python tools/benchmark.py MODEL.WEIGHTS F.pth --config-file F --onnx model.onnx int8/model.onnx --real-data
 
 Every measurement runs in a process of its own, whose peak of memory is reported. The config and every --variant of it
 take turns, step by step: so their ratios hold even if the machine's speed drifts. All of them are in memory at once.
@@ -15,6 +16,7 @@ Times are medians, with quartiles. Weights are those of MODEL.WEIGHTS, or random
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +31,7 @@ from querypose.engine import report_user_errors
 from querypose.evaluation import write_json
 
 DEFAULT = ("complexity", "train", "inference")
+WHAT_OF_ONNX = ("poses",)
 FAILED_EXIT_CODE = 1
 
 
@@ -45,12 +48,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_import_argument(parser)
     add_row_argument(parser)
     parser.add_argument(
-        "--what", nargs="+", choices=list(SUBJECTS), default=list(DEFAULT), metavar="WHAT",
-        help=f"of {', '.join(SUBJECTS)} (default: {' '.join(DEFAULT)})",
+        "--what", nargs="+", choices=list(SUBJECTS), metavar="WHAT",
+        help=f"of {', '.join(SUBJECTS)} (default: {' '.join(DEFAULT)}; with --onnx: {' '.join(WHAT_OF_ONNX)})",
     )  # fmt: skip
     parser.add_argument(
         "--variant", nargs="+", action="append", default=[], metavar=("NAME", "KEY VALUE"),
         help="also measure the config with these changes, under this name; may be given again and again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--onnx", nargs="+", default=[], metavar="FILE",
+        help="also measure these files of tools/export.py, from pixels to poses; with --real-data AP too",
     )  # fmt: skip
     parser.add_argument(
         "--iterations", type=positive, default=10, metavar="N", help="timed steps (default: %(default)s)"
@@ -114,14 +121,21 @@ def make_variants(arguments: argparse.Namespace) -> dict[str, Workload]:
             row=arguments.row,
         )
         variants[name].load()  # so that its errors are one line here
+    for file in arguments.onnx:
+        if file in variants:
+            raise ConfigError(f"--onnx {file}: it is named twice.")
+        variants[file] = dataclasses.replace(variants["config"], onnx_file=file)
     return variants
 
 
 def main(arguments: argparse.Namespace) -> int:
     other = read_benchmark(arguments.compare) if arguments.compare else None
+    whats = arguments.what or (WHAT_OF_ONNX if arguments.onnx else DEFAULT)
+    if arguments.onnx and tuple(whats) != WHAT_OF_ONNX:
+        raise ConfigError(f"--what {' '.join(whats)}: with --onnx only {' '.join(WHAT_OF_ONNX)} can be measured.")
     try:
         results = run_benchmark(
-            make_variants(arguments), arguments.what,
+            make_variants(arguments), whats,
             iterations=arguments.iterations, warmup=arguments.warmup, trace=arguments.trace,
         )  # fmt: skip
     except BrokenProcessPool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,12 @@ from querypose.data.json_files import read_json
 Results = Mapping[str, Any]
 _UNTIMED = ("workload", "complexity")
 _COMPARED = ("images_per_second", "peak_memory")
+# Columns of what only some subjects tell: its key, and how it is shown.
+_FURTHER: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "refined": ("refined", "{:.0%}".format),
+    "file MB": ("bytes", lambda size: f"{size / 1e6:.2f}"),
+    "AP": ("AP", "{:.2f}".format),
+}
 _LAST_PARTS = {REST: 1, "backward": 2, "update": 3}  # after those of the forward pass, in the order of the model
 
 
@@ -80,8 +86,9 @@ def _timed(variants: Results) -> list[tuple[str, str, Results]]:
 def _steps_table(variants: Results) -> str:
     first: dict[str, Results] = {}
     lines = []
-    has_refined = any("refined" in measured for _, _, measured in _timed(variants))
-    for name, what, measured in _timed(variants):
+    timed = _timed(variants)
+    further = {head: column for head, column in _FURTHER.items() if any(column[0] in each for _, _, each in timed)}
+    for name, what, measured in timed:
         seconds = measured["seconds"]
         reference = first.setdefault(what, measured)
         lines.append(
@@ -94,13 +101,13 @@ def _steps_table(variants: Results) -> str:
                 f"{measured['images_per_second']:.2f}",
                 f"{measured['peak_memory'] / 2**30:.2f}",
                 f"{measured['images_per_second'] / reference['images_per_second']:.2f}x",
-                *([f"{measured['refined']:.0%}" if "refined" in measured else "-"] if has_refined else []),
+                *(shown(measured[key]) if key in measured else "-" for key, shown in further.values()),
             ]
         )
     if not lines:
         return ""
     heads = ["what", "variant", "ms/step", "quartiles", "images", "img/s", "peak GiB", "speed"]
-    heads += ["refined"] if has_refined else []
+    heads += further
     return tabulate(lines, heads, disable_numparse=True, colalign=["left", "left", *["right"] * (len(heads) - 2)])
 
 

@@ -9,27 +9,34 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.benchmark import timer
 
 from querypose.analysis.complexity import measure_complexity
 from querypose.analysis.part_meter import PartMeter
 from querypose.config import ConfigError, load_config
-from querypose.d2 import CfgNode, EventStorage, seed_all_rng
-from querypose.data import register_custom_datasets
+from querypose.d2 import Boxes, CfgNode, EventStorage, Instances, seed_all_rng
+from querypose.data import read_image, register_custom_datasets
+from querypose.data.datasets import dataset_annotations, load_datasets
+from querypose.deployment.results import import_or_explain
 from querypose.engine import PoseTrainer
 from querypose.engine.predictor import PosePredictor
 from querypose.engine.progress import peak_memory
 from querypose.engine.schedule import with_iterations
 from querypose.engine.setup import prepare_process
+from querypose.evaluation import FinishingStep, PoseEvaluator, metrics_of_dataset
+from querypose.evaluation.finishing import build_finishing
 from querypose.modeling import PoseModel
 from querypose.modeling.pose_model import Batch
+from querypose.skeleton import skeleton_of_datasets
 
 NUM_BATCHES = 4
 EPOCH = 1000.0
@@ -49,6 +56,7 @@ class Workload:
         depth: how many names of a module's path tell parts apart.
         real_data: train and infer on batches of the config's own loaders in place of random ones.
         row: of the config file, where that is a table of ablations.
+        onnx_file: of tools/export.py, whose poses are measured in place of the config's model.
     """
 
     config_file: str | None
@@ -60,6 +68,7 @@ class Workload:
     depth: int = 2
     real_data: bool = False
     row: str | None = None
+    onnx_file: str | None = None
 
     def load(self) -> CfgNode:
         """The config, with its datasets registered.
@@ -211,6 +220,73 @@ class InferenceSubject(Subject):
         return _by_part(meter, self._clock)
 
 
+class PosesSubject(Subject):
+    """From the pixels of an image to its poses, with resizing and finishing steps, as a user of the model calls it.
+
+    By torch or by an ONNX file, on the same images and with as many threads. On real data there is also the AP of
+    the config's first test dataset.
+    """
+
+    images_per_step = 1
+
+    def __init__(self, workload: Workload) -> None:
+        cfg = _prepared(workload, batch_size=1)
+        self._cfg, self._file = cfg, workload.onnx_file
+        self._finishing: Sequence[FinishingStep] = ()
+        self._find: Callable[[NDArray[np.uint8]], Instances]
+        if self._file is None:
+            self._find = PosePredictor(cfg)
+            self._finishing = build_finishing(cfg, skeleton_of_datasets(cfg.DATASETS.TEST))
+        else:
+            self._find = _of_file(self._file)
+        self._records: list[dict[str, Any]] = load_datasets(cfg.DATASETS.TEST[:1]) if workload.real_data else []
+        if workload.real_data:
+            images = [read_image(record["file_name"]) for record in self._records[:NUM_BATCHES]]
+        else:
+            generator = np.random.default_rng(0)
+            images = [generator.integers(0, 256, (*workload.image_size, 3), dtype=np.uint8) for _ in range(NUM_BATCHES)]
+        self._images = itertools.cycle(images)
+
+    def step(self) -> float:
+        image = next(self._images)
+        return seconds_of(lambda: self._find(image))
+
+    def result(self) -> dict[str, Any]:
+        """Also the size of the weights in bytes, and on real data AP in percent."""
+        path = Path(self._file or self._cfg.MODEL.WEIGHTS)
+        size = {"bytes": path.stat().st_size} if path.is_file() else {}
+        return {**super().result(), **size, **({"AP": self._ap()} if self._records else {})}
+
+    def _ap(self) -> float:
+        name = self._cfg.DATASETS.TEST[0]
+        evaluator = PoseEvaluator(
+            dataset_name=name,
+            annotations=dataset_annotations(name),
+            metrics=metrics_of_dataset(name, self._cfg.TEST.METRICS),
+            finishing=self._finishing,
+        )
+        for record in self._records:
+            evaluator.process([record], [{"instances": self._find(read_image(record["file_name"]))}])
+        return evaluator.evaluate()["keypoints"]["AP"]
+
+
+def _of_file(path: str) -> Callable[[NDArray[np.uint8]], Instances]:
+    runtime = import_or_explain("querypose.runtime", "querypose[export]").PoseRuntime(
+        path, threads=torch.get_num_threads()
+    )
+
+    def find(image: NDArray[np.uint8]) -> Instances:
+        found = runtime(image)
+        instances = Instances((image.shape[0], image.shape[1]))
+        instances.scores = torch.from_numpy(found.scores)
+        instances.pred_classes = torch.zeros(len(found), dtype=torch.long)
+        instances.pred_keypoints = torch.from_numpy(found.keypoints)
+        instances.pred_boxes = Boxes(torch.from_numpy(found.boxes))
+        return instances
+
+    return find
+
+
 class LoadingSubject(Subject):
     """A batch of the training loader: reading, augmenting, and handing over by the workers."""
 
@@ -247,6 +323,7 @@ SUBJECTS: Mapping[str, Callable[[Workload], Subject]] = {
     "train": TrainingSubject,
     "inference": InferenceSubject,
     "data": LoadingSubject,
+    "poses": PosesSubject,
 }
 
 

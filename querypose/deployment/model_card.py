@@ -44,7 +44,7 @@ poses.draw().save("photo_poses.png")
 
 
 def model_card(
-    model: PoseModel, cfg: CfgNode, skeleton: Skeleton, metrics: Mapping[str, Any], license_name: str = "other"
+    model: PoseModel, cfg: CfgNode, skeleton: Skeleton, metrics: Mapping[str, Any], license_name: str
 ) -> str:
     """The text, in Markdown with the header that the Hub reads.
 

@@ -17,6 +17,7 @@ from torch.export import Dim
 
 from querypose.config import ConfigError
 from querypose.d2 import ImageList
+from querypose.deployment.onnx_precision import halve_weights, quantize_convolutions
 from querypose.deployment.package import ModelPackage
 from querypose.deployment.preprocessing import GraphPipeline, PersonCropsInGraph, graph_pipeline
 from querypose.deployment.results import import_or_explain
@@ -27,6 +28,7 @@ from querypose.modeling.poses import NO_POSE, QueryPoses
 
 METADATA = "querypose"
 FORMAT = 1
+ONNX_PRECISIONS = ("float32", "float16", "int8")
 _OPSET = 20
 _OUTPUTS = ("scores", "keypoints", "boxes")
 # Finishing steps that a graph can hold.
@@ -112,7 +114,14 @@ class PoseGraph(nn.Module):
         return QueryPoses(scores_BQ, poses.keypoints_BQK3, poses.boxes_BQ4).best(self.num_poses)
 
 
-def export_onnx(package: ModelPackage, path: str | Path, *, with_preprocessing: bool = True) -> Path:
+def export_onnx(
+    package: ModelPackage,
+    path: str | Path,
+    *,
+    with_preprocessing: bool = True,
+    precision: str = "float32",
+    calibration: Sequence[str | Path] = (),
+) -> Path:
     """Writes an ONNX file of a model.
 
     Args:
@@ -120,14 +129,22 @@ def export_onnx(package: ModelPackage, path: str | Path, *, with_preprocessing: 
         path: of the file.
         with_preprocessing: the file takes images as they are (`images`, uint8 (B, H, W, 3) RGB, and `sizes`; of a
             top-down model one image and the boxes of `persons`); else what the pipeline makes of them, see `PoseGraph`.
+        precision: of `ONNX_PRECISIONS`: float16 is that of the stored weights, int8 that of the backbone's convolutions;
+            the other weights of an int8 file are float16.
+        calibration: photos that an int8 model is calibrated on.
 
     Raises:
-        ExportError: the model cannot be exported.
+        ExportError: the model cannot be exported, or an int8 one has nothing to be calibrated on.
         ConfigError: its pipeline cannot be part of a graph.
     """
     import_or_explain("onnxscript", "querypose[export]")
     onnx = import_or_explain("onnx", "querypose[export]")
     _require_exportable(package)
+    if precision == "int8" and not (with_preprocessing and calibration):
+        raise ExportError(
+            "An int8 file is calibrated on photos as its preprocessing makes them. Name some: --calibration *.jpg, "
+            "without --no-preprocessing."
+        )
     cfg, model = package.cfg, InferenceModel(package.model).model
     finishing = [entry for entry in cfg.TEST.FINISHING if entry["name"] in _FINISHING]
     if left_out := [entry["name"] for entry in cfg.TEST.FINISHING if entry["name"] not in _FINISHING]:
@@ -148,16 +165,24 @@ def export_onnx(package: ModelPackage, path: str | Path, *, with_preprocessing: 
         "skeleton": package.skeleton.name,
         "with_preprocessing": with_preprocessing,
         "top_down": is_top_down,
-        # Images of different canvases cannot share a batch of a dense model, whose padding would be seen.
-        "batches_sizes": cfg.INPUT.PIPELINE == "whole_image",
         "color": cfg.INPUT.FORMAT,
     }
     entry = core.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(metadata)
+    for node in core.graph.node:  # where in the source it came from, with the paths of this machine
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
     onnx.checker.check_model(core, full_check=True)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if precision == "float16":
+        halve_weights(core)
     onnx.save(core, path)
+    if precision == "int8":
+        quantize_convolutions(path, calibration)
+        quantized = onnx.load(path)
+        halve_weights(quantized)
+        onnx.save(quantized, path)
     return path
 
 
@@ -246,7 +271,6 @@ def _merged(onnx: Any, pipeline: Any, core: Any, is_top_down: bool) -> Any:
     pipeline = onnx.compose.add_prefix(pipeline, "prepare/", rename_inputs=False)
     core = onnx.compose.add_prefix(core, "pose/", rename_outputs=False)
     names = {"images": "prepared", "sizes": "prepared_sizes", "to_file": "prepared_to_file"}
-    opset = max(entry.version for model in (pipeline, core) for entry in model.opset_import if entry.domain == "")
     core.ir_version = pipeline.ir_version = max(core.ir_version, pipeline.ir_version)
     # The sizes of the files are an output of the first graph too, so that the second can read them.
     helper = onnx.helper
@@ -264,7 +288,7 @@ def _merged(onnx: Any, pipeline: Any, core: Any, is_top_down: bool) -> Any:
     pipeline.graph.output.append(helper.make_tensor_value_info("files/sizes", onnx.TensorProto.INT64, ["batch", 2]))
     io_map = [(f"prepare/{theirs}", f"pose/{ours}") for ours, theirs in names.items()]
     merged = onnx.compose.merge_models(pipeline, core, [*io_map, ("files/sizes", "pose/file_sizes")])
-    assert any(entry.version == opset for entry in merged.opset_import)
+    del merged.opset_import[1:]  # named by both graphs, and to be named once
     return merged
 
 

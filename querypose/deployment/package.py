@@ -47,12 +47,14 @@ class ModelPackage:
         cfg: it was built from.
         skeleton: of its keypoints.
         metrics: by dataset or task, as its last evaluation gave them; empty where nobody measured.
+        license_name: of the weights, as the Hub calls it, such as "cc-by-4.0"; "other" where nobody named one.
     """
 
     model: PoseModel
     cfg: CfgNode
     skeleton: Skeleton
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    license_name: str = "other"
 
     def save(self, folder: str | Path) -> Path:
         """Writes the folder; returns the path of the file that is whole by itself."""
@@ -69,11 +71,13 @@ class ModelPackage:
             "config": config,
             "skeleton": skeleton,
             "metrics": json.dumps(self.metrics),
+            "license": self.license_name,
         }
         save_file(weights, folder / WEIGHTS_FILE, header)
         (folder / "config.yaml").write_text(config, encoding="utf-8")
         (folder / "skeleton.json").write_text(skeleton + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(self.model, self.cfg, self.skeleton, self.metrics), "utf-8")
+        card = model_card(self.model, self.cfg, self.skeleton, self.metrics, self.license_name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         return folder / WEIGHTS_FILE
 
 
@@ -133,7 +137,7 @@ def _read_safetensors(path: Path, device: str) -> ModelPackage:
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = [], [name]
     model = _built(cfg, device, path)
     _load_exactly(model, weights, path)
-    return ModelPackage(model, cfg, skeleton, metrics)
+    return ModelPackage(model, cfg, skeleton, metrics, header.get("license", "other"))
 
 
 def _read_run(path: Path, device: str) -> ModelPackage:

@@ -132,7 +132,7 @@ class WholeImageInGraph(GraphPipeline):
             factor_B1 = self.short_side / size.amin(1, keepdim=True)
             factor_B1 = torch.minimum(factor_B1, self.max_size / size.amax(1, keepdim=True))
             result_B2 = (size * factor_B1 + 0.5).floor().clamp(min=1).long()
-        rows_BM, columns_BM = (self.padded(result_B2[:, axis]).expand(len(size), -1) for axis in (0, 1))
+        rows_BM, columns_BM = (self.padded(result_B2[:, axis]).expand(size.shape[0], -1) for axis in (0, 1))
         images = self.resized(image_BHWC, torch.zeros_like(size), size, result_B2.double(), (rows_BM, columns_BM))
         step_B2 = size / result_B2
         return images, result_B2, _maps(step_B2.flip(1), torch.zeros_like(step_B2))
@@ -237,7 +237,7 @@ def _resized_lines(
     step_B1 = (length_B / result_B)[:, None]
     support_B1 = step_B1.clamp(min=1) if is_antialiased else torch.ones_like(step_B1)
     index_R = torch.arange(_size(result_B.amax(0)))
-    tap_T = torch.arange(_size(2 * support_B1.amax().ceil() + 1))
+    tap_T = torch.arange(_size(2 * support_B1.amax((0, 1)).ceil() + 1))
     center_BR = (index_R + 0.5) * step_B1
     tap_BRT = (center_BR - support_B1 + 0.5).floor().clamp(min=0)[..., None] + tap_T
     weight_BRT = (1 - (tap_BRT + 0.5 - center_BR[..., None]).abs() / support_B1[..., None]).clamp(min=0)
@@ -251,10 +251,10 @@ def _resized_lines(
 
     result_B1 = result_B[:, None]
     is_made_BM = (wanted_BM >= 0) & (wanted_BM < result_B1)
-    of_BM = (torch.arange(len(result_B))[:, None], torch.where(is_made_BM, wanted_BM, 0))
+    of_BM = (torch.arange(result_B.shape[0])[:, None], torch.where(is_made_BM, wanted_BM, 0))
     weight_BMT = (weight_BRT[of_BM] * is_made_BM[..., None]).int()
     # Of one image after the other: whole lines are copied, which is fast.
-    first_B11 = torch.arange(len(result_B))[:, None, None] * line_BNX.shape[1] if len(line_BNX) > 1 else 0
+    first_B11 = torch.arange(result_B.shape[0])[:, None, None] * line_BNX.shape[1] if line_BNX.shape[0] > 1 else 0
     read_BMTX = line_BNX.flatten(0, 1)[tap_BRT[of_BM] + first_B11].int()
     sum_BMX = (read_BMTX * weight_BMT[..., None]).sum(2, dtype=torch.int32).double()
     return ((sum_BMX + power_B11 / 2) / power_B11).floor().clamp(max=255).to(torch.uint8)

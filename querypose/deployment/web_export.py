@@ -28,7 +28,13 @@ _PAGE = ("index.html", "style.css", "app.js")
 
 
 def export_web(
-    package: ModelPackage, folder: str | Path, *, samples: Sequence[Path] = (), runtime_folder: Path | None = None
+    package: ModelPackage,
+    folder: str | Path,
+    *,
+    samples: Sequence[Path] = (),
+    runtime_folder: Path | None = None,
+    precision: str = "float32",
+    calibration: Sequence[str | Path] = (),
 ) -> Path:
     """Writes the folder, which any server of files serves: `python -m http.server --directory FOLDER`.
 
@@ -37,6 +43,8 @@ def export_web(
         folder: is made.
         samples: photos that the page offers.
         runtime_folder: `dist` of an installed onnxruntime-web; None takes the pinned version from npm, once a user.
+        precision: of `export_onnx`; so `calibration`.
+        calibration: see there.
 
     Raises:
         ExportError: the model cannot be exported, or onnxruntime-web cannot be had.
@@ -46,7 +54,8 @@ def export_web(
     folder = Path(folder)
     (folder / "runtime").mkdir(parents=True, exist_ok=True)
     _copy_runtime(folder / "runtime", runtime_folder)
-    model = onnx.load(export_onnx(package, folder / "model.onnx"), load_external_data=False)
+    path = export_onnx(package, folder / "model.onnx", precision=precision, calibration=calibration)
+    model = onnx.load(path, load_external_data=False)
     info = json.loads(next(entry.value for entry in model.metadata_props if entry.key == METADATA))
     info["samples"] = []
     for number, sample in enumerate(samples, start=1):

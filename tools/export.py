@@ -40,7 +40,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )  # fmt: skip
     parser.add_argument(
         "--precision", choices=ONNX_PRECISIONS, default="float32",
-        help="onnx, web: float16 stores weights in half the bytes; int8 computes convolutions in integers "
+        help="onnx, web: float16 stores weights in half the bytes; int8 computes the backbone in integers "
         "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

@@ -17,7 +17,7 @@ from torch.export import Dim
 
 from querypose.config import ConfigError
 from querypose.d2 import ImageList
-from querypose.deployment.onnx_precision import halve_weights, quantize_convolutions
+from querypose.deployment.onnx_precision import halve_weights, quantize_backbone
 from querypose.deployment.package import ModelPackage
 from querypose.deployment.preprocessing import GraphPipeline, PersonCropsInGraph, graph_pipeline
 from querypose.deployment.results import import_or_explain
@@ -129,8 +129,7 @@ def export_onnx(
         path: of the file.
         with_preprocessing: the file takes images as they are (`images`, uint8 (B, H, W, 3) RGB, and `sizes`; of a
             top-down model one image and the boxes of `persons`); else what the pipeline makes of them, see `PoseGraph`.
-        precision: of `ONNX_PRECISIONS`: float16 is that of the stored weights, int8 that of the backbone's convolutions;
-            the other weights of an int8 file are float16.
+        precision: of `ONNX_PRECISIONS`; float16 is that of stored weights, int8 that of the backbone's convolutions.
         calibration: photos that an int8 model is calibrated on.
 
     Raises:
@@ -179,10 +178,7 @@ def export_onnx(
         halve_weights(core)
     onnx.save(core, path)
     if precision == "int8":
-        quantize_convolutions(path, calibration)
-        quantized = onnx.load(path)
-        halve_weights(quantized)
-        onnx.save(quantized, path)
+        quantize_backbone(path, calibration)
     return path
 
 

@@ -1,4 +1,4 @@
-"""Smaller ONNX files: weights of 16 bits, or convolutions in integers of 8 bits."""
+"""Smaller ONNX files: weights of 16 bits, or the backbone in integers of 8 bits."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def halve_weights(model: Any) -> None:
     graph.node.extend(nodes)
 
 
-def quantize_convolutions(path: Path, photos: Sequence[str | Path]) -> None:
-    """Makes the convolutions of a file int8, in place, calibrated on photos; all else stays float32.
+def quantize_backbone(path: Path, photos: Sequence[str | Path]) -> None:
+    """Makes the convolutions of the backbone int8, in place, calibrated on photos; all else stays float32.
 
     Weights have 7 bits, a scale for each channel: processors without VNNI add pairs of products in 16 bits.
 

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from querypose.d2 import build_model
-from querypose.deployment import ModelPackage
+from querypose.deployment import ModelPackage, onnx_export
 from querypose.modeling import PoseModel
 from querypose.skeleton import COCO_SKELETON
 from tests.tiny import ARCHITECTURES, tiny_config
 
 SMALL = [
-    *("INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "96", "INPUT.CANVAS_MULTIPLE", "32"),
+    *(
+        "TEST.DETECTIONS_PER_IMAGE",
+        "6",
+        "INPUT.MIN_SIZE_TEST",
+        "64",
+        "INPUT.MAX_SIZE_TEST",
+        "96",
+        "INPUT.CANVAS_MULTIPLE",
+        "32",
+    ),
     *("MODEL.QUERYPOSE.NUM_STAGES", "1", "MODEL.POET.NUM_ENCODER_LAYERS", "1", "MODEL.POET.NUM_DECODER_LAYERS", "1"),
     *("MODEL.LQR.NUM_POINTS", "1", "MODEL.SHARPOSE.DEPTH", "1", "MODEL.SHARPOSE.QUALITY.THRESHOLD", "0.5"),
 ]
@@ -45,3 +57,24 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     """Smooth noise, since a resized image of white noise is gray."""
     coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     return np.ascontiguousarray(coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width])
+
+
+_export_pipeline = onnx_export._exported_pipeline
+_pipelines: dict[object, Any] = {}
+
+
+def exported(architecture: str, folder: Path) -> Path:
+    """The ONNX file of `tiny_package`, exported once into a folder; models of one pipeline share its graph."""
+
+    def pipeline_once(pipeline: onnx_export.GraphPipeline) -> Any:
+        key = (type(pipeline), pipeline.short_side, pipeline.divisor, pipeline.is_bgr)
+        if key not in _pipelines:
+            _pipelines[key] = _export_pipeline(pipeline)
+        return _pipelines[key]
+
+    path = folder / f"{architecture}.onnx"
+    if not path.exists():
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(onnx_export, "_exported_pipeline", pipeline_once)
+            onnx_export.export_onnx(tiny_package(architecture), path)
+    return path

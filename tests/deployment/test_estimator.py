@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 
 import querypose
@@ -20,7 +23,7 @@ from querypose.config import ConfigError
 from querypose.d2 import CheckpointError
 from querypose.data import build_pipeline
 from querypose.data.image_io import ImageReadError
-from querypose.deployment import PoseEstimator, results
+from querypose.deployment import PoseEstimator, estimator, results
 from querypose.deployment.package import WEIGHTS_FILE
 from querypose.evaluation.detections import instances_to_poses
 from querypose.evaluation.finishing import build_finishing
@@ -129,8 +132,43 @@ def test_the_hubs_mixin_saves_and_loads(model: PoseEstimator, tmp_path: Path) ->
         path.name for path in tmp_path.iterdir()
     }
     assert "| keypoints/AP | 12.5 |" in (tmp_path / "README.md").read_text()
+    assert "license: other" in (tmp_path / "README.md").read_text()
     again = PoseEstimator.from_pretrained(str(tmp_path), device="cpu")
     np.testing.assert_array_equal(again(noise(60, 80)).keypoints, model(noise(60, 80)).keypoints)
+
+
+def test_a_model_is_pushed_to_the_hub(model: PoseEstimator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's client is stood in for by a folder."""
+    hub = tmp_path / "hub"
+
+    def upload_folder(_: HfApi, *, folder_path: str, repo_id: str, **__: Any) -> str:
+        return str(shutil.copytree(folder_path, hub / repo_id))
+
+    def create_repo(_: HfApi, repo_id: str, **__: Any) -> Any:
+        return SimpleNamespace(repo_id=repo_id)
+
+    def download(repo_id: str, filename: str, **_: Any) -> str:
+        return str(hub / repo_id / filename)
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(estimator, "hf_hub_download", download)
+    model.push_to_hub("user/name")
+    for again in (querypose.load("user/name", device="cpu"), PoseEstimator.from_pretrained("user/name", device="cpu")):
+        np.testing.assert_array_equal(again(noise(60, 80)).keypoints, model(noise(60, 80)).keypoints)
+
+
+def test_a_video_gives_its_frames_one_by_one(model: PoseEstimator, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "video.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 64))
+    for seed in range(3):
+        writer.write(noise(64, 96, seed))
+    writer.release()
+    found = list(model(str(path), batch_size=2))
+    assert len(found) == 3
+    for poses in found:
+        np.testing.assert_allclose(poses.keypoints, model(poses.image).keypoints, atol=2e-3)
 
 
 def test_a_package_runs_no_code(folder: Path, tmp_path: Path) -> None:
@@ -199,8 +237,11 @@ def test_the_tool_exports_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     run = tmp_path / "run"
     package.save(run)
     options = ("--format", "safetensors", "--output", str(tmp_path / "out"))
-    assert run_script("tools/export.py", str(run), *options) == 0
-    assert querypose.load(tmp_path / "out", device="cpu").skeleton == package.skeleton
+    assert run_script("tools/export.py", str(run), *options, "--license", "cc-by-4.0") == 0
+    loaded = querypose.load(tmp_path / "out", device="cpu")
+    assert loaded.skeleton == package.skeleton
+    assert loaded.package.license_name == "cc-by-4.0"
+    assert "| license | cc-by-4.0 |" in (tmp_path / "out" / "README.md").read_text()
     capsys.readouterr()
     assert run_script("tools/export.py", str(tmp_path / "none"), *options) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
+from querypose.analysis.benchmark_subjects import PosesSubject, Workload
 from querypose.config import ConfigError
 from querypose.deployment import ModelPackage, PoseEstimator
 from querypose.deployment.onnx_export import ExportError, export_onnx
+from querypose.deployment.onnx_precision import _convolutions_of_heads, halve_weights, quantize_backbone
 from querypose.modeling import PoseModel
 from querypose.runtime import PoseRuntime, RuntimeFileError
+from tests.deployment import models
 from tests.deployment.models import noise, tiny_package
+from tests.scripts import load_script
 from tests.tiny import ARCHITECTURES
 
 pytest.importorskip("onnxscript")
@@ -35,13 +40,7 @@ Exported = Callable[[str], Path]
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The file of an architecture, which is exported once."""
-    folder = tmp_path_factory.mktemp("onnx")
-
-    def of(architecture: str) -> Path:
-        path = folder / f"{architecture}.onnx"
-        return path if path.exists() else export_onnx(tiny_package(architecture), path)
-
-    return of
+    return functools.partial(models.exported, folder=tmp_path_factory.mktemp("onnx"))
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
@@ -59,36 +58,107 @@ def test_a_file_gives_what_torch_gives(architecture: str, exported: Exported) ->
     assert runtime.keypoints == model.skeleton.keypoints
 
 
-@pytest.mark.parametrize("architecture", ["QueryPose", "POET"])
-def test_images_of_several_sizes_share_a_batch(architecture: str, exported: Exported) -> None:
-    runtime = PoseRuntime(exported(architecture))
-    images = [noise(64, 96, 1), noise(96, 64, 2), noise(64, 64, 3)]
-    model = tiny_package(architecture).model
-    samples = [{"image": _tensor(image), "height": image.shape[0], "width": image.shape[1]} for image in images]
-    for found, output in zip(runtime.batch(images), model(samples), strict=True):
+def test_a_padded_batch_gives_what_torch_gives(exported: Exported) -> None:
+    """Both see the padding beside the smaller images alike."""
+    sizes = [(64, 96), (96, 64), (64, 64)]
+    images = [noise(*size, seed) for seed, size in enumerate(sizes)]
+    padded = np.zeros((3, 96, 96, 3), dtype=np.uint8)
+    for index, image in enumerate(images):
+        padded[index, : image.shape[0], : image.shape[1]] = image
+    feeds = {"images": padded, "sizes": np.array(sizes)}
+    scores, keypoints, _ = PoseRuntime(exported("POET")).session.run(None, feeds)
+    samples = [{"image": torch.from_numpy(image).permute(2, 0, 1)} for image in images]
+    for index, output in enumerate(tiny_package("POET").model(samples)):
         expected = output["instances"]
-        assert len(found) == len(expected) > 0
-        np.testing.assert_allclose(found.keypoints[..., :2], expected.pred_keypoints[..., :2].detach(), atol=PIXELS)
-        np.testing.assert_allclose(found.scores, expected.scores.detach(), atol=SCORES)
+        count = len(expected)
+        np.testing.assert_allclose(keypoints[index, :count], expected.pred_keypoints.detach(), atol=PIXELS)
+        np.testing.assert_allclose(scores[index, :count], expected.scores.detach(), atol=SCORES)
 
 
-def _tensor(image: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(image).permute(2, 0, 1)
-
-
-@pytest.mark.parametrize(("architecture", "pixels", "scores"), [("POET", PIXELS, SCORES), ("QueryPose", 1.0, 1e-3)])
-def test_photos_of_different_sizes(
-    architecture: str, pixels: float, scores: float, exported: Exported, shared_data: Path
-) -> None:
-    """A resized pixel may differ by one level, which QueryPose's tiny model with random weights amplifies."""
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_photos_of_different_sizes(architecture: str, exported: Exported, shared_data: Path) -> None:
+    """Alone and in one call: each is resized as torch resizes it, and none is padded for a neighbor."""
     model, runtime = PoseEstimator(tiny_package(architecture), device="cpu"), PoseRuntime(exported(architecture))
     photos = sorted((shared_data / "lsp" / "val").glob("*.jpg"))[:10]
-    assert len(photos) == 10
-    for photo in photos:
-        found, expected = runtime(photo), model(photo)
-        assert len(found) == len(expected) > 0
-        np.testing.assert_allclose(found.keypoints[..., :2], expected.keypoints[..., :2], atol=pixels)
-        np.testing.assert_allclose(found.scores, expected.scores, atol=scores)
+    together = [runtime(photo) for photo in photos] if runtime.is_top_down else runtime.batch(photos)
+    pixels = FLAT_HEATMAP_PIXELS if runtime.is_top_down else PIXELS
+    assert len(together) == 10
+    for index, photo in enumerate(photos):
+        expected = model(photo)
+        for found in (together[index], runtime(photo)):
+            assert len(found) == len(expected) > 0
+            np.testing.assert_allclose(found.keypoints[..., :2], expected.keypoints[..., :2], atol=pixels)
+            np.testing.assert_allclose(found.scores, expected.scores, atol=SCORES)
+
+
+def test_smaller_files_find_nearly_the_same(exported: Exported, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    whole = exported("POET")
+    half = onnx.load(whole)
+    halve_weights(half)
+    onnx.checker.check_model(half)
+    onnx.save(half, tmp_path / "half.onnx")
+    photos = [tmp_path / f"{seed}.png" for seed in range(4)]
+    for seed, photo in enumerate(photos):
+        Image.fromarray(noise(64, 96, seed)).save(photo)
+    (tmp_path / "int8.onnx").write_bytes(whole.read_bytes())
+    quantize_backbone(tmp_path / "int8.onnx", photos)
+    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(tmp_path / "int8.onnx").graph.node)
+    expected, image = PoseRuntime(whole), noise(64, 96, 9)
+    for name, size, scores in (("half", 0.65, 2e-3), ("int8", 0.65, 0.1)):
+        path = tmp_path / f"{name}.onnx"
+        assert path.stat().st_size < size * whole.stat().st_size
+        found = PoseRuntime(path)(image)
+        assert len(found) == len(expected(image)) > 0
+        np.testing.assert_allclose(found.scores, expected(image).scores, atol=scores)
+
+
+def test_convolutions_outside_the_backbone_stay_float32(exported: Exported) -> None:
+    convolutions = _convolutions_of_heads(exported("QueryPose"))
+    onnx = pytest.importorskip("onnx")
+    weights = {
+        node.name: node.input[1] for node in onnx.load(exported("QueryPose")).graph.node if node.op_type == "Conv"
+    }
+    assert convolutions == [name for name, weight in weights.items() if "backbone" not in weight]
+    assert 0 < len(convolutions) < len(weights)
+
+
+def test_int8_asks_for_photos(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--calibration"):
+        export_onnx(tiny_package("POET"), tmp_path / "model.onnx", precision="int8")
+
+
+def test_the_benchmark_measures_files_beside_torch(exported: Exported, tmp_path: Path) -> None:
+    """On pictures that are labeled with the poses that torch finds, both have the same AP."""
+    package, images, annotations = tiny_package("POET"), [], []
+    model = PoseEstimator(package, device="cpu")
+    for image_id in (1, 2):
+        Image.fromarray(noise(64, 96, image_id)).save(tmp_path / f"{image_id}.png")
+        images.append({"id": image_id, "file_name": f"{image_id}.png", "height": 64, "width": 96})
+        keypoints = model(tmp_path / f"{image_id}.png")[0].to_coco()[0]["keypoints"]
+        keypoints[2::3] = [2] * (len(keypoints) // 3)
+        box = {"bbox": [8, 8, 48, 48], "area": 2304, "iscrowd": 0, "category_id": 1, "num_keypoints": 17}
+        annotations.append({"id": image_id, "image_id": image_id, "keypoints": keypoints, **box})
+    categories = [{"id": 1, "name": "person", "keypoints": list(package.skeleton.keypoints)}]
+    labels = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    cfg = package.cfg.clone()
+    cfg.DATASETS.CUSTOM = [{"name": "found", "json": str(tmp_path / "labels.json"), "images": str(tmp_path)}]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ["found"], ["found"]
+    torch.save({"model": package.model.state_dict()}, tmp_path / "weights.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    workload = Workload(str(tmp_path / "config.yaml"), real_data=True)
+    by_torch, by_file = PosesSubject(workload), PosesSubject(replace(workload, onnx_file=str(exported("POET"))))
+    assert by_torch.step() > 0
+    assert by_file.step() > 0
+    results = [subject.result() for subject in (by_torch, by_file)]
+    assert results[0]["AP"] == pytest.approx(results[1]["AP"])
+    assert results[0]["AP"] > 50
+    assert results[1]["bytes"] == exported("POET").stat().st_size
+    benchmark = load_script("tools/benchmark.py")
+    with pytest.raises(ConfigError, match="only poses"):
+        benchmark.main(benchmark.parse_arguments(["--onnx", "model.onnx", "--what", "train"]))
 
 
 def test_a_top_down_model_takes_boxes(exported: Exported) -> None:

@@ -20,13 +20,25 @@ window.querypose = { ready, find: async (source) => { await ready; return find(a
 ready.then(() => say("Ready."), (error) => say(`The model cannot be loaded: ${error.message}`, true));
 
 async function open() {
-  const onGpu = "gpu" in navigator && (await navigator.gpu.requestAdapter().catch(() => null)) !== null;
-  ort = await import(onGpu ? "./runtime/ort.webgpu.min.mjs" : "./runtime/ort.wasm.min.mjs");
+  const adapter = "gpu" in navigator ? await navigator.gpu.requestAdapter().catch(() => null) : null;
+  if (adapter !== null) {
+    try {
+      return await start("ort.webgpu.min.mjs", ["webgpu", "wasm"], "WebGPU");
+    } catch (error) {
+      console.warn("The model does not run on WebGPU; WebAssembly is used.", error);
+      return start("ort.webgpu.min.mjs", ["wasm"], "WebAssembly (WebGPU refused the model)");
+    }
+  }
+  return start("ort.wasm.min.mjs", ["wasm"], "WebAssembly (no WebGPU here)");
+}
+
+async function start(file, executionProviders, name) {
+  ort = await import(`./runtime/${file}`);
   ort.env.wasm.wasmPaths = new URL("runtime/", location.href).href;
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
-  const executionProviders = onGpu ? ["webgpu", "wasm"] : ["wasm"];
   session = await ort.InferenceSession.create("model.onnx", { executionProviders, logSeverityLevel: 3 });
-  element("backend").textContent = onGpu ? "WebGPU" : "WebAssembly";
+  await find(new ImageData(32, 32)); // some operators are refused only when they run
+  element("backend").textContent = name;
 }
 
 async function pixelsOf(source) {

@@ -143,7 +143,8 @@ def test_the_benchmark_measures_files_beside_torch(exported: Exported, tmp_path:
     labels = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "labels.json").write_text(json.dumps(labels))
     cfg = package.cfg.clone()
-    cfg.DATASETS.CUSTOM = [{"name": "found", "json": str(tmp_path / "labels.json"), "images": str(tmp_path)}]
+    entry = {"name": "found", "json": str(tmp_path / "labels.json"), "images": str(tmp_path), "skeleton": "coco"}
+    cfg.DATASETS.CUSTOM = [entry]
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ["found"], ["found"]
     torch.save({"model": package.model.state_dict()}, tmp_path / "weights.pth")
     cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")

@@ -111,11 +111,10 @@ def assert_same_samples(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
 
 
 def test_shards_are_webdataset_shards_of_equal_files(shards: Path) -> None:
-    content = {}
-    for shard in sorted(shards.glob("*.tar")):
+    content: dict[str, bytes] = {}
+    for shard in shards.glob("*.tar"):
         with tarfile.open(shard) as tar:
-            content |= {member.name: tar.extractfile(member) for member in tar}
-            content = {name: stream if isinstance(stream, bytes) else stream.read() for name, stream in content.items()}
+            content |= {member.name: stream.read() for member in tar if (stream := tar.extractfile(member)) is not None}
     assert content == {name: (shards.parent / "images" / name).read_bytes() for name in NAMES}
     index = open_shards(str(shards / "shards.json"))
     assert {name: index.content(name) for name in NAMES} == content

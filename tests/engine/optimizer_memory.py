@@ -33,8 +33,9 @@ def measure(config_file: str, shard: bool) -> None:
     model = build_model(load_config(config_file, ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAINED", "False"]))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
-    decays = {"weight_decay": 1e-4, "weight_decay_norm": 1e-4, "weight_decay_bias": 1e-4}
-    optimizer = build_optimizer(model, base_lr=1e-4, **decays, shard=shard)
+    optimizer = build_optimizer(
+        model, base_lr=1e-4, weight_decay=1e-4, weight_decay_norm=1e-4, weight_decay_bias=1e-4, shard=shard
+    )
     before = resident()
     optimizer.step()
     grown = resident() - before

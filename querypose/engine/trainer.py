@@ -66,6 +66,7 @@ from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
 from querypose.layers.precision import PRECISIONS
 from querypose.lost_output import losses_said_again
+from querypose.progress import logs_above_bars, progress
 
 
 class PoseTrainer(DefaultTrainer, EndableLoop):
@@ -291,7 +292,8 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        return build_test_loader(cfg, dataset_name)
+        loader = build_test_loader(cfg, dataset_name)
+        return progress(loader, f"evaluating on {dataset_name}", unit="batch", shown=comm.is_main_process())
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -343,7 +345,7 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         Args and result are those of the engine's DefaultTrainer. Raises LoaderError where a loader process died.
         """
         ready = model if isinstance(model, InferenceModel) else InferenceModel(cfg, model)
-        with explain_loader_failures():
+        with explain_loader_failures(), logs_above_bars("querypose", "detectron2"):
             results: dict[str, Any] = super().test(cfg, ready, evaluators)
         return results
 

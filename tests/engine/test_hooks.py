@@ -14,7 +14,7 @@ from querypose.config import ConfigError, load_config
 from querypose.d2 import CfgNode, EventStorage, HookBase
 from querypose.data import register_custom_datasets
 from querypose.engine import HOOK_REGISTRY, PoseTrainer
-from querypose.engine.hooks import BestCheckpointer, PeriodicCheckpointer, drop_lines_after
+from querypose.engine.hooks import BestCheckpointer, CPUTime, PeriodicCheckpointer, drop_lines_after
 from tests.engine.toy_pose import write_toy_config
 
 
@@ -77,6 +77,20 @@ def test_after_backward_comes_between_the_gradient_and_the_update(tmp_path: Path
     trainer.train()
     [hook] = [hook for hook in trainer._hooks if isinstance(hook, HalvingHook)]
     assert trainer.storage.latest()["grad_norm"][0] == pytest.approx(hook.norms[0] / 2, rel=1e-4)
+
+
+def test_cpu_time_leaves_out_what_comes_between_the_iterations() -> None:
+    times = iter([3.0, 4.5, 10.0, 11.0])
+    hook = CPUTime(clock=lambda: next(times))
+    with EventStorage() as storage:
+        hook.trainer = SimpleNamespace(storage=storage)
+        for _ in range(2):
+            hook.before_step()
+            hook.after_step()
+        assert storage.latest()["cpu_seconds"][0] == 2.5
+    resumed = CPUTime()
+    resumed.load_state_dict(hook.state_dict())
+    assert resumed.seconds == 2.5
 
 
 def test_a_hook_that_nobody_registered_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from querypose.analysis.complexity import measure_complexity
 from querypose.analysis.part_meter import PartMeter
 from querypose.config import ConfigError, load_config
 from querypose.d2 import Boxes, CfgNode, EventStorage, Instances, seed_all_rng
-from querypose.data import read_image, register_custom_datasets
+from querypose.data import build_test_loader, read_image, register_custom_datasets
 from querypose.data.datasets import dataset_annotations, load_datasets
 from querypose.deployment.results import import_or_explain
 from querypose.engine import PoseTrainer
@@ -190,7 +190,7 @@ class InferenceSubject(Subject):
         cfg = _prepared(workload, batch_size=1)
         self._predict = PosePredictor(cfg).model
         self._model: PoseModel = self._predict.model
-        batches = _batches(workload, self._model, cfg, lambda: PoseTrainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]))
+        batches = _batches(workload, self._model, cfg, lambda: build_test_loader(cfg, cfg.DATASETS.TEST[0]))
         self._batches = itertools.cycle(batches)
         self._clock = Clock(torch.device(cfg.MODEL.DEVICE))
         self._depth = workload.depth

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +52,13 @@ def quantize_backbone(path: Path, photos: Sequence[str | Path]) -> None:
         photos: like those that the model will see.
     """
     quantization = import_or_explain("onnxruntime.quantization", "querypose[export]")
-    runtime = PoseRuntime(path)
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]  # imported late
-        def __init__(self) -> None:
-            self.feeds: Iterator[Mapping[str, Any]] = (runtime.feeds(read_pixels(photo)[None]) for photo in photos)
-
-        def get_next(self) -> Mapping[str, Any] | None:
-            return next(self.feeds, None)
-
     root_level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # it advises by the root logger
     try:
         with tempfile.TemporaryDirectory() as folder:
             quantized = Path(folder) / "model.onnx"
             quantization.quantize_static(
-                str(path), str(quantized), Reader(), per_channel=True, reduce_range=True,
+                str(path), str(quantized), _Photos(path, photos), per_channel=True, reduce_range=True,
                 op_types_to_quantize=["Conv"], nodes_to_exclude=_convolutions_of_heads(path),
             )  # fmt: skip
             path.write_bytes(quantized.read_bytes())
@@ -79,3 +70,14 @@ def _convolutions_of_heads(path: Path) -> list[str]:
     """Names of those outside the backbone: what they give is positions and scores, which 8 bits would blur."""
     graph = import_or_explain("onnx", "querypose[export]").load(path).graph
     return [node.name for node in graph.node if node.op_type == "Conv" and ".backbone." not in node.input[1]]
+
+
+class _Photos:
+    """Gives the quantizer a photo after the other, as the session takes it."""
+
+    def __init__(self, path: Path, photos: Sequence[str | Path]) -> None:
+        runtime = PoseRuntime(path)
+        self._feeds = (runtime.feeds(read_pixels(photo)[None]) for photo in photos)
+
+    def get_next(self) -> Mapping[str, Any] | None:
+        return next(self._feeds, None)

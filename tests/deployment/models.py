@@ -15,6 +15,7 @@ from torch import nn
 
 from querypose.d2 import build_model
 from querypose.deployment import ModelPackage, onnx_export
+from querypose.deployment.preprocessing import GraphPipeline
 from querypose.modeling import PoseModel
 from querypose.skeleton import COCO_SKELETON
 from tests.tiny import ARCHITECTURES, tiny_config
@@ -66,7 +67,7 @@ _pipelines: dict[object, Any] = {}
 def exported(architecture: str, folder: Path) -> Path:
     """The ONNX file of `tiny_package`, exported once into a folder; models of one pipeline share its graph."""
 
-    def pipeline_once(pipeline: onnx_export.GraphPipeline) -> Any:
+    def pipeline_once(pipeline: GraphPipeline) -> Any:
         key = (type(pipeline), pipeline.short_side, pipeline.divisor, pipeline.is_bgr)
         if key not in _pipelines:
             _pipelines[key] = _export_pipeline(pipeline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def noise(height: int, width: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def prepared(cfg: CfgNode, image: NDArray[np.uint8], boxes: NDArray[np.float64] | None = None) -> list[dict]:
+def prepared(cfg: CfgNode, image: NDArray[np.uint8], boxes: NDArray[np.float64] | None = None) -> list[dict[str, Any]]:
     pipeline = build_pipeline(cfg, is_train=False)
     records = pipeline.records_of_image((image.shape[0], image.shape[1]), boxes)
     return [pipeline.sample(record, np.random.default_rng(0), image) for record in records]

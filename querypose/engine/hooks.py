@@ -30,8 +30,8 @@ from querypose.config import ConfigError
 from querypose.d2 import CfgNode, EventWriter, HookBase, JSONWriter, Registry, RunStopped, atomic_write, comm
 from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.ema import ExponentialMovingAverage
-from querypose.engine.lost_output import note_loss
 from querypose.engine.stop_signal import STOPPED_EXIT_CODE, StopSignal
+from querypose.lost_output import note_loss
 
 HOOK_REGISTRY = Registry("HOOK")
 HOOK_REGISTRY.__doc__ = "Hooks that the key HOOKS may name."

@@ -33,6 +33,9 @@ PIPELINE_REGISTRY.__doc__ = """
 Functions that INPUT.PIPELINE names; each takes (cfg, is_train) and gives a `Pipeline`.
 """
 
+# In INPUT.AUGMENTATIONS: the augmentations that detectron2's keys describe.
+DEFAULT_AUGMENTATIONS = "default"
+
 Record = dict[str, Any]
 Sample = dict[str, Any]
 
@@ -91,20 +94,22 @@ class Pipeline(abc.ABC):
         """The arguments that all pipelines share.
 
         Args:
-            cfg: INPUT.AUGMENTATIONS are the augmentations; if it is empty, RANDOM_FLIP, ROTATION and COARSE_DROPOUT.
+            cfg: INPUT.AUGMENTATIONS are the augmentations; "default" in it is RANDOM_FLIP, ROTATION and COARSE_DROPOUT.
             is_train: an evaluation has no augmentations, packs no annotations and leaves nobody out.
             cropping: augmentations that a pipeline adds to the latter three, before the dropout.
         """
         if not is_train:
             return {"is_train": False, "channel_order": cfg.INPUT.FORMAT}
-        augmentations = [
-            build_part(AUGMENTATION_REGISTRY, entry, f"INPUT.AUGMENTATIONS[{index}]")
-            for index, entry in enumerate(cfg.INPUT.AUGMENTATIONS)
-        ]
+        augmentations: list[Augmentation] = []
+        for index, entry in enumerate(cfg.INPUT.AUGMENTATIONS):
+            if entry == DEFAULT_AUGMENTATIONS:
+                augmentations += _default_augmentations(cfg, cropping)
+            else:
+                augmentations.append(build_part(AUGMENTATION_REGISTRY, entry, f"INPUT.AUGMENTATIONS[{index}]"))
         return {
             "is_train": True,
             "channel_order": cfg.INPUT.FORMAT,
-            "augmentations": augmentations or _default_augmentations(cfg, cropping),
+            "augmentations": augmentations,
             "skeleton": skeleton_of_datasets(cfg.DATASETS.TRAIN),
             "min_visible_keypoints": cfg.DATALOADER.MIN_VISIBLE_KEYPOINTS,
         }

@@ -310,9 +310,21 @@ def test_a_list_in_yaml_takes_the_place_of_the_default(toy_dataset: str, tmp_pat
     assert build_pipeline(cfg, is_train=False).augmentations == (RandomResize([800], 1333),)
 
 
+def test_the_word_default_stands_for_what_the_keys_describe_and_an_empty_list_for_none(toy_dataset: str) -> None:
+    cfg = _config(toy_dataset)
+    described = build_pipeline(cfg, is_train=True).augmentations
+    cfg.INPUT.AUGMENTATIONS = ["default", {"name": "RandomRotation", "probability": 1.0, "max_degrees": 9.0}]
+    assert build_pipeline(cfg, is_train=True).augmentations == (*described, RandomRotation(1.0, 9.0))
+    cfg.INPUT.AUGMENTATIONS = []
+    assert build_pipeline(cfg, is_train=True).augmentations == ()
+    assert len(described) > 1
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
+        ("defaults", r"AUGMENTATIONS\[0\] is 'defaults'; allowed: default, {name"),
+        ("7", r"AUGMENTATIONS\[0\] is 7; allowed: {name"),
         ("{name: RandomFlop}", r"AUGMENTATIONS\[0\] has the name 'RandomFlop'; allowed: .*'RandomFlip'"),
         ("{name: RandomFlip, share: 0.5}", r"'RandomFlip' the argument 'share'; allowed: probability: a number in"),
         ("{name: RandomFlip, probability: often}", r"'probability' with 'often'; allowed: probability: a number in"),

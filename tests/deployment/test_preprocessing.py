@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from querypose.config import load_config
+from querypose.config import ConfigError, load_config
 from querypose.d2 import CfgNode
 from querypose.data import build_pipeline, read_image
 from querypose.deployment.preprocessing import graph_pipeline
@@ -83,6 +83,24 @@ def test_crops_are_those_of_the_pipeline(unbiased: str, antialias: str) -> None:
     for index, sample in enumerate(prepared(cfg, image, np.array(BOXES))):
         assert_levels_agree(made[index], sample["image"])
         np.testing.assert_allclose(to_file[index], sample["frame"].inverse().matrix, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [0.45, 1.0, 1.5])
+def test_a_factor_of_the_size_is_the_pipeline_s(factor: float) -> None:
+    cfg = load_config(None, ["INPUT.MIN_SIZE_TEST", "0", "INPUT.SCALE_TEST", str(factor)])
+    pixels = noise(30, 41)
+    (sample,) = prepared(cfg, pixels)
+    images, size_12, map_123 = graph_pipeline(cfg, 16)(torch.from_numpy(pixels)[None], torch.tensor([[30, 41]]))
+    height, width = sample["image"].shape[1:]
+    assert size_12.tolist() == [[height, width]]
+    assert torch.equal(images[0, :, :height, :width], sample["image"])
+    np.testing.assert_allclose(map_123[0], sample["frame"].inverse().matrix, atol=1e-9)
+
+
+def test_a_factor_and_a_short_side_are_one_too_many() -> None:
+    for overrides in (["INPUT.MIN_SIZE_TEST", "64"], ["INPUT.MIN_SIZE_TEST", "0", "INPUT.PIPELINE", "dense_image"]):
+        with pytest.raises(ConfigError, match=r"INPUT.SCALE_TEST is 0.5, which needs INPUT.MIN_SIZE_TEST 0 and"):
+            load_config(None, ["INPUT.SCALE_TEST", "0.5", *overrides])
 
 
 def assert_levels_agree(found: torch.Tensor, expected: torch.Tensor) -> None:

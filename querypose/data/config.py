@@ -55,7 +55,8 @@ add_keys((
     Key("DATASETS.TRAIN", [], "names of registered datasets; all of one skeleton", list_of_names()),
     Key("DATASETS.TEST", [], "names of registered datasets; all of one skeleton", list_of_names()),
     Key("DATASETS.CUSTOM", [],
-        "your datasets: list of {name, json, images, skeleton} and, if not coco, evaluator: crowdpose", _MAPPINGS),
+        "your datasets: list of {name, json, images, skeleton} and, if not coco, evaluator: crowdpose; images is a "
+        "folder, or the address of a shards.json (a path, s3://…)", _MAPPINGS),
     Key("DATASETS.SKELETONS", [],
         "your skeletons: list of {name, keypoints, flip_pairs, sigmas, edges, part_schemes, default_part_scheme, "
         "upper_body, head_segment}",

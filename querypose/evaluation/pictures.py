@@ -61,7 +61,7 @@ class EvaluationPictures:
 
     def _picture(self, image: int, poses: Poses | None, title: str) -> NDArray[np.uint8]:
         file, skeleton = self._annotations, self._annotations.skeleton
-        pixels = Image.fromarray(read_image(Path(file.image_root or "", file.file_names[image])))
+        pixels = Image.fromarray(read_image(file.image_file(image)))
         scale = min(1.0, _MAX_SIDE / max(pixels.size))
         pixels = pixels.resize((max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale))))
         canvas = np.asarray(pixels)

@@ -20,6 +20,7 @@ setup(
     package_data={"querypose.analysis": ["report_page/*"], "querypose.deployment": ["web/*"]},
     install_requires=[
         "faster-coco-eval>=1.8",
+        "fsspec",
         "fvcore",
         "huggingface_hub",
         "iopath",
@@ -43,6 +44,7 @@ setup(
         "app": ["gradio"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "report": ["plotly"],
+        "s3": ["s3fs"],
         "trackers": ["mlflow", "wandb"],
         "video": ["opencv-python-headless"],
         "test": [

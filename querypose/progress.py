@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import logging
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 _Item = TypeVar("_Item")
 
@@ -30,3 +34,13 @@ def progress_bar(description: str, total: int, unit: str) -> tqdm[Any]:
     """The same bar for work that is no loop: a context whose `update()` counts one more."""
     bar: tqdm[Any] = tqdm(desc=description, total=total, unit=unit, disable=None)
     return bar
+
+
+@contextlib.contextmanager
+def logs_above_bars(*names: str) -> Iterator[None]:
+    """Within the context the consoles of these loggers write above a bar, and not into it; nothing off a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with logging_redirect_tqdm([logging.getLogger(name) for name in names]):
+        yield

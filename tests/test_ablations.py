@@ -49,7 +49,6 @@ def table_and_row(name: str) -> tuple[Table, TableRow]:
 
 def test_every_file_is_a_table() -> None:
     assert {str(path.relative_to(CONFIGS)) for path in ABLATIONS.rglob("*.yaml")} == {*TABLES}
-    assert len(ROWS) == 94
 
 
 @pytest.mark.parametrize("name", TABLES)

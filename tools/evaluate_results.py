@@ -76,7 +76,7 @@ def main(arguments: argparse.Namespace) -> None:
     metric = find_metric(arguments.metric, "--metric")
     annotations = read_annotations(arguments.annotations, None, skeleton).require_sound()
     require_persons(annotations)
-    require_usable(annotations, [metric])
+    require_usable(annotations, {arguments.metric: metric})
     results = read_results(arguments.results, skeleton)
     metrics = metric(annotations, detections_of(results, annotations))
     print(

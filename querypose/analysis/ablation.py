@@ -14,7 +14,7 @@ from querypose.analysis.ablation_table import AblationTable
 from querypose.analysis.complexity import Complexity, measure_complexity
 from querypose.config import length_of_training
 from querypose.data import load_datasets
-from querypose.visualization.charts import plot_precisions, plot_rows
+from querypose.visualization.charts import Curve, plot_comparison, plot_rows
 
 
 class Ablation:
@@ -84,7 +84,7 @@ class Ablation:
         return AblationReport(self.table, self.complexities, results, notes)
 
     def write_report(self) -> None:
-        """table.md, table.csv; once there is an AP ap.png, and ap_curves.png where it was evaluated on the way."""
+        """table.md, table.csv; once there is an AP ap.png, and curves.png where it was evaluated on the way."""
         report = self.report()
         (self.output / "table.md").write_text(report.markdown(), encoding="utf-8")
         (self.output / "table.csv").write_text(report.csv(), encoding="utf-8")
@@ -93,6 +93,12 @@ class Ablation:
             precisions["AP, paper"] = [[row.paper["AP"]] if "AP" in row.paper else [] for row in self.table.rows]
         if any(precisions["AP, measured"]):
             plot_rows([row.title for row in self.table.rows], precisions, self.output / "ap.png")
-        curves = report.ap_curves()
-        if any(len(points) > 1 for points in curves.values()):
-            plot_precisions(curves, self.output / "ap_curves.png")
+        panels = {"AP (%)": report.curves("AP"), "mean OKS of a person's best pose (%)": report.curves("OKS")}
+        panels = {title: curves for title, curves in panels.items() if any(map(_is_line, curves.values()))}
+        if panels:
+            unit = "CPU-seconds of training" if report.counts_cpu_time else "iteration"
+            plot_comparison(panels, self.output / "curves.png", x_label=unit)
+
+
+def _is_line(points: Curve) -> bool:
+    return len(points) > 1

@@ -76,16 +76,29 @@ class AblationReport:
         values = self.values(metric)[self.table.rows.index(row)]
         return Statistic.of(values) if values else None
 
-    def ap_curves(self) -> dict[str, Curve]:
-        """AP over the iterations by title of every row that was evaluated, the mean over its seeds."""
+    @property
+    def counts_cpu_time(self) -> bool:
+        """Whether every finished run has counted its CPU-seconds."""
+        runs = [run for results in self.results.values() for run in results]
+        return bool(runs) and all(run.cpu_seconds is not None for run in runs)
+
+    def curves(self, name: str) -> dict[str, Curve]:
+        """`AP` or `OKS` by title of every row that was evaluated, the mean over its seeds.
+
+        It goes over the iterations; where all runs have counted CPU-seconds, over these.
+        """
         curves = {}
         for row in self.table.rows:
+            runs = self.results.get(row.name, ())
             values: dict[float, list[float]] = {}
-            for run in self.results.get(row.name, ()):
-                for iteration, ap in run.ap_curve:
-                    values.setdefault(iteration, []).append(ap)
+            for run in runs:
+                for iteration, value in run.curves.get(name, ()):
+                    values.setdefault(iteration, []).append(value)
+            scale = 1.0
+            if self.counts_cpu_time and runs:
+                scale = statistics.fmean((run.cpu_seconds or 0.0) / max(run.iteration, 1) for run in runs)
             if values:
-                curves[row.title] = [(iteration, statistics.fmean(values[iteration])) for iteration in sorted(values)]
+                curves[row.title] = [(scale * at, statistics.fmean(values[at])) for at in sorted(values)]
         return curves
 
     def seconds_per_step(self, row: AblationRow) -> float | None:

@@ -36,18 +36,21 @@ class RunResult:
         iteration: how many iterations it has done.
         seconds_per_step: median, None where none was timed.
         metrics: the last evaluation, in percent.
-        ap_curve: AP after so many iterations, of every evaluation.
+        curves: AP and mean OKS (`AP`, `OKS`) after so many iterations, of every evaluation.
+        cpu_seconds: of the training without its evaluations, where the hook CPUTime counts them.
     """
 
     iteration: int = 0
     seconds_per_step: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
-    ap_curve: Curve = field(default_factory=list)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    cpu_seconds: float | None = None
 
     @classmethod
     def of(cls, curves: Mapping[str, Curve], datasets: Sequence[str]) -> RunResult:
         """From the curves of a metrics.json; of several test datasets the first one counts."""
-        prefix = f"{datasets[0]}/keypoints/" if len(datasets) > 1 else "keypoints/"
+        dataset = f"{datasets[0]}/" if len(datasets) > 1 else ""
+        prefix = f"{dataset}keypoints/"
         times = [seconds for _, seconds in curves.get("time", [])]
         return cls(
             iteration=int(curves["total_loss"][-1][0]) + 1 if "total_loss" in curves else 0,
@@ -55,7 +58,12 @@ class RunResult:
             metrics={
                 name.removeprefix(prefix): points[-1][1] for name, points in curves.items() if name.startswith(prefix)
             },
-            ap_curve=[(iteration + 1, value) for iteration, value in curves.get(f"{prefix}AP", [])],
+            curves={
+                name: [(iteration + 1, value) for iteration, value in curves[key]]
+                for name, key in (("AP", f"{prefix}AP"), ("OKS", f"{dataset}progress/OKS"))
+                if key in curves
+            },
+            cpu_seconds=curves["cpu_seconds"][-1][1] if "cpu_seconds" in curves else None,
         )
 
     @classmethod
@@ -70,21 +78,28 @@ class RunResult:
             "iteration": is_integer,
             "seconds_per_step": lambda value: value is None or is_finite(value),
             "metrics": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
-            "ap_curve": lambda value: (
-                isinstance(value, list)
-                and all(isinstance(point, list) and len(point) == 2 and all(map(_is_number, point)) for point in value)
-            ),
+            "curves": lambda value: isinstance(value, dict) and all(map(_is_curve, value.values())),
+            "cpu_seconds": lambda value: value is None or is_finite(value),
         }
         if not isinstance(content, dict) or content.keys() != is_of_numbers.keys():
             raise ConfigError(f"{file} is not the result of a training; delete it, and the row goes on.")
         for name, is_allowed in is_of_numbers.items():
             if not is_allowed(content[name]):
                 raise ConfigError(f"{file}: {name} is {short(content[name])}; delete the file, and the row goes on.")
-        return cls(**{**content, "ap_curve": [(iteration, value) for iteration, value in content["ap_curve"]]})
+        curves = {
+            name: [(iteration, value) for iteration, value in points] for name, points in content["curves"].items()
+        }
+        return cls(**{**content, "curves": curves})
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)  # a metric may be NaN
+
+
+def _is_curve(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(point, list) and len(point) == 2 and all(map(_is_number, point)) for point in value
+    )
 
 
 @dataclass(frozen=True)

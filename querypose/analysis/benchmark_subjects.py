@@ -23,7 +23,7 @@ from querypose.analysis.operation_meter import COSTS, KINDS, Operation, Operatio
 from querypose.analysis.part_meter import BACKWARD, FORWARD, UPDATE, PartMeter, Reading
 from querypose.config import ConfigError, load_config
 from querypose.d2 import CfgNode, EventStorage, seed_all_rng
-from querypose.data import register_custom_datasets
+from querypose.data import build_test_loader, register_custom_datasets
 from querypose.engine import PoseTrainer
 from querypose.engine.predictor import PosePredictor
 from querypose.engine.progress import peak_memory
@@ -224,7 +224,7 @@ class InferenceSubject(Subject):
         cfg = _prepared(workload, batch_size=1)
         self._predict = PosePredictor(cfg).model
         self._model: PoseModel = self._predict.model
-        batches = _batches(workload, self._model, cfg, lambda: PoseTrainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]))
+        batches = _batches(workload, self._model, cfg, lambda: build_test_loader(cfg, cfg.DATASETS.TEST[0]))
         self._batches = itertools.cycle(batches)
         self._clock = Clock(torch.device(cfg.MODEL.DEVICE))
         self._depth = workload.depth

@@ -26,6 +26,7 @@ from tabulate import tabulate
 from querypose.analysis.benchmark import Timing, describe_machine
 from querypose.analysis.benchmark_subjects import InferenceSubject, LoadingSubject, Subject, TrainingSubject, Workload
 from querypose.analysis.complexity import Complexity, measure_complexity
+from querypose.data import datasets_root
 from querypose.evaluation import write_json
 from querypose.visualization.charts import read_metrics
 
@@ -406,20 +407,22 @@ def loading_speed(scope: Scope) -> Table:
 
 def short_training(scope: Scope) -> Table:
     """From random weights on real photos where they are there, else on drawn people; AP at each evaluation."""
-    photos = ROOT.parent / "shared" / "data"
-    config_file, size = ("configs/lsp/querypose_r18.yaml", 192) if photos.is_dir() else (DRAWN_PEOPLE, None)
+    config_file, overrides = training_data()
     output = ROOT / "output" / "gpu_training"
-    overrides = ["MODEL.DEVICE", scope.device, "OUTPUT_DIR", str(output), "MODEL.BACKBONE.PRETRAINED", "False"]
+    overrides += ["MODEL.DEVICE", scope.device, "OUTPUT_DIR", str(output), "MODEL.BACKBONE.PRETRAINED", "False"]
     overrides += ["SOLVER.MAX_MINUTES", str(scope.minutes), "TEST.EVAL_PERIOD", "200", *scope.overrides]
-    if size is not None:
-        overrides += ["INPUT.MIN_SIZE_TRAIN", f"({size},)", "INPUT.MIN_SIZE_TEST", str(size)]
     command = [sys.executable, "tools/train_net.py", "--config-file", config_file, *overrides]
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(photos if photos.is_dir() else ROOT / "datasets")}
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=scope.left, check=False
-    )
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=scope.left, check=False)
     if result.returncode != 0:
         raise RuntimeError(result.stderr.strip().splitlines()[-1])
     curves = [curve for name, curve in read_metrics(output / "metrics.json").items() if name.endswith("keypoints/AP")]
     rows = [[f"{iteration + 1:.0f}", f"{precision:.2f}"] for iteration, precision in (curves[0] if curves else [])]
     return Table(["iteration", "AP"], rows, [f"`{config_file}`, {scope.minutes:g} minutes."])
+
+
+def training_data() -> tuple[str, list[str]]:
+    """The config of the short training, and its changes: for LSP at 192 px where the folder of the datasets has it."""
+    folder = ROOT / datasets_root()
+    if all((folder / photos).is_dir() for photos in ("lsp", "lsp-multi")):
+        return "configs/lsp/querypose_r18.yaml", ["INPUT.MIN_SIZE_TRAIN", "(192,)", "INPUT.MIN_SIZE_TEST", "192"]
+    return DRAWN_PEOPLE, []

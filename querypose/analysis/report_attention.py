@@ -48,7 +48,7 @@ def attention_entries(run: Run, file: PoseAnnotations, images: Sequence[int], fo
     for image in progress(images, "attention"):
         boxes = file.boxes_xyxy[file.of_image(image)][file.is_usable[file.of_image(image)]][:_NUM_POSES]
         try:
-            pixels = read_image(Path(file.image_root or "", file.file_names[image]))
+            pixels = read_image(file.image_file(image))
         except ImageReadError:
             continue
         pictures = []

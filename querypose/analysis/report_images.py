@@ -96,7 +96,7 @@ def image_entries(
 def write_jpeg(file: PoseAnnotations, image: int, path: Path, max_side: int) -> bool:
     """Writes an image of a dataset, no side longer than `max_side`; False where it cannot be read."""
     try:
-        picture = Image.fromarray(read_image(Path(file.image_root or "", file.file_names[image])))
+        picture = Image.fromarray(read_image(file.image_file(image)))
     except ImageReadError:
         return False
     picture.thumbnail((max_side, max_side))

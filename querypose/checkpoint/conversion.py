@@ -24,6 +24,7 @@ from querypose.checkpoint.renaming import StateDict, shorten
 from querypose.checkpoint.sharpose_official import convert_sharpose_official
 from querypose.d2 import CfgNode, CheckpointError, atomic_write, build_model, check_weights, read_checkpoint
 from querypose.errors import UserError
+from querypose.progress import progress
 from querypose.skeleton import skeleton_of_datasets
 
 WRAPPERS = ("model", "state_dict")
@@ -192,5 +193,7 @@ def save_model(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        # Cloned so that entries that share memory, or are parts of a greater tensor, are not written in full.
-        torch.save({"model": {name: value.clone() for name, value in state_dict.items()}}, file)
+        # Cloned so that entries that share memory, or are parts of a greater tensor, are not written in full. What was
+        # mapped is read here.
+        entries = progress(state_dict.items(), "converting", unit="entry")
+        torch.save({"model": {name: value.clone() for name, value in entries}}, file)

@@ -259,7 +259,9 @@ def list_of_names(registry: Registry | Mapping[str, Any] | None = None) -> Allow
         return isinstance(name, str) and (registry is None or name in registered_names(registry))
 
     def description() -> str:
-        known = "" if registry is None else f" among {', '.join(map(repr, registered_names(registry)))}"
-        return f"a list of names{known}"
+        if registry is None:
+            return "a list of names"
+        names = ", ".join(map(repr, registered_names(registry)))
+        return f"a list of names among {names}" if names else "[], until a module of yours registers names"
 
     return Allowed(description, lambda value: isinstance(value, list | tuple) and all(map(is_known, value)))

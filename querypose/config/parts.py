@@ -11,15 +11,18 @@ from typing import Annotated, Any, Literal, Union
 from querypose.config.keys import Allowed, ConfigError, is_finite, registered_names
 from querypose.d2 import Registry
 
+_ENTRY = "{name: …, argument: value, …}"
 
-def part_list(registry: Registry | Mapping[str, Any], given: Iterable[str] = ()) -> Allowed:
+
+def part_list(registry: Registry | Mapping[str, Any], given: Iterable[str] = (), words: Iterable[str] = ()) -> Allowed:
     """A list of mappings: `name` of a registered class, and arguments of its constructor by their names.
 
     Args:
         registry: of the classes.
         given: arguments that the code gives (see `build_part`); YAML must not give them.
+        words: what may stand in place of a mapping.
     """
-    supplied = tuple(given)
+    supplied, known_words = tuple(given), tuple(words)
 
     class _PartList(Allowed):
         def problem(self, key: str, value: Any) -> str | None:
@@ -27,13 +30,20 @@ def part_list(registry: Registry | Mapping[str, Any], given: Iterable[str] = ())
                 return f"{key} is {value!r}; allowed: {self.description}."
             try:
                 for index, entry in enumerate(value):
-                    _arguments(registry, entry, f"{key}[{index}]", supplied)
+                    if isinstance(entry, str) and known_words:
+                        if entry not in known_words:
+                            return f"{key}[{index}] is {entry!r}; allowed: {', '.join(known_words)}, {_ENTRY}."
+                    else:
+                        _arguments(registry, entry, f"{key}[{index}]", supplied)
             except ConfigError as error:
                 return str(error)
             return None
 
     return _PartList(
-        lambda: f"a list of {{name: …, argument: value, …}}, name one of {', '.join(registered_names(registry))}",
+        lambda: (
+            f"a list of {''.join(f'{word}, ' for word in known_words)}{_ENTRY}, name one of "
+            f"{', '.join(registered_names(registry))}"
+        ),
         lambda value: True,
     )
 
@@ -65,7 +75,7 @@ def _arguments(
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The class of an entry and its arguments, converted to what its annotations say."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-        raise ConfigError(f"{key} is {entry!r}; allowed: {{name: …, argument: value, …}}.")
+        raise ConfigError(f"{key} is {entry!r}; allowed: {_ENTRY}.")
     name = entry["name"]
     known = registered_names(registry)
     if name not in known:

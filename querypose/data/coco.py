@@ -24,6 +24,7 @@ from querypose.d2 import BoxMode
 from querypose.data.image_io import ImageReadError, read_image_size
 from querypose.data.json_files import JsonError, read_json
 from querypose.data.problems import DatasetError, Problem, errors_of
+from querypose.data.shards import ShardError, is_index, open_shards
 from querypose.paths import FileNameError, path_within, short
 from querypose.skeleton import Skeleton
 
@@ -46,9 +47,10 @@ class PoseAnnotations:
 
     Attributes:
         path: of the json.
-        image_root: folder of the images; None where only the annotations matter.
+        image_root: folder of the images, or the index of their shards; None where only the annotations matter.
         skeleton: of the keypoints.
         problems: in the order of the file's parts: images, categories, annotations.
+        has_images: whether the images' folder is there, or all of their shards.
         category_id: the id that the json gives to the category.
         category: its name.
         has_annotations: False for the json of a test split, which has no field "annotations".
@@ -75,6 +77,7 @@ class PoseAnnotations:
     image_root: str | None
     skeleton: Skeleton
     problems: list[Problem] = field(default_factory=list)
+    has_images: bool = False
     category_id: int = 0
     category: str = ""
     has_annotations: bool = False
@@ -117,6 +120,10 @@ class PoseAnnotations:
         first, last = np.searchsorted(self.image_indices, (index, index + 1))
         return slice(int(first), int(last))
 
+    def image_file(self, index: int) -> str:
+        """The path of an image, as `read_image` takes it."""
+        return os.path.join(self.image_root or "", self.file_names[index])
+
     def record(self, index: int) -> dict[str, Any]:
         """An image as a dict in detectron2's format, with `sample_id`.
 
@@ -126,7 +133,7 @@ class PoseAnnotations:
         """
         height, width = self.sizes_hw[index].tolist()
         record: dict[str, Any] = {
-            "file_name": os.path.join(self.image_root or "", self.file_names[index]),
+            "file_name": self.image_file(index),
             "height": height,
             "width": width,
             "image_id": self.image_ids[index],
@@ -172,8 +179,8 @@ def read_annotations(json_file: str | Path, image_root: str | Path | None, skele
 
     Args:
         json_file: the json.
-        image_root: folder of its images. An image is opened only if its boxes fit the size with height and width
-            swapped, and not the size in the json. With None no image is opened.
+        image_root: folder of its images, or the index of their shards. An image is opened only if its boxes fit the
+            size with height and width swapped, and not the size in the json. With None no image is opened.
         skeleton: the expected keypoints.
     """
     file = PoseAnnotations(str(json_file), None if image_root is None else str(image_root), skeleton)
@@ -181,11 +188,8 @@ def read_annotations(json_file: str | Path, image_root: str | Path | None, skele
     document = reader.read_document()
     if document is None:
         return file
-    if file.image_root is not None and not os.path.isdir(file.image_root):
-        reader.error(
-            "no image folder", "", f"there is no image folder {file.image_root!r}",
-            "put the images there, or set DETECTRON2_DATASETS to the folder that holds your datasets",
-        )  # fmt: skip
+    if file.image_root is not None:
+        file.has_images = reader.find_images(file.image_root)
     reader.read_images(document["images"])
     file.has_annotations = "annotations" in document
     if reader.find_category(document.get("categories", [])) and file.has_annotations:
@@ -238,6 +242,24 @@ class _Reader:
             self.error("not a COCO json", "", wrong, remedy)
             return None
         return dict(document)
+
+    def find_images(self, image_root: str) -> bool:
+        """Whether the folder is there, or all of the shards are."""
+        if not is_index(image_root):
+            if not os.path.isdir(image_root):
+                self.error(
+                    "no image folder", "", f"there is no image folder {image_root!r}",
+                    "put the images there, or set DETECTRON2_DATASETS to the folder that holds your datasets",
+                )  # fmt: skip
+                return False
+            return True
+        try:
+            faults = open_shards(image_root).faults()
+        except ShardError as error:
+            faults = [error]
+        for fault in faults:
+            self.error("shard that cannot be read", "", fault.what, fault.remedy)
+        return not faults
 
     def read_images(self, images: Sequence[Any]) -> None:
         """Fills the arrays of images."""
@@ -483,7 +505,7 @@ class _Reader:
         found when the image is read (`querypose.data.image_checks`).
         """
         file = self.file
-        if file.image_root is None or not os.path.isdir(file.image_root):
+        if not file.has_images:
             return
         extents = np.zeros((len(file.image_ids), 2))
         np.maximum.at(extents, file.image_indices, file.boxes_xywh[:, :2] + file.boxes_xywh[:, 2:])
@@ -494,7 +516,7 @@ class _Reader:
             id = f"image {image_id}"
             not_fitting = f"the boxes of {id} do not fit its size, {width}x{height}"
             try:
-                is_swapped = read_image_size(os.path.join(file.image_root, file.file_names[index])) == (width, height)
+                is_swapped = read_image_size(file.image_file(index)) == (width, height)
             except ImageReadError as error:
                 what = f"{not_fitting}, and its file cannot be read to compare: {error.what}"
                 self.error("boxes do not fit the size", id, what, error.remedy)

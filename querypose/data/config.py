@@ -22,7 +22,7 @@ from querypose.config import (
 from querypose.d2 import CfgNode
 from querypose.data.augmentations import AUGMENTATION_REGISTRY
 from querypose.data.image_checks import CHECKS
-from querypose.data.pipelines.pipeline import PIPELINE_REGISTRY
+from querypose.data.pipelines.pipeline import DEFAULT_AUGMENTATIONS, PIPELINE_REGISTRY
 
 _SIZES = Allowed(
     "a list of positive integers (pixels), not empty",
@@ -55,7 +55,8 @@ add_keys((
     Key("DATASETS.TRAIN", [], "names of registered datasets; all of one skeleton", list_of_names()),
     Key("DATASETS.TEST", [], "names of registered datasets; all of one skeleton", list_of_names()),
     Key("DATASETS.CUSTOM", [],
-        "your datasets: list of {name, json, images, skeleton} and, if not coco, evaluator: crowdpose", _MAPPINGS),
+        "your datasets: list of {name, json, images, skeleton} and, if not coco, evaluator: crowdpose; images is a "
+        "folder, or the address of a shards.json (a path, s3://…)", _MAPPINGS),
     Key("DATASETS.SKELETONS", [],
         "your skeletons: list of {name, keypoints, flip_pairs, sigmas, edges, part_schemes, default_part_scheme, "
         "upper_body, head_segment}",
@@ -78,10 +79,10 @@ add_keys((
     Key("INPUT.PIPELINE", "whole_image",
         "what a sample is: an image with all its persons, the same with a mask of crowds for dense models, or one "
         "person's crop", registered(PIPELINE_REGISTRY), fixed=True),
-    Key("INPUT.AUGMENTATIONS", [],
-        "augmentations of training, in this order: list of {name, arguments}; [] takes those that RANDOM_FLIP, "
-        "ROTATION, CROP, MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and COARSE_DROPOUT describe",
-        part_list(AUGMENTATION_REGISTRY)),
+    Key("INPUT.AUGMENTATIONS", [DEFAULT_AUGMENTATIONS],
+        "augmentations of training, in this order: list of {name, arguments}; the word default stands for those that "
+        "RANDOM_FLIP, ROTATION, CROP, MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and COARSE_DROPOUT describe; [] is none",
+        part_list(AUGMENTATION_REGISTRY, words=(DEFAULT_AUGMENTATIONS,))),
     Key("INPUT.PERSON_CROP.SIZE", [256, 192], "height and width of a person's crop, in pixels",
         sequence_of("positive integers", lambda value: is_integer(value) and value > 0, length=2)),
     Key("INPUT.PERSON_CROP.PADDING", 1.25, "factor on both sides of a person's box", above(0)),

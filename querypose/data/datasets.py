@@ -109,7 +109,7 @@ def register_pose_dataset(
     Args:
         name: what DATASETS.TRAIN and DATASETS.TEST call it.
         json_file: COCO-keypoints json.
-        image_root: folder of its images.
+        image_root: folder of its images, or the address of a `shards.json` of datasets/make_shards.py.
         skeleton: what its keypoints are.
         evaluator: name of its metric in METRIC_REGISTRY: "coco" (AP, APm, APl), "crowdpose" (AP easy, medium, hard; the
             json needs crowdIndex), or one of your own.

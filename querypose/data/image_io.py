@@ -11,10 +11,12 @@ import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from querypose.data.shards import ShardError, sharded_content
 from querypose.errors import UserError
 from querypose.paths import check_name, open_regular_file
 
@@ -80,6 +82,7 @@ def read_image(path: str | Path, channel_order: str = "RGB") -> np.ndarray:
 
     Raises:
         ImageReadError: the file is missing, empty, truncated, not an image, or of a pixel type without a defined range.
+        ShardError: the image is in shards that cannot be read.
         ValueError: `channel_order` is neither "RGB" nor "BGR".
     """
     if channel_order not in ("RGB", "BGR"):
@@ -115,6 +118,12 @@ def read_image_size(path: str | Path, content: bytes | None = None) -> tuple[int
     return (width, height) if orientation in _ORIENTATIONS_THAT_SWAP_SIDES else (height, width)
 
 
+def open_image(path: str | Path) -> BinaryIO:
+    """Opens the file of an image, or what stands for it in shards; see `explained_read_errors` for what it raises."""
+    content = sharded_content(str(path))
+    return open_regular_file(path) if content is None else io.BytesIO(content)
+
+
 @contextlib.contextmanager
 def explained_read_errors(path: str | Path) -> Iterator[None]:
     """Whatever goes wrong in the block is a fault of that image file: decoders raise anything over a damaged one.
@@ -124,7 +133,7 @@ def explained_read_errors(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError:
+    except (MemoryError, ShardError):
         raise
     except Exception as error:
         raise _explain(path, error) from error
@@ -135,7 +144,7 @@ def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Im
     with explained_read_errors(path):
         check_name(str(path), "image")
         with (
-            open_regular_file(path) if content is None else io.BytesIO(content) as stream,
+            open_image(path) if content is None else io.BytesIO(content) as stream,
             Image.open(stream, formats=IMAGE_FORMATS) as image,
         ):
             _require_size(image)

@@ -39,9 +39,20 @@ def read_json(path: str | Path) -> Any:
     if not path.is_file():
         raise JsonError(path, "there is no such file", "correct the path")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+        content = path.read_bytes()
     except OSError as error:
         raise JsonError(path, f"it cannot be read ({error.strerror})", "make it readable") from error
+    return parse_json(path, content)
+
+
+def parse_json(path: str | Path, content: bytes) -> Any:
+    """What the content of a json file says; `path` only names the file.
+
+    Raises:
+        JsonError: it is not json in UTF-8.
+    """
+    try:
+        return json.loads(content.decode(), object_pairs_hook=_without_doubles)
     except RecursionError as error:
         raise JsonError(path, "it is not valid json: it is nested too deeply", "write it again") from error
     except ValueError as error:

@@ -6,17 +6,15 @@ torch's `DataLoader` does the rest; a batch is a list of samples.
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import random
 import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from querypose.d2 import CfgNode, comm
 from querypose.data.bad_images import BadImages
@@ -163,17 +161,8 @@ def _outlive_stop_signals(worker_id: int) -> None:
     """Makes a loader process ignore the signals that Ctrl-C or a cluster sends to every process of a run.
 
     After such a signal the training process finishes its iteration and saves, and needs its loader processes for that.
-    They end when it tells them to, or when it ends. On systems that do not tell the sender of a signal, such as macOS,
-    they end at once.
+    They end when its queues tell them to, or when it has ended; a `WatchedLoader` kills those that do not.
     """
-    if get_worker_info() is None or not hasattr(signal, "sigwaitinfo"):
-        return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_when_told_by(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
+    # Of the whole process: a mask would be that of one thread, and a library's thread would take the signal.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -71,17 +71,32 @@ class GeometricTransform:
         """
         return np.asarray(coords, dtype=np.float64) @ self.matrix[:, :2].T + self.matrix[:, 2]
 
-    def apply_boxes(self, boxes_xyxy: np.ndarray) -> np.ndarray:
-        """Maps boxes to the upright boxes around them; they are not clipped.
+    def apply_boxes(self, boxes_xyxy: np.ndarray, keypoints: np.ndarray | None = None) -> np.ndarray:
+        """Maps boxes to upright boxes; they are not clipped.
+
+        The box around a turned box is too large by up to a half: what it was around seldom fills its corners. So a
+        turned box becomes the one around the ellipse inside it, and around the person's keypoints.
 
         Args:
             boxes_xyxy: (N, 4), corners in the source frame.
+            keypoints: (N, K, 3), of the boxes' persons, in the source frame; those that are labeled and inside the box
+                stay inside.
 
         Returns:
             float64 (N, 4), corners in the output frame.
         """
         boxes_xyxy = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
-        corners = self.apply_coords(boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2))
+        low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+        center, reach = (
+            self.apply_coords((low + high) / 2),
+            np.sqrt(((high - low) / 2) ** 2 @ self.matrix[:, :2].T ** 2),
+        )
+        corners = np.stack([center - reach, center + reach], axis=1)
+        if keypoints is not None:
+            xy = keypoints[..., :2]
+            is_inside = (keypoints[..., 2] > 0) & ((xy >= low[:, None]) & (xy <= high[:, None])).all(axis=-1)
+            mapped = np.where(is_inside[..., None], self.apply_coords(xy), center[:, None])
+            corners = np.concatenate([corners, mapped], axis=1)
         return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
     def apply_keypoints(

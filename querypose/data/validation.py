@@ -86,7 +86,7 @@ def _other_side(keypoint: str) -> str:
 def _check_dataset(name: str, depth: ImageDepth, *, num_threads: int | None, show_progress: bool) -> _Checked:
     annotations = dataset_annotations(name)
     records = annotations.records()
-    if not os.path.isdir(annotations.image_root or ""):  # this is among the problems already
+    if not annotations.has_images:  # this is among the problems already
         depth = "none"
     problems, digests = check_images(records, depth, name, num_threads=num_threads, show_progress=show_progress)
     return _Checked(records, digests, annotations.problems + problems)

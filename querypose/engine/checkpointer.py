@@ -21,7 +21,7 @@ from querypose.d2 import (
     download,
     to_plain,
 )
-from querypose.engine.manifest import MANIFEST, Condition, Entry, HashingStream, Manifest
+from querypose.engine.manifest import MANIFEST, Condition, Entry, HashingStream, Manifest, is_name_beside
 
 _LAST_CHECKPOINT = "last_checkpoint"
 _CHECKPOINTS = "model_*.pth"
@@ -231,13 +231,7 @@ class RunCheckpointer(DetectionCheckpointer):
         if not file.is_file() or self._manifest.is_of_earlier_run(file):
             return ""
         name = file.read_text(encoding="utf-8", errors="replace").strip()
-        is_name = (
-            name.isprintable()
-            and "\ufffd" not in name
-            and name not in (".", "..")
-            and Path(name).name == name
-            and len(name) < 256
-        )
+        is_name = name.isprintable() and "\ufffd" not in name and is_name_beside(file, name)
         if name and not is_name:
             logging.getLogger(__name__).warning(f"{file} holds {name[:60]!r}, which is no name of a file beside it.")
         return name if is_name else ""

@@ -38,7 +38,7 @@ def validate_datasets(
             if errors_of(annotations.problems):
                 continue
             try:
-                require_usable(annotations, [metric])
+                require_usable(annotations, {task: metric})
             except EvaluationError as error:
                 kind = f"cannot be evaluated by the metric {getattr(metric, '__name__', task)!r}"
                 remedy = error.remedy or "correct the json, or choose another metric"

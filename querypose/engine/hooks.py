@@ -21,6 +21,7 @@ import contextlib
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from querypose.config import ConfigError
 from querypose.d2 import CfgNode, EventWriter, HookBase, JSONWriter, Registry, RunStopped, atomic_write, comm
 from querypose.engine.checkpointer import RunCheckpointer
 from querypose.engine.ema import ExponentialMovingAverage
-from querypose.engine.lost_output import note_loss
 from querypose.engine.stop_signal import STOPPED_EXIT_CODE, StopSignal
+from querypose.lost_output import note_loss
 
 HOOK_REGISTRY = Registry("HOOK")
 HOOK_REGISTRY.__doc__ = "Hooks that the key HOOKS may name."
@@ -40,6 +41,36 @@ _logger = logging.getLogger(__name__)
 # The engine's timer gives it in every iteration but the first few of a process.
 _TIME = "time"
 _FINAL = "model_final"
+
+
+@HOOK_REGISTRY.register()
+class CPUTime(HookBase):
+    """Writes `cpu_seconds`: the CPU time that this process has spent on training, evaluations apart.
+
+    On a machine that others use too, models are compared by it. What loader processes spend is not in it: with
+    DATALOADER.NUM_WORKERS 0 this process loads.
+
+    Args:
+        clock: gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.process_time) -> None:
+        self.seconds = 0.0
+        self._clock = clock
+        self._start = 0.0
+
+    def before_step(self) -> None:
+        self._start = self._clock()
+
+    def after_step(self) -> None:
+        self.seconds += self._clock() - self._start
+        self.trainer.storage.put_scalar("cpu_seconds", self.seconds, smoothing_hint=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
 
 
 def build_hooks(cfg: CfgNode, trainer: Any) -> list[HookBase]:

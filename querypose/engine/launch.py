@@ -20,8 +20,11 @@ from querypose.engine.errors import LostProcessError
 from querypose.engine.stop_signal import signals_to_children
 
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 TIMEOUT = datetime.timedelta(minutes=30)
 _MAX_MINUTES = 60 * 24 * 31
+_MANY = 10**9
+_UNSET = "torchrun sets it; to start without torchrun, unset RANK."
 
 
 def add_timeout_argument(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +57,8 @@ def launch(
             first process needs to compute the metrics of an evaluation, for which the others wait.
 
     Raises:
-        ConfigError: more processes are asked for than there are GPUs, or the time is not above 0.
+        ConfigError: more processes are asked for than there are GPUs, the time is not above 0, or the variables of
+            torchrun are not what it sets.
         LostProcessError: a process was killed; the others were ended.
         SystemExit: a process ended with that exit code; 75 says that a signal stopped the run, which is saved.
     """
@@ -101,10 +105,47 @@ def started_by_torchrun() -> bool:
 
 
 def num_restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return int(os.environ.get(_RESTARTS, "0"))
+
+
+def _check_torchrun_variables() -> None:
+    """Refuses what torchrun does not set: a script or a scheduler may have set it, or only some of it.
+
+    Raises:
+        ConfigError: names the variable and what is allowed.
+    """
+    bounds = {"WORLD_SIZE": (1, _MANY), "LOCAL_WORLD_SIZE": (1, _MANY), "MASTER_PORT": (1, 65535)}
+    bounds |= {"RANK": (0, _MANY), "LOCAL_RANK": (0, _MANY), _RESTARTS: (0, _MANY)}
+    values = {}
+    for name, (low, high) in bounds.items():
+        text = os.environ.get(name, "0" if name == _RESTARTS else "")
+        values[name] = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+        if not low <= values[name] <= high:
+            allowed = f"integers from {low}" + (f" to {high}" if high < _MANY else "")
+            raise ConfigError(f"The environment variable {name} is {text!r}; allowed: {allowed}. {_UNSET}")
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if values[rank] >= values[size]:
+            raise ConfigError(
+                f"The environment variable {rank} is {values[rank]}; allowed: integers below {size} ({values[size]}). "
+                f"{_UNSET}"
+            )
+    if values["WORLD_SIZE"] % values["LOCAL_WORLD_SIZE"]:
+        raise ConfigError(
+            f"The environment variable LOCAL_WORLD_SIZE is {values['LOCAL_WORLD_SIZE']}; allowed: divisors of "
+            f"WORLD_SIZE ({values['WORLD_SIZE']}). {_UNSET}"
+        )
+    if not os.environ.get("MASTER_ADDR"):
+        raise ConfigError(f"The environment variable MASTER_ADDR is not set; allowed: the host of rank 0. {_UNSET}")
+    num_gpus = torch.cuda.device_count()
+    if num_gpus and values["LOCAL_RANK"] >= num_gpus:
+        raise ConfigError(
+            f"torchrun started process {values['LOCAL_RANK']} on this machine, which has {num_gpus} GPUs. Lower "
+            "--nproc-per-node, or hide the GPUs (CUDA_VISIBLE_DEVICES='') to train on the CPU."
+        )
 
 
 def _join_torchrun(timeout: datetime.timedelta) -> None:
+    _check_torchrun_variables()
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

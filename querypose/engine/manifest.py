@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from querypose.d2 import atomic_write
+from querypose.paths import FileNameError, path_within
 
 MANIFEST = "checkpoints.json"
 
@@ -87,7 +88,7 @@ class Manifest:
         try:
             content = json.loads((self._folder / MANIFEST).read_bytes())
             entries = [Entry(**entry) for entry in content["checkpoints"]]
-            if not all(map(_is_sound, entries)):
+            if not all(map(self._is_sound, entries)):
                 raise ValueError("an entry has values that no run writes")
             return entries, dict(content.get("of_earlier_runs", {}))
         except (FileNotFoundError, NotADirectoryError):
@@ -96,18 +97,24 @@ class Manifest:
             logging.getLogger(__name__).warning(f"{self._folder / MANIFEST} cannot be read, so it is ignored: {error}")
             return [], {}
 
+    def _is_sound(self, entry: Entry) -> bool:
+        """Whether its values are of the types of the fields, and the file is one of the folder."""
+        types = (str, int, int, str, bool)
+        has_types = all(type(value) is kind for value, kind in zip(entry, types, strict=True))
+        return has_types and is_name_beside(self._folder / MANIFEST, entry.file)
+
     def _write(self, entries: Sequence[Entry], earlier: Mapping[str, list[int]]) -> None:
         content = {"checkpoints": [entry._asdict() for entry in entries], "of_earlier_runs": earlier}
         with atomic_write(self._folder / MANIFEST, "w") as stream:
             json.dump(content, stream, indent=1)
 
 
-def _is_sound(entry: Entry) -> bool:
-    """Whether its values are of the types of the fields, and the file is one of the folder and not elsewhere."""
-    types = (str, int, int, str, bool)
-    return all(type(value) is kind for value, kind in zip(entry, types, strict=True)) and (
-        Path(entry.file).name == entry.file and "\0" not in entry.file
-    )
+def is_name_beside(file: Path, name: str) -> bool:
+    """Whether a name that `file` has in it is that of a file in the same folder, and not elsewhere."""
+    try:
+        return path_within(file.parent, name, str(file)).name == name
+    except FileNameError:
+        return False
 
 
 def _identity(file: Path) -> list[int]:

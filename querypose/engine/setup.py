@@ -17,8 +17,8 @@ from querypose import d2
 from querypose.config import ConfigError, load_config
 from querypose.d2 import CfgNode, comm, default_setup, setup_logger
 from querypose.data import register_custom_datasets
-from querypose.engine.lost_output import watch_loggers
 from querypose.engine.run_lock import own_output_dir
+from querypose.lost_output import watch_loggers
 
 # What a user sets to tell glibc how to allocate; parameters of its mallopt, from malloc.h.
 _MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")

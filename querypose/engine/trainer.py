@@ -54,7 +54,6 @@ from querypose.engine.hooks import (
     build_hooks,
 )
 from querypose.engine.inference import InferenceModel
-from querypose.engine.lost_output import losses_said_again
 from querypose.engine.model_preparation import prepare_model
 from querypose.engine.optimizer import build_optimizer
 from querypose.engine.progress import ProgressLine
@@ -66,6 +65,8 @@ from querypose.engine.trackers import build_trackers
 from querypose.engine.train_step import TrainStep
 from querypose.evaluation import PoseEvaluator
 from querypose.layers.precision import PRECISIONS
+from querypose.lost_output import losses_said_again
+from querypose.progress import logs_above_bars, progress
 
 
 class PoseTrainer(DefaultTrainer, EndableLoop):
@@ -99,6 +100,7 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         data_loader = self.build_train_loader(cfg)
         self.epoch = iterations_per_epoch(data_loader, cfg.SOLVER.IMS_PER_BATCH)
         cfg = with_iterations(cfg, self.epoch)
+        self._require_metrics(cfg)
         model = self.build_model(cfg)
         if cfg.MODEL.SYNC_BATCH_NORM:
             model = synchronize_batch_norm(model, torch.device(cfg.MODEL.DEVICE))
@@ -290,7 +292,8 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        return build_test_loader(cfg, dataset_name)
+        loader = build_test_loader(cfg, dataset_name)
+        return progress(loader, f"evaluating on {dataset_name}", unit="batch", shown=comm.is_main_process())
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -342,9 +345,36 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         Args and result are those of the engine's DefaultTrainer. Raises LoaderError where a loader process died.
         """
         ready = model if isinstance(model, InferenceModel) else InferenceModel(cfg, model)
-        with explain_loader_failures():
+        with explain_loader_failures(), logs_above_bars("querypose", "detectron2"):
             results: dict[str, Any] = super().test(cfg, ready, evaluators)
         return results
+
+    @classmethod
+    def _require_metrics(cls, cfg: CfgNode) -> None:
+        """Refuses metrics to choose or to stop by that no evaluation will give.
+
+        Raises:
+            ConfigError: names them all.
+        """
+        chosen = {}
+        if cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0:
+            chosen["TEST.BEST_METRIC"] = cfg.TEST.BEST_METRIC
+        if cfg.TEST.EARLY_STOPPING.PATIENCE:
+            chosen["TEST.EARLY_STOPPING.METRIC"] = cfg.TEST.EARLY_STOPPING.METRIC
+        datasets = cfg.DATASETS.TEST if chosen else ()
+        evaluators = {dataset: cls.build_evaluator(cfg, dataset) for dataset in datasets}
+        if not evaluators or not all(isinstance(evaluator, PoseEvaluator) for evaluator in evaluators.values()):
+            return  # a user's own evaluator says nothing before it evaluates
+        known = [
+            name if len(evaluators) == 1 else f"{dataset}/{name}"
+            for dataset, evaluator in evaluators.items()
+            for name in evaluator.metric_names
+        ]
+        for key, metric in chosen.items():
+            name = _name_of_metric(cfg, metric)
+            allowed = {*known, *(name.rpartition("/")[0] for name in known)} if key == "TEST.BEST_METRIC" else known
+            if known and name not in allowed:
+                raise ConfigError(f"{key} is {metric!r}; the evaluation gives {', '.join(known)}. Choose one of them.")
 
     def _evaluate(self) -> dict[str, Any]:
         # Not through DistributedDataParallel: processes may have different numbers of batches.

@@ -21,6 +21,7 @@ from querypose.evaluation.detections import (
 from querypose.evaluation.finishing import FinishingStep, build_finishing
 from querypose.evaluation.metrics import Metric, format_metrics, metrics_of_dataset, require_usable
 from querypose.evaluation.pictures import EvaluationPictures
+from querypose.lost_output import note_loss
 from querypose.paths import path_within
 
 RESULTS_FILE = "coco_instances_results.json"
@@ -33,6 +34,9 @@ class PoseEvaluator(DatasetEvaluator):
     `process` collects poses by image and sample: an image may have many samples, such as the crops of its persons.
     `evaluate` gathers them on the main process, drops samples that two processes had, runs the finishing steps on each
     image, writes the results file in the COCO format and computes the metrics.
+
+    Attributes:
+        metric_names: what `evaluate` gives, as "task/metric"; none where the dataset has no annotations.
     """
 
     @configurable
@@ -69,7 +73,7 @@ class PoseEvaluator(DatasetEvaluator):
         self._pictures = pictures
         self._index_of_image = {image_id: index for index, image_id in enumerate(annotations.image_ids)}
         self._poses: dict[tuple[Any, Any], Poses] = {}
-        require_usable(annotations, metrics.values())
+        self.metric_names = require_usable(annotations, metrics)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None) -> dict[str, Any]:
@@ -131,13 +135,16 @@ class PoseEvaluator(DatasetEvaluator):
         of_image = self._finish(gathered)
         written = self._write(of_image)
         if self._pictures is not None:
-            self._pictures.draw(of_image)
+            try:
+                self._pictures.draw(of_image)
+            except OSError as error:
+                note_loss(str(self._pictures.folder), error)
         annotations = self._annotations
         if not annotations.has_annotations:
             self._logger.warning(
                 "Dataset %s has no annotations, so that no metrics are computed. %s",
                 self._dataset_name,
-                f"Upload the results {written} to its server." if written else "No results file was requested either.",
+                f"Upload the results {written} to its server." if written else "No results file was written either.",
             )
             return {}
         if missed := len(annotations.image_ids) - len(of_image):
@@ -182,7 +189,11 @@ class PoseEvaluator(DatasetEvaluator):
             for result in poses_to_results(poses, image_ids[index], category_id)
         ]
         path = self._output_dir / RESULTS_FILE
-        write_json(path, results)
+        try:
+            write_json(path, results)
+        except OSError as error:  # the metrics do not need the file
+            note_loss(str(path), error)
+            return None
         self._logger.info("%d poses of %s written to %s", len(results), self._dataset_name, path)
         return path
 

@@ -75,18 +75,20 @@ def require_persons(annotations: PoseAnnotations) -> None:
         )
 
 
-def require_usable(annotations: PoseAnnotations, metrics: Iterable[Metric]) -> None:
-    """Runs the metrics without any detection.
+def require_usable(annotations: PoseAnnotations, metrics: Mapping[str, Metric]) -> list[str]:
+    """Runs the metrics, given by task, without any detection.
+
+    Returns:
+        the name of each of their values, as "task/metric"; none where there are no annotations: a server evaluates.
 
     Raises:
         EvaluationError: nobody is there to be found, or a metric cannot use the annotations.
     """
-    if not annotations.has_annotations:  # a server evaluates
-        return
+    if not annotations.has_annotations:
+        return []
     require_persons(annotations)
     nothing = Detections(np.zeros(0, np.int64), Poses.joined((), annotations.skeleton.num_keypoints))
-    for metric in metrics:
-        metric(annotations, nothing)
+    return [f"{task}/{name}" for task, metric in metrics.items() for name in metric(annotations, nothing)]
 
 
 def format_metrics(metrics: Mapping[str, float], title: str = "") -> str:

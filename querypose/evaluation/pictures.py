@@ -37,7 +37,7 @@ class EvaluationPictures:
         last = len(annotations.image_ids) - 1
         self._annotations = annotations
         self._images = np.unique(np.linspace(0, last, min(num_images, last + 1)).round().astype(int)).tolist()
-        self._folder = folder
+        self.folder = folder
 
     def draw(self, of_image: Mapping[int, Poses]) -> None:
         """Draws the finished poses of an evaluation, by the place of their image in the annotations."""
@@ -53,15 +53,15 @@ class EvaluationPictures:
             except ImageReadError as error:
                 logging.getLogger(__name__).warning("Image %s is not drawn: %s", image_id, error)
                 continue
-            save_image(self._folder / str(image_id) / f"{iteration:07d}.jpg", picture)
-            files = sorted((self._folder / str(image_id)).glob("*.jpg"))
-            save_animation(self._folder / f"{image_id}.gif", [read_image(file) for file in files])
+            save_image(self.folder / str(image_id) / f"{iteration:07d}.jpg", picture)
+            files = sorted((self.folder / str(image_id)).glob("*.jpg"))
+            save_animation(self.folder / f"{image_id}.gif", [read_image(file) for file in files])
             if storage is not None:
                 storage.put_image(f"pictures/{image_id}", torch.from_numpy(picture.copy()).permute(2, 0, 1))
 
     def _picture(self, image: int, poses: Poses | None, title: str) -> NDArray[np.uint8]:
         file, skeleton = self._annotations, self._annotations.skeleton
-        pixels = Image.fromarray(read_image(Path(file.image_root or "", file.file_names[image])))
+        pixels = Image.fromarray(read_image(file.image_file(image)))
         scale = min(1.0, _MAX_SIDE / max(pixels.size))
         pixels = pixels.resize((max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale))))
         canvas = np.asarray(pixels)

@@ -97,22 +97,25 @@ def plot_metrics(metrics_json: str | Path, out_png: str | Path) -> Figure:
     if losses:
         _draw_losses(panels[0], losses)
     if precisions:
-        _draw_precisions(panels[-1], precisions)
+        _draw_percents(panels[-1], precisions)
         panels[-1].set_ylim(0, 100)
     return _save(figure, out_png)
 
 
-def plot_precisions(curves: Mapping[str, Curve], out_png: str | Path) -> Figure:
-    """Draws AP over the iterations, a curve for each of several models.
+def plot_comparison(
+    panels: Mapping[str, Mapping[str, Curve]], out_png: str | Path, x_label: str = "iteration"
+) -> Figure:
+    """Draws how several models get on: a panel for each metric, in it a curve for each model.
 
     Args:
-        curves: by name of the model, in percent.
+        panels: by title of the metric the curves by name of the model, in percent.
         out_png: the picture; its folder is made.
+        x_label: what the curves go over.
     """
-    figure = Figure(figsize=(9.5, 5), layout="constrained")
-    axes = figure.subplots()
-    _draw_precisions(axes, curves)
-    axes.set_ylim(bottom=0)
+    figure = Figure(figsize=(9.5 * len(panels), 5), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _draw_percents(axes, curves, title, x_label)
+        axes.set_ylim(bottom=0)
     return _save(figure, out_png)
 
 
@@ -163,15 +166,15 @@ def _draw_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
     _finish(axes, "loss")
 
 
-def _draw_precisions(axes: Axes, curves: Mapping[str, Curve]) -> None:
+def _draw_percents(axes: Axes, curves: Mapping[str, Curve], title: str = "AP (%)", x_label: str = "iteration") -> None:
     for name, points in curves.items():
         axes.plot(*np.array(points).T, marker="o", markersize=4, label=f"{name}  {points[-1][1]:.1f}")
-    _finish(axes, "AP (%)")
+    _finish(axes, title, x_label)
 
 
-def _finish(axes: Axes, title: str) -> None:
+def _finish(axes: Axes, title: str, x_label: str = "iteration") -> None:
     axes.set_title(title, loc="left")
-    axes.set_xlabel("iteration")
+    axes.set_xlabel(x_label)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title="last value", alignment="left")

@@ -255,5 +255,5 @@ def test_the_whole_folder(table: AblationTable, tmp_path: Path, command: list[st
     assert "51.0 ± 1.4" in shown
     assert "60.5" in shown
     assert "toy" in shown
-    for name in ("table.csv", "ap.png", "ap_curves.png"):
+    for name in ("table.csv", "ap.png", "curves.png"):
         assert (output / name).stat().st_size > 0, name

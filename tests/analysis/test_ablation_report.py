@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ COMPLEXITIES = {
 }
 RESULTS = {
     "none": [
-        RunResult(10, 0.5, {"AP": 20.0, "APm": 10.0, "AR": 30.0}, [(5, 2.0), (10, 20.0)]),
-        RunResult(10, 0.7, {"AP": 23.0, "APm": 12.0, "AR": 31.0}, [(5, 4.0), (10, 23.0)]),
+        RunResult(10, 0.5, {"AP": 20.0, "APm": 10.0, "AR": 30.0}, {"AP": [(5, 2.0), (10, 20.0)]}),
+        RunResult(10, 0.7, {"AP": 23.0, "APm": 12.0, "AR": 31.0}, {"AP": [(5, 4.0), (10, 23.0)]}),
     ]
 }
 REPORT = AblationReport(TABLE, COMPLEXITIES, RESULTS, notes=["Trained on people."])
@@ -78,7 +79,16 @@ def test_csv() -> None:
 
 
 def test_curves_are_means_over_the_seeds() -> None:
-    assert REPORT.ap_curves() == {"None": [(5, 3.0), (10, 21.5)]}
+    assert REPORT.curves("AP") == {"None": [(5, 3.0), (10, 21.5)]}
+    assert REPORT.curves("OKS") == {}
+
+
+def test_curves_go_over_cpu_seconds_where_all_runs_have_counted_them() -> None:
+    timed = [replace(run, cpu_seconds=seconds) for run, seconds in zip(RESULTS["none"], (30.0, 50.0), strict=True)]
+    report = AblationReport(TABLE, COMPLEXITIES, {"none": timed})
+    assert report.curves("AP") == {"None": [(20, 3.0), (40, 21.5)]}
+    half_timed = AblationReport(TABLE, COMPLEXITIES, {"none": [timed[0], RESULTS["none"][1]]})
+    assert half_timed.curves("AP") == REPORT.curves("AP")
 
 
 def test_dry_run() -> None:

@@ -52,7 +52,7 @@ def test_a_training_that_stops_early_has_not_finished(table: AblationTable, tmp_
         (run.folder / "metrics.json").write_text(f'{{"iteration": {iteration}, "total_loss": 1, "keypoints/AP": 3}}\n')
         run.finish()
         assert run.is_finished == finished
-    assert run.progress() == RunResult(10, None, {"AP": 3}, [(10, 3)])
+    assert run.progress() == RunResult(10, None, {"AP": 3}, {"AP": [(10, 3)]})
     assert run.result().metrics == {"AP": 3}
 
 
@@ -61,7 +61,10 @@ def test_result_of_metrics() -> None:
         "total_loss": [(19.0, 3.0), (39.0, 2.0)],
         "time": [(19.0, 1.0), (39.0, 3.0), (59.0, 2.0)],
         "a/keypoints/AP": [(19.0, 1.0), (39.0, 2.0)],
+        "a/progress/OKS": [(39.0, 5.0)],
         "b/keypoints/AP": [(39.0, 9.0)],
+        "cpu_seconds": [(19.0, 10.0), (39.0, 21.0)],
     }
-    assert RunResult.of(curves, ["a", "b"]) == RunResult(40, 2.0, {"AP": 2.0}, [(20.0, 1.0), (40.0, 2.0)])
+    expected = RunResult(40, 2.0, {"AP": 2.0}, {"AP": [(20.0, 1.0), (40.0, 2.0)], "OKS": [(40.0, 5.0)]}, 21.0)
+    assert RunResult.of(curves, ["a", "b"]) == expected
     assert RunResult.of({}, ["a"]).iteration == 0

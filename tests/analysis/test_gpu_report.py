@@ -11,6 +11,7 @@ import pytest
 from querypose.analysis import gpu_report
 from querypose.analysis.benchmark_subjects import InferenceSubject, TrainingSubject
 from querypose.analysis.gpu_report import Case, Measured, Page, Part, Scope, Table
+from querypose.config import load_config
 from tests.tiny import TINY_MODEL
 
 
@@ -96,3 +97,16 @@ def test_peaks_of_the_machine_are_rates() -> None:
     flops, bytes_per_second = gpu_report.machine_peaks("cpu")
     assert set(flops) == {"float32", "TF32", "bfloat16"}
     assert min(*flops.values(), bytes_per_second) > 1e6
+
+
+def test_the_short_training_takes_photos_from_the_folder_of_the_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert gpu_report.training_data() == (gpu_report.DRAWN_PEOPLE, [])
+    for dataset in ("lsp", "lsp-multi"):
+        (tmp_path / dataset).mkdir()
+    config_file, overrides = gpu_report.training_data()
+    cfg = load_config(gpu_report.ROOT / config_file, overrides)
+    assert cfg.DATASETS.TRAIN == ["lsp_train", "lsp_multi_train"]
+    assert cfg.INPUT.MIN_SIZE_TEST == 192

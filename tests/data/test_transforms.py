@@ -139,6 +139,25 @@ def test_boxes_follow() -> None:
     assert identity(SIZE).apply_boxes(np.zeros((0, 4))).shape == (0, 4)
 
 
+def test_a_turned_box_is_around_its_ellipse_and_keypoints() -> None:
+    center_and_reach = np.array([[35.0, 30.0, 8.0, 4.0]])
+    boxes = np.concatenate([center_and_reach[:, :2] - [8, 4], center_and_reach[:, :2] + [8, 4]], axis=1)
+    turned = rotate(SIZE, 90).apply_boxes(boxes)
+    middle = rotate(SIZE, 90).apply_coords(center_and_reach[0, :2])
+    np.testing.assert_allclose(turned[0], np.hstack([middle - np.array([4, 8]), middle + np.array([4, 8])]))
+    # Turned by 45 degrees both axes of the ellipse count alike; the box around the corners would reach 12 / sqrt(2).
+    slanted = rotate(SIZE, 45)
+    middle, reach = slanted.apply_coords(center_and_reach[0, :2]), np.sqrt((8**2 + 4**2) / 2)
+    np.testing.assert_allclose(slanted.apply_boxes(boxes)[0], [*(middle - reach), *(middle + reach)])
+    # A labeled keypoint in the corner of the box stays inside; one outside the box or not labeled does not count.
+    keypoints = np.array([[[43.0, 26.0, 2.0], [90.0, 30.0, 2.0], [27.0, 34.0, 0.0]]])
+    x, y = slanted.apply_coords(keypoints[0, 0, :2])
+    expected = [*(middle - reach), max(x, middle[0] + reach), max(y, middle[1] + reach)]
+    np.testing.assert_allclose(slanted.apply_boxes(boxes, keypoints)[0], expected)
+    assert x > middle[0] + reach + 1
+    np.testing.assert_array_equal(identity(SIZE).apply_boxes(boxes, keypoints), boxes)
+
+
 def test_rotation_is_clockwise_about_the_center() -> None:
     np.testing.assert_allclose(rotate(SIZE, 90).apply_coords(np.array([[40, 30], [50, 30]])), [[40, 30], [40, 40]])
 

@@ -63,14 +63,14 @@ def write_dataset(folder: Path, document: Any) -> tuple[Path, Path]:
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The json files that are read from now on, in a list that grows."""
     reads: list[str] = []
-    read_text = Path.read_text
+    read_bytes = Path.read_bytes
 
-    def read_and_note(path: Path, *args: Any, **kwargs: Any) -> str:
+    def read_and_note(path: Path) -> bytes:
         if path.suffix == ".json":
             reads.append(str(path))
-        return read_text(path, *args, **kwargs)
+        return read_bytes(path)
 
-    monkeypatch.setattr(Path, "read_text", read_and_note)
+    monkeypatch.setattr(Path, "read_bytes", read_and_note)
     return reads
 
 

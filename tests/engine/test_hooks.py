@@ -14,7 +14,7 @@ from querypose.config import ConfigError, load_config
 from querypose.d2 import CfgNode, EventStorage, HookBase
 from querypose.data import register_custom_datasets
 from querypose.engine import HOOK_REGISTRY, PoseTrainer
-from querypose.engine.hooks import BestCheckpointer, PeriodicCheckpointer, drop_lines_after
+from querypose.engine.hooks import BestCheckpointer, CPUTime, PeriodicCheckpointer, drop_lines_after
 from tests.engine.toy_pose import write_toy_config
 
 
@@ -79,6 +79,20 @@ def test_after_backward_comes_between_the_gradient_and_the_update(tmp_path: Path
     assert trainer.storage.latest()["grad_norm"][0] == pytest.approx(hook.norms[0] / 2, rel=1e-4)
 
 
+def test_cpu_time_leaves_out_what_comes_between_the_iterations() -> None:
+    times = iter([3.0, 4.5, 10.0, 11.0])
+    hook = CPUTime(clock=lambda: next(times))
+    with EventStorage() as storage:
+        hook.trainer = SimpleNamespace(storage=storage)
+        for _ in range(2):
+            hook.before_step()
+            hook.after_step()
+        assert storage.latest()["cpu_seconds"][0] == 2.5
+    resumed = CPUTime()
+    resumed.load_state_dict(hook.state_dict())
+    assert resumed.seconds == 2.5
+
+
 def test_a_hook_that_nobody_registered_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"HOOKS is \['Halving'\]; allowed: .*'HalvingHook'"):
         _cfg(tmp_path, "HOOKS", "['Halving']")
@@ -115,9 +129,35 @@ def test_a_training_whose_metric_rises_runs_to_its_end(tmp_path: Path, monkeypat
 def test_early_stopping_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"PATIENCE counts evaluations, but TEST.EVAL_PERIOD and .* are 0"):
         _cfg(tmp_path, "TEST.EARLY_STOPPING.PATIENCE", 2, "TEST.EVAL_PERIOD", 0)
-    cfg = _cfg(tmp_path, *EARLY, "TEST.EARLY_STOPPING.METRIC", "progress/PCK", "SOLVER.MAX_ITER", 8)
-    with pytest.raises(ConfigError, match=r"METRIC is 'progress/PCK', .* Choose one of: .*progress/OKS"):
-        _train_with_values(cfg, [1.0, 0.0], monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("key", "refused", "taken"),
+    [
+        (
+            "TEST.BEST_METRIC",
+            ("AP", "keypoints/PCKh", "progress/"),
+            ("keypoints", "keypoints/AP75", "progress"),
+        ),
+        ("TEST.EARLY_STOPPING.METRIC", ("OKS", "progress"), ("keypoints/AP", "progress/PCK")),
+    ],
+)
+@pytest.mark.parametrize("datasets", [["toy"], ["toy", "toy_again"]])
+def test_a_metric_that_no_evaluation_gives_is_refused_before_the_training(
+    tmp_path: Path, key: str, refused: tuple[str, ...], taken: tuple[str, ...], datasets: list[str]
+) -> None:
+    files = {"json": str(tmp_path / "data" / "toy.json"), "images": str(tmp_path / "data"), "skeleton": "coco"}
+    settings = (
+        *("TEST.EARLY_STOPPING.PATIENCE", 2, "TEST.EVAL_PERIOD", 2, "DATASETS.TEST", datasets),
+        *("DATASETS.CUSTOM", [{"name": name, **files} for name in ("toy", "toy_again")]),
+    )
+    first = f"{datasets[0]}/" if len(datasets) > 1 else ""
+    for metric in refused:
+        message = rf"{key} is '{metric}'; the evaluation gives .*{first}keypoints/AP, .*progress/OKS.*Choose one"
+        with pytest.raises(ConfigError, match=message):
+            PoseTrainer(_cfg(tmp_path, *settings, key, repr(metric)))
+    for metric in taken:
+        PoseTrainer(_cfg(tmp_path, *settings, key, metric))
 
 
 @pytest.mark.parametrize(

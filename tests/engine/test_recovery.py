@@ -21,6 +21,7 @@ import yaml
 from querypose.engine.stop_signal import STOPPED_EXIT_CODE
 from tests.engine import mortal_run
 from tests.engine.mortal_run import assert_same_run, log_of, metrics_of, train
+from tests.scripts import run_script
 from tests.tiny import ARCHITECTURES, TINY_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,6 +130,24 @@ def test_two_processes_go_on_as_if_they_had_never_stopped(
     assert train(folder, "--resume", processes=2) == [0, 0], log_of(folder)
     assert_same_run(folder, unbroken_pair)
     assert "random states of 2 processes" in log_of(folder)
+
+
+def test_a_run_on_files_goes_on_on_shards(unbroken: Path, unbroken_pair: Path, tmp_path: Path) -> None:
+    """Its images are packed after it was killed; losses and weights are those of a run on files, of one and of two."""
+    shards = tmp_path / "shards" / "shards.json"
+    folder, pair = tmp_path / "run", tmp_path / "pair"
+    assert train(folder, death="in the midst of an iteration") == [KILLED], log_of(folder)
+    config_file = str(folder / "toy.yaml")
+    arguments = ("toy", "--config-file", config_file, "--output", str(shards.parent), "--megabytes", "0.0005")
+    assert run_script("datasets/make_shards.py", *arguments) == 0
+    assert len(list(shards.parent.glob("*.tar"))) > 1
+    [dataset] = json.loads(Path(config_file).read_text())["DATASETS"]["CUSTOM"]
+    settings: dict[str, Any] = {"DATASETS__CUSTOM": [{**dataset, "images": str(shards)}], "DATALOADER__NUM_WORKERS": 2}
+    assert train(folder, "--resume", **settings) == [0], log_of(folder)
+    assert_same_run(folder, unbroken)
+    assert str(shards) in (folder / "output" / "config.yaml").read_text()
+    assert train(pair, processes=2, **settings) == [0, 0], log_of(pair)
+    assert_same_run(pair, unbroken_pair)
 
 
 def test_a_sharded_optimizer_is_killed_and_goes_on_as_a_whole_one(unbroken_pair: Path, tmp_path: Path) -> None:

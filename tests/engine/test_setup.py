@@ -15,7 +15,7 @@ from querypose.config import ConfigError
 from querypose.d2 import DatasetCatalog, comm, default_argument_parser
 from querypose.data import DatasetError, ImageReadError
 from querypose.engine import report_user_errors, setup
-from querypose.engine.launch import started_by_torchrun
+from querypose.engine.launch import launch, started_by_torchrun
 from querypose.engine.setup import available_cores
 from querypose.skeleton import SkeletonError
 from tests.engine.toy_pose import write_toy_config
@@ -140,6 +140,41 @@ def test_processes_of_a_machine_share_its_cores(
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     SETUP.share_cores()
     assert chosen == ([] if threads is None else [threads])
+
+
+TORCHRUN = {
+    "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500", "TORCHELASTIC_RESTART_COUNT": "0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        *(
+            (name, value)
+            for name in TORCHRUN
+            if name != "MASTER_ADDR"
+            for value in ("", "x", "-1", "1.5", "²", "9" * 99)
+        ),
+        *(
+            ("RANK", "2"),
+            ("LOCAL_RANK", "1"),
+            ("LOCAL_WORLD_SIZE", "3"),
+            ("LOCAL_WORLD_SIZE", "0"),
+            ("WORLD_SIZE", "0"),
+        ),
+        *(("WORLD_SIZE", "0"), ("MASTER_PORT", "0"), ("MASTER_PORT", "65536"), ("MASTER_ADDR", "")),
+    ],
+)
+def test_what_torchrun_does_not_set_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    for name, text in {**TORCHRUN, variable: value}.items():
+        monkeypatch.setenv(name, text)
+    args = default_argument_parser().parse_args([])
+    with pytest.raises(ConfigError, match=rf"variable {variable} is .*allowed: .*unset RANK"):
+        launch(lambda _: None, args)
 
 
 def test_torchrun_is_told_by_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,11 @@ class SharposeFixture:
             samples.append({"image": crop, "instances": instances, "height": IMAGE_SIZE[0], "width": IMAGE_SIZE[1]})
         return samples
 
+    def weights(self) -> dict[str, Tensor]:
+        """By the authors' names."""
+        scales = self.group("s/")
+        return {name: value.to(self.dtype) * scales[name] for name, value in self.group("w/").items()}
+
     def model(self, **options: Any) -> SHaRPose:
         """As the authors' code has it, in evaluation mode; images come normalized."""
         model = SHaRPose(
@@ -76,9 +81,7 @@ class SharposeFixture:
             pixel_std=[1.0, 1.0, 1.0],
             **options,
         )
-        scales = self.group("s/")
-        weights = {name: value.to(self.dtype) * scales[name] for name, value in self.group("w/").items()}
-        model.load_state_dict(convert_sharpose_official(weights))
+        model.load_state_dict(convert_sharpose_official(self.weights()))
         return model.to(self.dtype).eval()
 
 

@@ -114,7 +114,7 @@ def test_rows_are_trained_and_an_interrupted_one_goes_on(
     assert all(0 <= float(row["AP"]) <= 100 and float(row["seconds_per_step"]) > 0 for row in rows)
     assert "| slow " in (output / "table.md").read_text()
     assert (output / "ap.png").is_file()
-    assert (output / "ap_curves.png").is_file()
+    assert (output / "curves.png").is_file()
 
     assert tool.main(arguments) == 0
     shown = capsys.readouterr().out

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from querypose.visualization.charts import MetricsError, plot_metrics, plot_precisions, plot_rows, read_metrics
+from querypose.visualization.charts import MetricsError, plot_comparison, plot_metrics, plot_rows, read_metrics
 
 
 def write(path: Path, rows: list[dict[str, Any]], tail: str = "") -> Path:
@@ -72,13 +72,14 @@ def test_the_first_huge_losses_do_not_hide_the_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 8])
 def test_the_legend_stands_beside_the_curves(tmp_path: Path, count: int) -> None:
     curves = {f"a model of a long name {index}": [(500.0, 3.0), (1000.0, 9.0 + index)] for index in range(count)}
-    figure = plot_precisions(curves, tmp_path / "ap.png")
-    (axes,) = figure.axes
+    figure = plot_comparison({"AP": curves, "OKS": curves}, tmp_path / "ap.png", x_label="CPU-seconds")
+    axes, other = figure.axes
+    assert (axes.get_title("left"), other.get_xlabel()) == ("AP", "CPU-seconds")
     legend = axes.get_legend()
     assert legend is not None
     extent = legend.get_window_extent()
     assert extent.x0 >= axes.get_window_extent().x1
-    assert extent.x1 <= figure.bbox.x1  # nothing is cut off
+    assert extent.x1 <= other.get_window_extent().x0  # nothing is covered
     assert labels(axes)[0] == "a model of a long name 0  9.0"
 
 

@@ -112,6 +112,7 @@ def inference_on_dataset(model: Callable[[Any], Any], data_loader: Any, evaluato
             with stopwatch.measure("Eval"):
                 evaluator.process(inputs, outputs)
             stopwatch.batch_done(index, len(inputs))
+        next(batches, None)  # at the end of a loader its processes end, and so does a progress bar
     stopwatch.log_total()
     results = evaluator.evaluate()
     return {} if results is None else results

@@ -1,7 +1,7 @@
 """Augmentations: registered classes, which INPUT.AUGMENTATIONS lists with their arguments.
 
 A geometric augmentation draws a map for pixels, boxes and keypoints. A pixel augmentation changes pixels and moves
-nothing. A person augmentation draws its map from the keypoints of the one person of a sample. Your own is a registered
+nothing. A person augmentation draws its map from the keypoints of one person of a sample. Your own is a registered
 class with the method of one of these three, in a module that `--import` names.
 """
 
@@ -25,7 +25,7 @@ from querypose.data.augmentations.geometric import (
     RandomShift,
     RandomSquare,
 )
-from querypose.data.augmentations.person import RandomBoxRotation, RandomBoxScale, RandomHalfBody
+from querypose.data.augmentations.person import RandomBoxRotation, RandomBoxScale, RandomHalfBody, RandomPersonSquare
 
 __all__ = [
     "AUGMENTATION_REGISTRY",
@@ -42,6 +42,7 @@ __all__ = [
     "RandomCrop",
     "RandomFlip",
     "RandomHalfBody",
+    "RandomPersonSquare",
     "RandomResize",
     "RandomRotation",
     "RandomScale",

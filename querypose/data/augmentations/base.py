@@ -54,7 +54,7 @@ class PixelAugmentation(Protocol):
 
 @runtime_checkable
 class PersonAugmentation(Protocol):
-    """Moves pixels, boxes and keypoints alike, depending on the one person of a sample."""
+    """Moves pixels, boxes and keypoints alike, depending on one person of a sample."""
 
     def draw_for(
         self, person_K3: np.ndarray, skeleton: Skeleton, size: ImageSize, generator: np.random.Generator
@@ -90,8 +90,8 @@ def augment(
         start: from the image to the canvas on which the augmentations begin.
         augmentations: of any kind.
         generator: everything random comes from it.
-        person_K3: keypoints of the one person of the sample, in the frame of `image`; without one, augmentations for a
-            person do nothing.
+        person_K3: keypoints of the person whom augmentations for a person follow, in the frame of `image`; without one,
+            such augmentations do nothing.
         skeleton: of these keypoints.
         antialias: whether pixels that shrink are averaged.
 

@@ -1,4 +1,8 @@
-"""Random maps of a person's crop, as top-down codes have them: of the box about the person, or of half the person."""
+"""Random maps that follow a person.
+
+Those of a person's crop, as top-down codes have them: of the box about the person, or of half the person. And a square
+about one person of a whole image.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,15 @@ from typing import Annotated
 import numpy as np
 
 from querypose.config import at_least, between
-from querypose.data.augmentations.base import AUGMENTATION_REGISTRY, Degrees, Factor, Probability
+from querypose.data.augmentations.base import (
+    AUGMENTATION_REGISTRY,
+    Degrees,
+    Factor,
+    FactorBounds,
+    Pixels,
+    Probability,
+    Share,
+)
 from querypose.data.transforms import GeometricTransform, ImageSize, identity, rotate, scale
 from querypose.skeleton import Skeleton
 
@@ -87,3 +99,42 @@ class RandomHalfBody:
         factor = 1 / (self.padding * max(extent_x / width, extent_y / height))
         offset_D = np.array([width / 2, height / 2]) - factor * positions_ND.mean(axis=0)
         return GeometricTransform(np.column_stack([factor * np.eye(2), offset_D]), size, size)
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class RandomPersonSquare:
+    """Cuts a square about one person of the image, drawn at random, turns it and resizes it, in one map.
+
+    Photos of any size, with one person or many, become samples of one size in which a person is as large as wanted: no
+    pixel is spent on padding or on places without people. What lies outside the image is black.
+
+    Attributes:
+        size: of a side of the output, in pixels.
+        side_bounds: of the square's side, in extents of the person's labeled keypoints (the longer one); drawn evenly
+            on a logarithmic scale.
+        max_shift: of the person from the middle, each way, as a share of the square's side, drawn evenly.
+        max_degrees: of the turn, either way, drawn evenly.
+    """
+
+    size: Pixels
+    side_bounds: FactorBounds = (1.1, 3.0)
+    max_shift: Share = 0.15
+    max_degrees: Degrees = 30.0
+
+    def draw_for(
+        self, person_K3: np.ndarray, skeleton: Skeleton, size: ImageSize, generator: np.random.Generator
+    ) -> GeometricTransform:
+        """The square; about the whole image if the person has less than two keypoints apart."""
+        factor = np.exp(generator.uniform(*np.log(self.side_bounds)))
+        shift = generator.uniform(-self.max_shift, self.max_shift, size=2)
+        angle = np.deg2rad(generator.uniform(-self.max_degrees, self.max_degrees))
+        labeled_ND = person_K3[person_K3[:, 2] > 0, :2]
+        extent = np.ptp(labeled_ND, axis=0).max() if len(labeled_ND) else 0.0
+        if extent < _SMALLEST_EXTENT:
+            center, side = np.array(size[::-1]) / 2, float(max(size))
+        else:
+            center, side = (labeled_ND.min(axis=0) + labeled_ND.max(axis=0)) / 2, factor * extent
+        linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * self.size / side
+        matrix = np.column_stack([linear, self.size * (0.5 + shift) - linear @ center])
+        return GeometricTransform(matrix, size, (self.size, self.size))

@@ -16,6 +16,7 @@ from querypose.data.augmentations import (
     AUGMENTATION_REGISTRY,
     Augmentation,
     CoarseDropout,
+    PersonAugmentation,
     RandomFlip,
     RandomRotation,
     augment,
@@ -31,6 +32,9 @@ PIPELINE_REGISTRY = Registry("PIPELINE")
 PIPELINE_REGISTRY.__doc__ = """
 Functions that INPUT.PIPELINE names; each takes (cfg, is_train) and gives a `Pipeline`.
 """
+
+# In INPUT.AUGMENTATIONS: the augmentations that detectron2's keys describe.
+DEFAULT_AUGMENTATIONS = "default"
 
 Record = dict[str, Any]
 Sample = dict[str, Any]
@@ -90,20 +94,22 @@ class Pipeline(abc.ABC):
         """The arguments that all pipelines share.
 
         Args:
-            cfg: INPUT.AUGMENTATIONS are the augmentations; if it is empty, RANDOM_FLIP, ROTATION and COARSE_DROPOUT.
+            cfg: INPUT.AUGMENTATIONS are the augmentations; "default" in it is RANDOM_FLIP, ROTATION and COARSE_DROPOUT.
             is_train: an evaluation has no augmentations, packs no annotations and leaves nobody out.
             cropping: augmentations that a pipeline adds to the latter three, before the dropout.
         """
         if not is_train:
             return {"is_train": False, "channel_order": cfg.INPUT.FORMAT}
-        augmentations = [
-            build_part(AUGMENTATION_REGISTRY, entry, f"INPUT.AUGMENTATIONS[{index}]")
-            for index, entry in enumerate(cfg.INPUT.AUGMENTATIONS)
-        ]
+        augmentations: list[Augmentation] = []
+        for index, entry in enumerate(cfg.INPUT.AUGMENTATIONS):
+            if entry == DEFAULT_AUGMENTATIONS:
+                augmentations += _default_augmentations(cfg, cropping)
+            else:
+                augmentations.append(build_part(AUGMENTATION_REGISTRY, entry, f"INPUT.AUGMENTATIONS[{index}]"))
         return {
             "is_train": True,
             "channel_order": cfg.INPUT.FORMAT,
-            "augmentations": augmentations or _default_augmentations(cfg, cropping),
+            "augmentations": augmentations,
             "skeleton": skeleton_of_datasets(cfg.DATASETS.TRAIN),
             "min_visible_keypoints": cfg.DATALOADER.MIN_VISIBLE_KEYPOINTS,
         }
@@ -163,13 +169,12 @@ class Pipeline(abc.ABC):
             # A copy: torch takes neither negative strides nor read-only memory.
             image = np.array(image if self.channel_order == "RGB" else image[:, :, ::-1], order="C")
         size = (image.shape[0], image.shape[1])
-        persons = record.get("annotations", ())
         pixels, frame = augment(
             image,
             self.start(record, size),
             self.augmentations,
             generator,
-            person_K3=np.reshape(persons[0]["keypoints"], (-1, 3)) if len(persons) == 1 else None,
+            person_K3=self._person_of_augmentations(record, generator),
             skeleton=self.skeleton,
             antialias=self.antialias,
         )
@@ -184,6 +189,14 @@ class Pipeline(abc.ABC):
                 )
             sample["instances"] = self._instances(record["annotations"], frame, self.skeleton)
         return sample
+
+    def _person_of_augmentations(self, record: Record, generator: np.random.Generator) -> np.ndarray | None:
+        """Keypoints (K, 3) of the person whom augmentations for a person follow: one of those with labeled ones."""
+        if not any(isinstance(augmentation, PersonAugmentation) for augmentation in self.augmentations):
+            return None
+        persons = [np.reshape(person["keypoints"], (-1, 3)) for person in record.get("annotations", ())]
+        labeled = [person_K3 for person_K3 in persons if (person_K3[:, 2] > 0).any()]
+        return labeled[generator.integers(len(labeled)) if len(labeled) > 1 else 0] if labeled else None
 
     def _check_size(self, record: Record, height: int, width: int) -> None:
         """Accepts a record whose height and width are swapped, as CrowdPose has some, and no other difference."""
@@ -202,9 +215,9 @@ class Pipeline(abc.ABC):
         persons = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
         height, width = frame.output_size
         boxes = np.concatenate([np.empty((0, 4)), *map(box_xyxy, persons)])
-        boxes = np.clip(frame.apply_boxes(boxes), 0, [width, height, width, height])
         keypoints = np.array([person["keypoints"] for person in persons], dtype=np.float64)
         keypoints = keypoints.reshape(-1, skeleton.num_keypoints, 3)
+        boxes = np.clip(frame.apply_boxes(boxes, keypoints), 0, [width, height, width, height])
         keypoints = frame.apply_keypoints(keypoints, skeleton.flip_indices, keep_outside=self.keeps_outside)
         is_kept = (boxes[:, 2:] - boxes[:, :2] > _EMPTY_BOX).all(axis=1)
         is_kept &= (keypoints[..., 2] > 1).sum(axis=1) >= self.min_visible_keypoints

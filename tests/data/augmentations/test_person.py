@@ -1,11 +1,11 @@
-"""Augmentations of a person's crop: bounds, what they do nothing to, and what they make of the crop."""
+"""Augmentations that follow a person: bounds, what they do nothing to, and what they make of the crop."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from querypose.data.augmentations import RandomBoxRotation, RandomBoxScale, RandomHalfBody
+from querypose.data.augmentations import RandomBoxRotation, RandomBoxScale, RandomHalfBody, RandomPersonSquare
 from querypose.skeleton import COCO_SKELETON, CROWDPOSE_SKELETON, Skeleton
 
 SIZE = (256, 192)
@@ -63,3 +63,30 @@ def test_few_keypoints_or_no_halves_leave_the_person_whole() -> None:
         drawn = RandomHalfBody(1.0).draw_for(person_K3, skeleton, SIZE, generator)
         np.testing.assert_array_equal(drawn.matrix, NOTHING)
     assert (RandomHalfBody(0.0).draw_for(person(), COCO_SKELETON, SIZE, generator).matrix == NOTHING).all()
+
+
+def test_a_square_holds_its_person_at_a_drawn_size() -> None:
+    generator, person_K3 = np.random.default_rng(0), person()
+    person_K3[-1, :2], person_K3[-1, 2] = 1e4, 0  # unlabeled: it counts nowhere
+    labeled_ND = person_K3[:-1, :2]
+    augmentation = RandomPersonSquare(96, side_bounds=(1.5, 3.0), max_shift=0.1, max_degrees=90.0)
+    maps = [augmentation.draw_for(person_K3, COCO_SKELETON, SIZE, generator) for _ in range(200)]
+    assert all(drawn.output_size == (96, 96) and not drawn.mirrors for drawn in maps)
+    extent = np.ptp(labeled_ND, axis=0).max()
+    sides = np.array([96 / np.sqrt(np.linalg.det(drawn.matrix[:, :2])) for drawn in maps]) / extent
+    assert 1.5 <= sides.min() < 1.55
+    assert 2.9 < sides.max() <= 3.0
+    assert np.median(sides) == pytest.approx(np.sqrt(1.5 * 3.0), rel=0.1)  # evenly in the logarithm
+    middle = (labeled_ND.min(axis=0) + labeled_ND.max(axis=0)) / 2
+    offsets = np.array([drawn.apply_coords(middle) / 96 - 0.5 for drawn in maps])
+    assert 0.09 < np.abs(offsets).max() <= 0.1
+    degrees = np.rad2deg([np.arctan2(drawn.matrix[1, 0], drawn.matrix[0, 0]) for drawn in maps])
+    assert 80 < np.abs(degrees).max() <= 90
+
+
+def test_a_square_of_a_person_without_extent_is_about_the_image() -> None:
+    for num_labeled in (0, 1):
+        drawn = RandomPersonSquare(64, max_shift=0.0, max_degrees=0.0).draw_for(
+            person(num_labeled=num_labeled), COCO_SKELETON, SIZE, np.random.default_rng(0)
+        )
+        np.testing.assert_allclose(drawn.apply_coords(np.array([[96.0, 128.0], [96.0, 0.0]])), [[32, 32], [32, 0]])

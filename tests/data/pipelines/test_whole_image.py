@@ -27,6 +27,7 @@ from querypose.data.augmentations import (
     CoarseDropout,
     RandomCrop,
     RandomFlip,
+    RandomPersonSquare,
     RandomResize,
     RandomRotation,
 )
@@ -307,9 +308,21 @@ def test_a_list_in_yaml_takes_the_place_of_the_default(toy_dataset: str, tmp_pat
     assert build_pipeline(cfg, is_train=False).augmentations == (RandomResize([800], 1333),)
 
 
+def test_the_word_default_stands_for_what_the_keys_describe_and_an_empty_list_for_none(toy_dataset: str) -> None:
+    cfg = _config(toy_dataset)
+    described = build_pipeline(cfg, is_train=True).augmentations
+    cfg.INPUT.AUGMENTATIONS = ["default", {"name": "RandomRotation", "probability": 1.0, "max_degrees": 9.0}]
+    assert build_pipeline(cfg, is_train=True).augmentations == (*described, RandomRotation(1.0, 9.0))
+    cfg.INPUT.AUGMENTATIONS = []
+    assert build_pipeline(cfg, is_train=True).augmentations == ()
+    assert len(described) > 1
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
+        ("defaults", r"AUGMENTATIONS\[0\] is 'defaults'; allowed: default, {name"),
+        ("7", r"AUGMENTATIONS\[0\] is 7; allowed: {name"),
         ("{name: RandomFlop}", r"AUGMENTATIONS\[0\] has the name 'RandomFlop'; allowed: .*'RandomFlip'"),
         ("{name: RandomFlip, share: 0.5}", r"'RandomFlip' the argument 'share'; allowed: probability: a number in"),
         ("{name: RandomFlip, probability: often}", r"'probability' with 'often'; allowed: probability: a number in"),
@@ -366,3 +379,19 @@ def test_real_photos_with_the_default_augmentation(shared_data: Path, datasets_r
             assert (keypoints[..., 0] <= width).all()
             assert (keypoints[..., 1] <= height).all()
             assert (keypoints >= 0).all()
+
+
+def test_a_square_is_about_any_of_the_persons(tmp_path: Path) -> None:
+    left, right = (np.array([[x, 30.0, 2.0], [x, 50.0, 2.0], [x, 40.0, 0.0]]) for x in (30.0, 120.0))
+    record = _record(tmp_path, left)
+    (person,) = record["annotations"]
+    nobody = np.zeros((3, 3))
+    record["annotations"] = [{**person, "keypoints": keypoints.ravel().tolist()} for keypoints in (left, nobody, right)]
+    square = RandomPersonSquare(32, side_bounds=(2.0, 2.0), max_shift=0.0, max_degrees=0.0)
+    centers = {
+        float(_pipeline(square).sample(record, _generator(seed))["frame"].inverse().apply_coords(np.array([16, 16]))[0])
+        for seed in range(8)
+    }
+    assert sorted(round(center) for center in centers) == [30, 120]
+    record["annotations"] = []
+    assert _pipeline(square).sample(record, _generator())["image"].shape == (3, 120, 160)

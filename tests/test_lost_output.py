@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from querypose.d2 import ENGINE, EventWriter, JSONWriter, TensorboardXWriter
-from querypose.engine.lost_output import losses_said_again, watch_loggers
+from querypose.lost_output import losses_said_again, watch_loggers
 from tests.engine.toy_pose import write_toy_config
 from tests.loggers import restored_loggers
 from tests.scripts import run_script
@@ -62,6 +63,22 @@ def test_an_evaluation_goes_on_too(tmp_path: Path, capsys: pytest.CaptureFixture
         assert run_script("tools/train_net.py", "--config-file", config_file, "--eval-only", "--resume") == 0
     printed = capsys.readouterr().err
     assert printed.count("cannot be written") == printed.count("is not complete") == 1
+
+
+@needs_full_device
+def test_a_training_goes_on_without_results_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluated twice, each time with the metrics."""
+    output = tmp_path / "output"
+    output.mkdir()
+    for name in ("inference", "pictures"):
+        (output / name).write_text("a file where a folder should be")
+    assert train(tmp_path, "TEST.EVAL_PERIOD", "3", "TEST.PICTURES", "1") == 0
+    printed = capsys.readouterr().err
+    for path in (output / "inference" / "coco_instances_results.json", output / "pictures"):
+        assert printed.count(f"{path} cannot be written: ") == 1
+        assert printed.count(f"{path} is not complete: it could not be written 2 times") == 1
+    rows = [json.loads(row) for row in (output / "metrics.json").read_text().splitlines()]
+    assert len([row for row in rows if "keypoints/AP" in row]) == 2
 
 
 @pytest.mark.parametrize("moment", ["write", "close"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from querypose.config import KEYS, ConfigError, load_config
 from querypose.d2 import CfgNode, CheckpointError, read_checkpoint
 from querypose.data import DatasetError, read_annotations
 from querypose.data.results import ResultsError
+from querypose.data.shards import INDEX_NAME, ShardError, open_shards
 from querypose.evaluation import METRICS, read_detections
 from querypose.evaluation.oks import coco
 from tests.data.toy_dataset import TOY_SKELETON, read_records, toy_annotation, toy_document, write_dataset
@@ -146,6 +148,24 @@ def test_an_annotation_file_with_noise_in_it(tmp_path: Path, start: int, noise: 
         read_records(json_file, images, TOY_SKELETON)
     except DatasetError as refusal:
         assert "toy.json" in str(refusal)  # noqa: PT017
+
+
+INDEX = {"version": 1, "shards": {"0.tar": {"bytes": 9, "images": {"a.png": [1, 4]}}}}
+
+
+@settings(_fuzz, max_examples=100)
+@given(path=st.sampled_from(places(INDEX)), value=VALUES)
+def test_whatever_stands_anywhere_in_an_index_of_shards(tmp_path: Path, path: tuple[Any, ...], value: Any) -> None:
+    (tmp_path / "0.tar").write_bytes(b"123456789")
+    (tmp_path / INDEX_NAME).write_text(json.dumps(replaced(INDEX, path, value)), encoding="utf-8")
+    try:
+        shards = open_shards(str(tmp_path / INDEX_NAME))
+        assert all(isinstance(fault, ShardError) for fault in shards.faults())
+        assert shards.content("a.png") in b"123456789"
+    except ShardError as refusal:
+        assert str(tmp_path) in str(refusal)  # noqa: PT017  # some indices are read
+    except FileNotFoundError as missing:
+        assert missing.args == ("a.png",)  # noqa: PT017
 
 
 RESULTS = [{"image_id": 7, "category_id": 3, "keypoints": [1.0] * 9, "score": 0.5, "bbox": [1.0, 1.0, 5.0, 5.0]}]

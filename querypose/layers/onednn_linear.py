@@ -10,7 +10,8 @@ from torch import Tensor, nn
 class OneDNNLinear(nn.Linear):
     """`nn.Linear`; in training on a CPU in float32 by oneDNN, in place of the MKL that torch takes.
 
-    MKL uses half of what an AMD processor can do. What comes in and out is copied, so that wide layers alone gain.
+    MKL uses half of what an AMD processor with AVX-512 can do. What comes in and out is copied, so that wide layers
+    alone gain.
     """
 
     def forward(self, input: Tensor) -> Tensor:

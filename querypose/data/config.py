@@ -33,15 +33,21 @@ _SIZES = Allowed(
 _SHARES = sequence_of(
     "numbers in [0, 1], the smaller first", lambda value: is_finite(value) and 0 <= value <= 1, length=2
 )
+_CANVASES = ("dense_image", "person_crops")  # pipelines with a canvas of a given size
 _MAPPINGS = sequence_of("mappings", lambda value: isinstance(value, dict))
 
 
 def check_data(cfg: CfgNode) -> None:
-    """Refuses bounds in the wrong order, and a number of box files other than that of the datasets."""
+    """Refuses bounds in the wrong order, two sizes of evaluation, and box files other than one a dataset."""
     for name in ("INPUT.CROP.SIZE", "INPUT.COARSE_DROPOUT.SHARE", "INPUT.COARSE_DROPOUT.GRID"):
         smallest, largest = bounds = lookup(cfg, name)
         if smallest > largest:
             raise ConfigError(f"{name} is {bounds}; allowed: [smallest, largest].")
+    if cfg.INPUT.SCALE_TEST != 1 and (cfg.INPUT.MIN_SIZE_TEST or cfg.INPUT.PIPELINE in _CANVASES):
+        raise ConfigError(
+            f"INPUT.SCALE_TEST is {cfg.INPUT.SCALE_TEST}, which needs INPUT.MIN_SIZE_TEST 0 and INPUT.PIPELINE "
+            "whole_image. Set MIN_SIZE_TEST to 0, or SCALE_TEST to 1."
+        )
     files, datasets = cfg.DATASETS.PERSON_BOXES, cfg.DATASETS.TEST
     if files and len(files) != len(datasets):
         raise ConfigError(
@@ -92,8 +98,11 @@ add_keys((
     Key("INPUT.FORMAT", "RGB", "channel order that the model sees", one_of("RGB", "BGR"), fixed=True),
     Key("INPUT.MIN_SIZE_TRAIN", list(range(480, 801, 32)), "short side, drawn from these, in pixels", _SIZES),
     Key("INPUT.MAX_SIZE_TRAIN", 1333, "bound of the long side, in pixels", at_least(1)),
-    Key("INPUT.MIN_SIZE_TEST", 800, "short side, in pixels; 0 keeps the image's size", at_least(0)),
+    Key("INPUT.MIN_SIZE_TEST", 800, "short side, in pixels; 0 keeps the image's size, times SCALE_TEST", at_least(0)),
     Key("INPUT.MAX_SIZE_TEST", 1333, "bound of the long side, in pixels", at_least(1)),
+    Key("INPUT.SCALE_TEST", 1.0,
+        "for whole_image: factor of the size of evaluated images, where their pixels say more of how large people are "
+        "than their sides do; needs MIN_SIZE_TEST 0", between(1e-3, 1e3)),
     Key("INPUT.CANVAS_MULTIPLE", 64,
         "for dense_image: the long side of an evaluated canvas is a multiple of this, its short side MIN_SIZE_TEST, in "
         "pixels", at_least(1)),

@@ -249,7 +249,12 @@ def shortest_edge_size(size: ImageSize, short_side: int, max_size: int | None = 
     scale = short_side / min(size)
     if max_size is not None:
         scale = min(scale, max_size / max(size))
-    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return scaled_size(size, scale)
+
+
+def scaled_size(size: ImageSize, factor: float) -> ImageSize:
+    """The size with sides `factor` times as long, rounded half up, at least one pixel."""
+    height, width = (max(1, int(side * factor + 0.5)) for side in size)
     return height, width
 
 

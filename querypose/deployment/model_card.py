@@ -62,7 +62,8 @@ def model_card(
         "person_crops": f"crops of persons, {' x '.join(map(str, cfg.INPUT.PERSON_CROP.SIZE))} (height x width)",
         "dense_image": f"short side {short}, in the middle of a canvas",
     }
-    prepared = sizes.get(cfg.INPUT.PIPELINE, f"short side {short}, long side at most {long}")
+    whole = f"short side {short}, long side at most {long}" if short else f"{cfg.INPUT.SCALE_TEST:g} of the file's size"
+    prepared = sizes.get(cfg.INPUT.PIPELINE, whole)
     return _CARD.format(
         architecture=cfg.MODEL.META_ARCHITECTURE,
         backbone=cfg.MODEL.BACKBONE.ARCH if cfg.INPUT.PIPELINE != "person_crops" else "ViT",

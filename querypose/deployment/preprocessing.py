@@ -49,20 +49,22 @@ class GraphPipeline(nn.Module):
 
 
 class WholeImageInGraph(GraphPipeline):
-    """`WholeImage`: a short side, aspect kept, at most a long side."""
+    """`WholeImage`: a short side, aspect kept, at most a long side; or a factor of the image's size."""
 
-    def __init__(self, *, short_side: int, max_size: int, divisor: int, is_bgr: bool) -> None:
+    def __init__(self, *, short_side: int, max_size: int, scale: float, divisor: int, is_bgr: bool) -> None:
         super().__init__(short_side, divisor, is_bgr)
         self.max_size = max_size
+        self.scale = scale
 
     def forward(self, image_BHWC: Tensor, size_B2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images, their sizes without padding, and the maps (B, 2, 3) back to pixels of the files."""
         size = size_B2.double()
-        result_B2 = size_B2
         if self.short_side:
             factor_B1 = self.short_side / size.amin(1, keepdim=True)
             factor_B1 = torch.minimum(factor_B1, self.max_size / size.amax(1, keepdim=True))
-            result_B2 = (size * factor_B1 + 0.5).floor().clamp(min=1).long()
+        else:
+            factor_B1 = torch.full_like(size[:, :1], self.scale)
+        result_B2 = (size * factor_B1 + 0.5).floor().clamp(min=1).long()
         step_B2 = size / result_B2
         weights = []
         for axis in (0, 1):
@@ -158,7 +160,11 @@ def graph_pipeline(cfg: CfgNode, divisor: int) -> GraphPipeline:
     is_bgr, short_side = cfg.INPUT.FORMAT == "BGR", cfg.INPUT.MIN_SIZE_TEST
     if cfg.INPUT.PIPELINE == "whole_image":
         return WholeImageInGraph(
-            short_side=short_side, max_size=cfg.INPUT.MAX_SIZE_TEST, divisor=divisor, is_bgr=is_bgr
+            short_side=short_side,
+            max_size=cfg.INPUT.MAX_SIZE_TEST,
+            scale=cfg.INPUT.SCALE_TEST,
+            divisor=divisor,
+            is_bgr=is_bgr,
         )
     if cfg.INPUT.PIPELINE == "dense_image":
         return DenseImageInGraph(

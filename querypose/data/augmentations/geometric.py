@@ -27,6 +27,7 @@ from querypose.data.transforms import (
     resize,
     rotate,
     scale,
+    scaled_size,
     shift,
     shortest_edge_size,
 )
@@ -110,6 +111,18 @@ class RandomResize:
         if short_side == 0:
             return identity(size)
         return resize(size, shortest_edge_size(size, short_side, self.max_size))
+
+
+@AUGMENTATION_REGISTRY.register()
+@dataclass(frozen=True)
+class RandomRescale:
+    """Resizes by a factor drawn evenly from `bounds`, aspect kept."""
+
+    bounds: FactorBounds
+
+    def draw(self, size: ImageSize, generator: np.random.Generator) -> GeometricTransform:
+        """Resize to whole pixels."""
+        return resize(size, scaled_size(size, float(generator.uniform(*self.bounds))))
 
 
 @AUGMENTATION_REGISTRY.register()

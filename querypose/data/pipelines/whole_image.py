@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from querypose.d2 import CfgNode
-from querypose.data.augmentations import Augmentation, RandomCrop, RandomResize
+from querypose.data.augmentations import Augmentation, RandomCrop, RandomRescale, RandomResize
 from querypose.data.datasets import load_datasets
 from querypose.data.pipelines.pipeline import PIPELINE_REGISTRY, Pipeline, Record
 from querypose.data.transforms import GeometricTransform, ImageSize, identity
@@ -48,7 +48,11 @@ def whole_image(cfg: CfgNode, is_train: bool) -> WholeImage:
     """`WholeImage` as INPUT describes it."""
     options = Pipeline.from_config(cfg, is_train, crop_and_resize(cfg))
     if not is_train:
-        options["augmentations"] = [RandomResize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)]
+        short_side, factor = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.SCALE_TEST
+        resizing = (
+            RandomResize([short_side], cfg.INPUT.MAX_SIZE_TEST) if short_side else RandomRescale((factor, factor))
+        )
+        options["augmentations"] = [resizing]
     return WholeImage(require_persons=is_train and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, **options)
 
 

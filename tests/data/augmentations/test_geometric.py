@@ -13,6 +13,7 @@ from querypose.data.augmentations import (
     PixelAugmentation,
     RandomCrop,
     RandomFlip,
+    RandomRescale,
     RandomResize,
     RandomRotation,
     RandomScale,
@@ -156,3 +157,12 @@ def test_every_registered_augmentation_is_of_one_kind() -> None:
     for name, augmentation in AUGMENTATION_REGISTRY:
         kinds = (GeometricAugmentation, PixelAugmentation, PersonAugmentation)
         assert sum(issubclass(augmentation, kind) for kind in kinds) == 1, name
+
+
+def test_random_rescale_stays_within_its_bounds_and_keeps_the_aspect() -> None:
+    generator = np.random.default_rng(0)
+    sizes = np.array([RandomRescale((0.5, 2.0)).draw((100, 200), generator).output_size for _ in range(200)])
+    assert 50 <= sizes[:, 0].min() < 55
+    assert 195 < sizes[:, 0].max() <= 200
+    assert np.abs(sizes[:, 1] - 2 * sizes[:, 0]).max() <= 1
+    assert RandomRescale((1e-3, 1e-3)).draw((100, 200), generator).output_size == (1, 1)

@@ -266,6 +266,8 @@ def test_pipeline_of_a_config_does_what_the_config_says(toy_dataset: str) -> Non
     assert sample.keys() == {"file_name", "height", "width", "image_id", "sample_id", "image", "frame"}
     cfg.INPUT.MIN_SIZE_TEST = 0
     assert build_pipeline(cfg, is_train=False).sample(record, _generator())["image"].shape == (3, 30, 40)
+    cfg.INPUT.SCALE_TEST = 0.45
+    assert build_pipeline(cfg, is_train=False).sample(record, _generator())["image"].shape == (3, 14, 18)  # half up
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     flipping, generator = build_pipeline(cfg, is_train=True), _generator(1)
     # Of the pair only `left` is labeled; a flip makes that `right`.

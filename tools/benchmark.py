@@ -5,9 +5,12 @@
     python tools/benchmark.py --config-file F --what inference --batch-size 8 --compare before.json
     python tools/benchmark.py MODEL.DEVICE cuda --config-file F --variant bf16 SOLVER.AMP.ENABLED True
     python tools/benchmark.py DATALOADER.NUM_WORKERS 8 --config-file configs/quickstart.yaml --what data
+    python tools/benchmark.py MODEL.DEVICE cpu --config-file F --what operations
 
 Every measurement runs in a process of its own, whose peak of memory is reported. The config and every --variant of it
 take turns, step by step: so their ratios hold even if the machine's speed drifts. All of them are in memory at once.
+`operations` tells what a CPU spends on convolutions, matrix products and all else in a training iteration, in core
+seconds, and what it would spend at its best rates.
 Times are medians, with quartiles. Weights are those of MODEL.WEIGHTS, or random; images and persons are random without
 --real-data. KEY VALUE pairs that change all variants come before the options.
 """

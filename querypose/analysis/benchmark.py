@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from querypose import d2
-from querypose.analysis.benchmark_subjects import SUBJECTS, Subject, Workload
+from querypose.analysis.benchmark_subjects import SUBJECTS, UNTIMED, Subject, Workload
 from querypose.engine.setup import available_cores
 
 MAX_PARTS_ROUNDS = 5
@@ -127,7 +127,7 @@ def measure_interleaved(
         for name, workload in variants.items():
             workers[name] = Worker(what, workload)
         results = {}
-        if what == "complexity":
+        if what in UNTIMED:
             return {name: worker.call("result") for name, worker in workers.items()}
         samples = _rounds(workers, "step", iterations, warmup)
         # After the timed steps, which then had nothing looking on; the first one warms up.

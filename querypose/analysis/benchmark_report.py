@@ -8,15 +8,17 @@ from typing import Any
 
 from tabulate import tabulate
 
+from querypose.analysis.benchmark_subjects import UNTIMED
 from querypose.analysis.complexity import CONVENTION
-from querypose.analysis.part_meter import REST
+from querypose.analysis.operation_meter import COSTS, OTHERS
+from querypose.analysis.part_meter import BACKWARD, REST, UPDATE
 from querypose.config import ConfigError, is_finite
 from querypose.data.json_files import read_json
 
 Results = Mapping[str, Any]
-_UNTIMED = ("workload", "complexity")
+_UNTIMED = ("workload", *UNTIMED)
 _COMPARED = ("images_per_second", "peak_memory")
-_LAST_PARTS = {REST: 1, "backward": 2, "update": 3}  # after those of the forward pass, in the order of the model
+_LAST_PARTS = {REST: 1, BACKWARD: 2, UPDATE: 3}  # after those of the forward pass, in the order of the model
 
 
 def format_benchmark(results: Results) -> str:
@@ -24,6 +26,11 @@ def format_benchmark(results: Results) -> str:
     sections = [_steps_table(results["variants"])]
     whats = dict.fromkeys(what for variant in results["variants"].values() for what in variant)
     sections += [_parts_table(results["variants"], what) for what in whats if what not in _UNTIMED]
+    sections += [
+        _operations_table(name, variant["operations"])
+        for name, variant in results["variants"].items()
+        if "operations" in variant
+    ]
     sections.append(_complexity_table(results["variants"]))
     sections.append("\n".join(f"{name}: {value}" for name, value in results["machine"].items()))
     return "\n\n".join(section for section in sections if section)
@@ -119,6 +126,29 @@ def _parts_table(variants: Results, what: str) -> str:
         lines.append(line)
     heads = [f"{what}, ms by part", *measured]
     return tabulate(lines, heads, disable_numparse=True, colalign=["left", *["right"] * len(measured)])
+
+
+def _operations_table(name: str, measured: Results) -> str:
+    work, best = measured["work"], measured["best_rates"]
+    rows = [(part, kind, cost) for part, kinds in work.items() for kind, cost in kinds.items() if cost["seconds"]]
+    seconds, flops, moved = (sum(cost[key] for *_, cost in rows) for key in COSTS)
+    rows.append(("all", "", {"seconds": seconds, "flops": flops, "bytes": moved}))
+    lines = []
+    for part, kind, cost in rows:
+        line = [part, kind, f"{cost['seconds'] * 1e3:.0f}", f"{cost['seconds'] / seconds:.0%}"]
+        for key in COSTS[1:]:
+            line += [f"{cost[key] / 1e9:.1f}", f"{cost[key] / cost['seconds'] / 1e9:.1f}"]
+        lines.append(line)
+    heads = [f"{name}:", "operations", "core ms", "share", "GFLOP", "GFLOP/s", "GB", "GB/s"]
+    table = tabulate(lines, heads, disable_numparse=True, colalign=["left", "left", *["right"] * 6])
+    others = sum(kinds[OTHERS]["bytes"] for kinds in work.values())
+    arithmetic, traffic = flops / best["flops"], others / best["bytes"]
+    return (
+        f"{table}\n\nA core's best: {best['flops'] / 1e9:.0f} GFLOP/s in a large convolution or product, "
+        f"{best['bytes'] / 1e9:.0f} GB/s in a copy.\nWith these the products and convolutions take "
+        f"{arithmetic * 1e3:.0f} ms and all other bytes {traffic * 1e3:.0f} ms: "
+        f"the step takes {seconds / (arithmetic + traffic):.2f} times that."
+    )
 
 
 def _complexity_table(variants: Results) -> str:

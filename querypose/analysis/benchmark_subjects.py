@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.benchmark import timer
 
 from querypose.analysis.complexity import measure_complexity
-from querypose.analysis.part_meter import PartMeter
+from querypose.analysis.operation_meter import COSTS, KINDS, Operation, OperationMeter, measure_best_rates
+from querypose.analysis.part_meter import BACKWARD, FORWARD, UPDATE, PartMeter, Reading
 from querypose.config import ConfigError, load_config
 from querypose.d2 import CfgNode, EventStorage, seed_all_rng
 from querypose.data import build_test_loader, register_custom_datasets
@@ -33,6 +34,8 @@ from querypose.modeling.pose_model import Batch
 
 NUM_BATCHES = 4
 EPOCH = 1000.0
+STEPS_BEFORE_OPERATIONS = 2
+"""Of which the first makes the optimizer's state; then memory that is freed is found again."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +161,16 @@ class TrainingSubject(Subject):
         return seconds
 
     def parts(self) -> dict[str, float]:
+        return _by_part(self._step_in_parts(self._clock.read), self._clock)
+
+    def _step_in_parts(self, read: Callable[[], Reading]) -> PartMeter[Reading]:
+        """Does it once more, under a meter."""
         step = self._trainer.step
         accumulate = step.accumulate_gradients
-        with PartMeter(self._model, self._depth, self._clock.read, outside="update") as meter:
+        with PartMeter(self._model, self._depth, read, outside=UPDATE) as meter:
 
             def metered(*given: Any) -> tuple[tuple[str, ...], Tensor]:
-                with meter.running("backward"):  # less the forward pass, whose parts come on top
+                with meter.running(BACKWARD):  # less the forward pass, whose parts come on top
                     return accumulate(*given)
 
             step.accumulate_gradients = metered  # type: ignore[method-assign, assignment]  # for this step alone
@@ -171,7 +178,43 @@ class TrainingSubject(Subject):
                 self.step()
             finally:
                 del step.accumulate_gradients
-        return _by_part(meter, self._clock)
+        return meter
+
+
+class OperationsSubject(TrainingSubject):
+    """The operations of one training iteration on a CPU: what they cost, and what the machine can do at best.
+
+    Raises:
+        ConfigError: MODEL.DEVICE is a GPU, which computes them later than they are called.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(workload)
+        if (device := next(self._model.parameters()).device.type) != "cpu":
+            raise ConfigError(
+                f"--what operations measures a CPU, but MODEL.DEVICE is {device}. Set MODEL.DEVICE cpu, or see what a "
+                "GPU does with --what train --trace DIR."
+            )
+
+    def result(self) -> dict[str, Any]:
+        """Core seconds, floating-point operations and bytes by pass and kind, and the best rates of a core."""
+        for _ in range(STEPS_BEFORE_OPERATIONS):
+            self.step()
+        with OperationMeter() as operation_meter:
+            meter = self._step_in_parts(lambda: len(operation_meter.operations))
+        found: defaultdict[tuple[str, str], list[Operation]] = defaultdict(list)
+        for span in meter.spans:
+            part = span.part if span.part in (BACKWARD, UPDATE) else FORWARD
+            for operation in operation_meter.operations[span.start : span.end]:
+                found[part, operation.kind].append(operation)
+        work = {
+            part: {
+                kind: {cost: sum(getattr(operation, cost) for operation in found[part, kind]) for cost in COSTS}
+                for kind in KINDS
+            }
+            for part in (FORWARD, BACKWARD, UPDATE)
+        }
+        return {"work": work, "best_rates": measure_best_rates()._asdict()}
 
 
 class InferenceSubject(Subject):
@@ -245,9 +288,12 @@ class ComplexitySubject(Subject):
 SUBJECTS: Mapping[str, Callable[[Workload], Subject]] = {
     "complexity": ComplexitySubject,
     "train": TrainingSubject,
+    "operations": OperationsSubject,
     "inference": InferenceSubject,
     "data": LoadingSubject,
 }
+UNTIMED = ("complexity", "operations")
+"""Subjects with a result, but without steps to time."""
 
 
 def _prepared(workload: Workload, batch_size: int) -> CfgNode:

@@ -14,6 +14,8 @@ from torch.utils.hooks import RemovableHandle
 Reading = TypeVar("Reading")
 
 REST = "(rest)"
+FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
+"""Passes of a training step."""
 
 
 def part_name(module_name: str, depth: int) -> str:

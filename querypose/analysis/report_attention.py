@@ -61,7 +61,7 @@ def attention_entries(run: Run, file: PoseAnnotations, images: Sequence[int], fo
             for name, drawn in draw_explanation(picture, layers, file.skeleton).items():
                 save_image(folder / f"{stem}_{name}.png", drawn)
                 pictures.append({"title": name.replace("_", " "), "file": f"{folder.name}/{stem}_{name}.png"})
-            if frames := draw_stages(picture, layers, file.skeleton):
+            if len(frames := draw_stages(picture, layers, file.skeleton)) > 1:
                 save_animation(folder / f"{stem}_stages.gif", frames)
                 pictures.append({"title": "from stage to stage", "file": f"{folder.name}/{stem}_stages.gif"})
         entries.append({"name": file.file_names[image], "pictures": pictures})

@@ -86,16 +86,17 @@ def error_figures(analyses: Mapping[str, ErrorAnalysis]) -> list[Figure]:
             "AP of parts of the persons",
             [
                 {
-                    **_bars(
-                        run,
-                        [f"{part.group}: {part.name}" for part in analysis.slices],
-                        [part.ap for part in analysis.slices],
-                    ),
+                    "type": "bar",
+                    "name": run,
+                    "orientation": "h",  # the names are long
+                    "x": [part.ap for part in analysis.slices],
+                    "y": [f"{part.group}: {part.name}" for part in analysis.slices],
                     "customdata": [part.num_persons for part in analysis.slices],
-                    "hovertemplate": "%{y:.1f} (%{customdata} persons)",
+                    "hovertemplate": "%{x:.1f} (%{customdata} persons)",
                 }
                 for run, analysis in analyses.items()
             ],
+            is_from_top=True,
         ),
         _figure(
             "Score against the highest OKS with a person",
@@ -120,8 +121,12 @@ def _shown_at_first(names: Sequence[str]) -> Sequence[str]:
     return [name for name in names if name.rpartition("/")[2] in _AT_FIRST] or names
 
 
-def _figure(title: str, data: Sequence[Mapping[str, Any]], x: str = "", barmode: str = "group") -> Figure:
-    return {"title": title, "data": list(data), "layout": {"barmode": barmode, "xaxis": {"title": {"text": x}}}}
+def _figure(
+    title: str, data: Sequence[Mapping[str, Any]], x: str = "", barmode: str = "group", is_from_top: bool = False
+) -> Figure:
+    layout: dict[str, Any] = {"barmode": barmode, "xaxis": {"title": {"text": x}}}
+    layout["yaxis"] = {"autorange": "reversed"} if is_from_top else {"rangemode": "tozero"}
+    return {"title": title, "data": list(data), "layout": layout}
 
 
 def _bars(name: str, x: Sequence[str], y: Sequence[float]) -> dict[str, Any]:

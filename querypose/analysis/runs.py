@@ -44,8 +44,13 @@ class Run:
 
     def metrics(self) -> dict[str, tuple[float, int]]:
         """The last value of every metric of an evaluation, and its iteration."""
+        lasts = {name: points[-1] for name, points in self.curves.items() if points}
+        # The evaluation after the last iteration has a row of its own, one further.
+        trained = max((int(iteration) for name, (iteration, _) in lasts.items() if "/" not in name), default=None)
         return {
-            name: (points[-1][1], int(points[-1][0])) for name, points in self.curves.items() if points and "/" in name
+            name: (value, int(iteration) if trained is None else min(int(iteration), trained))
+            for name, (iteration, value) in lasts.items()
+            if "/" in name
         }
 
     def results_file(self, dataset: str) -> Path | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from querypose.layers.onednn_linear import OneDNNLinear
+
 
 class DynamicInteraction(nn.Module):
     """Filters region features by two linear maps that the query itself generates, then folds them into a vector.
@@ -20,10 +22,10 @@ class DynamicInteraction(nn.Module):
         query_dim = query_dim or dim
         self.dim = dim
         self.dim_dynamic = dim_dynamic
-        self.generator = nn.Linear(query_dim, 2 * dim * dim_dynamic)
+        self.generator = OneDNNLinear(query_dim, 2 * dim * dim_dynamic)
         self.norm_inner = nn.LayerNorm(dim_dynamic)
         self.norm_outer = nn.LayerNorm(dim)
-        self.out = nn.Linear(num_tokens * dim, query_dim)
+        self.out = OneDNNLinear(num_tokens * dim, query_dim)
         self.norm_out = nn.LayerNorm(query_dim)
 
     def forward(self, query_RC: Tensor, region_RTC: Tensor) -> Tensor:

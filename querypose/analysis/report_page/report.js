@@ -4,6 +4,8 @@ const report = window.REPORT;
 const analyzed = report.analyzed ?? [];
 const KINDS = ["jitter", "inversion", "swap", "miss", "false positive", "false negative"];
 const PALETTE = ["#4c8dff", "#ff8a3d", "#37c98b", "#c77dff", "#ffd23f", "#2ec4d6", "#ff6b9a", "#a3d65c"];
+// Of the poses: none is like a color of the legend, so that a good keypoint is not taken for an error.
+const POSES = ["#4c8dff", "#2ec4d6", "#a5d8ff", "#7a6bff"];
 const byId = (id) => document.getElementById(id);
 
 function element(tag, attributes = {}, ...children) {
@@ -24,6 +26,7 @@ function fill(node, attributes, children) {
   return node;
 }
 
+const loss = (value) => (value < 0.005 ? "0.00" : `−${value.toFixed(2)}`);
 const number = (value, digits = 1) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 const signed = (value, digits = 2) => (value > 0 ? "+" : "") + number(value, digits);
 
@@ -46,10 +49,10 @@ const plain = (value) => Array.isArray(value) ? value.map(plain)
 
 function layoutOf(figure) {
   const axis = { gridcolor: color("line"), zerolinecolor: color("line"), linecolor: color("line"), automargin: true };
-  const { xaxis, ...rest } = figure.layout;
+  const { xaxis, yaxis, ...rest } = figure.layout;
   return {
     ...rest,
-    xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, rangemode: "tozero" },
+    xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: color("ink"), size: 12 },
     colorway: PALETTE, margin: { l: 44, r: 12, t: 8, b: 40 }, showlegend: figure.data.length > 1,
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, hoverlabel: { namelength: -1 },
@@ -58,7 +61,7 @@ function layoutOf(figure) {
 
 function tracesOf(figure) {
   return figure.data.map((trace) => ({
-    ...trace, name: plain(trace.name), x: plain(trace.x),
+    ...trace, name: plain(trace.name), x: plain(trace.x), y: plain(trace.y),
     ...(trace.meta?.kind ? { marker: { color: color(trace.meta.kind) } } : {}),
   }));
 }
@@ -239,7 +242,7 @@ function scene(image, run) {
   });
   const prediction = drawn("g", { class: "prediction" });
   run.detections.forEach((detection, index) => {
-    if (isShown(detection)) prediction.append(pose(detection.keypoints, { class: detection.false ? "false" : null }, detection.kinds, PALETTE[index % PALETTE.length]));
+    if (isShown(detection)) prediction.append(pose(detection.keypoints, { class: detection.false ? "false" : null }, detection.kinds, POSES[index % POSES.length]));
   });
   svg.append(truth, prediction);
   return svg;
@@ -263,7 +266,7 @@ function showGallery() {
   byId("gallery").replaceChildren(...shown.map((image, index) => element("button", { type: "button", class: "thumb", "data-image": image.id, onclick: () => openViewer(index) },
     element("div", { class: "scenes" }, ...image.runs.map((run) => scene(image, run))),
     element("div", { class: "caption" }, element("span", { title: image.name }, image.name),
-      element("span", { class: "quiet", title: "AP that this image alone costs" }, image.runs.map((run) => `−${number(Math.max(run.loss, 0), 2)}`).join(" | "))))));
+      element("span", { class: "quiet", title: "AP that this image alone costs" }, image.runs.map((run) => loss(run.loss)).join(" | "))))));
 }
 
 function select(label, key, options) {

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from querypose.modeling.query_pose.keypoint_decoder import KeypointRegressor
+from querypose.modeling.query_pose import keypoint_decoder
+from querypose.modeling.query_pose.keypoint_decoder import KeypointRegressor, KeypointStage
 from querypose.modeling.query_pose.part_embedding import InteractionSizes, SpatialPartEmbedding
 from querypose.modeling.query_pose.part_update import PART_UPDATE_REGISTRY, SelectiveUpdate
 from querypose.skeleton import BUILTIN_SKELETONS
@@ -96,3 +97,20 @@ def test_every_scheme_of_every_skeleton_regresses_every_keypoint(name: str) -> N
         parts = skeleton.parts(scheme)
         mean, _ = KeypointRegressor(8, parts)(torch.randn(2, len(parts), 8))
         assert mean.shape == (2, skeleton.num_keypoints, 2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_training_may_read_regions_with_channels_first(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = KeypointStage(dim=4, num_convs=2, conv_dim=6, refinement=None).double()
+    layouts: list[bool] = []
+    stage.convs[0].register_forward_pre_hook(lambda _, given: layouts.append(given[0].is_contiguous()))
+    region, query = torch.randn(3, 4, 7, 7).double().contiguous(memory_format=torch.channels_last), torch.randn(3, 4)
+    outcomes = []
+    for channels_first in (False, True):
+        monkeypatch.setattr(keypoint_decoder, "CHANNELS_FIRST_IN_TRAINING", channels_first)
+        with torch.set_grad_enabled(training):
+            read, _ = stage.read_region(region.requires_grad_(training), query)
+        gradients = torch.autograd.grad(read.square().sum(), [region, *stage.parameters()]) if training else ()
+        outcomes.append((read, *gradients))
+    assert layouts == [False, training]
+    torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-12, atol=1e-12)

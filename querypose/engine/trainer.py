@@ -362,14 +362,13 @@ class PoseTrainer(DefaultTrainer, EndableLoop):
         if cfg.TEST.EARLY_STOPPING.PATIENCE:
             chosen["TEST.EARLY_STOPPING.METRIC"] = cfg.TEST.EARLY_STOPPING.METRIC
         datasets = cfg.DATASETS.TEST if chosen else ()
-        evaluators = {dataset: cls.build_evaluator(cfg, dataset) for dataset in datasets}
-        if not evaluators or not all(isinstance(evaluator, PoseEvaluator) for evaluator in evaluators.values()):
-            return  # a user's own evaluator says nothing before it evaluates
-        known = [
-            name if len(evaluators) == 1 else f"{dataset}/{name}"
-            for dataset, evaluator in evaluators.items()
-            for name in evaluator.metric_names
-        ]
+        names = {}
+        for dataset in datasets:
+            evaluator = cls.build_evaluator(cfg, dataset)
+            if not isinstance(evaluator, PoseEvaluator):
+                return  # a user's own evaluator says nothing before it evaluates
+            names[dataset] = evaluator.metric_names
+        known = [name if len(names) == 1 else f"{dataset}/{name}" for dataset in names for name in names[dataset]]
         for key, metric in chosen.items():
             name = _name_of_metric(cfg, metric)
             allowed = {*known, *(name.rpartition("/")[0] for name in known)} if key == "TEST.BEST_METRIC" else known

@@ -115,6 +115,7 @@ def plot_comparison(
     figure = Figure(figsize=(9.5 * len(panels), 5), layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _draw_percents(axes, curves, title, x_label)
+        axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
     return _save(figure, out_png)
 

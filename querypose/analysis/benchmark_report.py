@@ -18,17 +18,13 @@ from querypose.data.json_files import read_json
 Results = Mapping[str, Any]
 _UNTIMED = ("workload", *UNTIMED)
 _COMPARED = ("images_per_second", "peak_memory")
-<<<<<<< HEAD
 # Columns of what only some subjects tell: its key, and how it is shown.
 _FURTHER: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "refined": ("refined", "{:.0%}".format),
     "file MB": ("bytes", lambda size: f"{size / 1e6:.2f}"),
     "AP": ("AP", "{:.2f}".format),
 }
-_LAST_PARTS = {REST: 1, "backward": 2, "update": 3}  # after those of the forward pass, in the order of the model
-=======
 _LAST_PARTS = {REST: 1, BACKWARD: 2, UPDATE: 3}  # after those of the forward pass, in the order of the model
->>>>>>> main
 
 
 def format_benchmark(results: Results) -> str:

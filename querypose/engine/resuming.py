@@ -121,10 +121,25 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, names: Sequence[str],
         step: state of the training step: "optimizer", and "parameters" with the names in the order of then.
     """
     saved = _state_by_name(step, names)
-    state = {number: saved[name] for number, name in enumerate(names) if name in saved}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {key: _with_layout_of(parameters[number], value) for key, value in saved[name].items()}
+        for number, name in enumerate(names)
+        if name in saved
+    }
     numbers = iter(range(len(names)))
     groups = [{**group, "params": [next(numbers) for _ in group["params"]]} for group in optimizer.param_groups]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _with_layout_of(parameter: Tensor, value: Any) -> Any:
+    """`value` with the strides of its parameter, which MODEL.CHANNELS_LAST may have changed.
+
+    The fused AdamW of the CPU reads both in the order of memory, whatever their strides are.
+    """
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _state_by_name(step: Mapping[str, Any], names: Sequence[str]) -> dict[str, Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from querypose.d2 import CheckpointError
 from querypose.data import register_custom_datasets
 from querypose.engine import PoseTrainer
 from querypose.engine.checkpointer import RunCheckpointer
-from querypose.engine.resuming import changed_keys, recorded_config, require_same_fixed_keys
+from querypose.engine.resuming import changed_keys, load_optimizer_state, recorded_config, require_same_fixed_keys
 from tests.engine.toy_pose import write_toy_config
 from tests.loggers import restored_loggers
 from tests.scripts import ROOT, run_script
@@ -375,3 +376,26 @@ def test_another_seed_is_refused_and_another_folder_is_not(run: Path, tmp_path: 
         _resumed(run, "SEED", 2)
     shutil.move(run / "output", run / "moved")
     assert _resumed(run, "OUTPUT_DIR", run / "moved").start_iter == 4
+
+
+def test_the_optimizer_goes_on_when_the_memory_format_of_the_weights_has_changed() -> None:
+    """The fused AdamW reads a parameter and its state in the order of memory: of other strides they would not agree."""
+    weights, gradients = torch.randn(4, 3, 3, 3), torch.randn(2, 4, 3, 3, 3)
+
+    def stepped(parameter: torch.nn.Parameter, gradient: torch.Tensor, state: dict[str, Any] | None) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
+        if state is not None:
+            load_optimizer_state(optimizer, ["weight"], {"optimizer": state, "parameters": ["weight"]})
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        optimizer.step()
+        return optimizer.state_dict()
+
+    begun = torch.nn.Parameter(weights.clone())
+    state = stepped(begun, gradients[0], None)
+    same, other = (
+        torch.nn.Parameter(begun.detach().clone(memory_format=memory_format))
+        for memory_format in (torch.contiguous_format, torch.channels_last)
+    )
+    for parameter in (same, other):
+        stepped(parameter, gradients[1], copy.deepcopy(state))
+    torch.testing.assert_close(other, same, rtol=0, atol=0)

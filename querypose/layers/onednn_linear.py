@@ -18,7 +18,7 @@ class OneDNNLinear(nn.Linear):
         """(…, in) to (…, out)."""
         if (
             not torch.compiler.is_compiling()  # first: a compiler does not know what the rest asks for
-            and torch.is_grad_enabled()
+            and self.training
             and input.is_cpu
             and input.dtype == self.weight.dtype == torch.float32
             and input.numel() > 0

@@ -42,12 +42,14 @@ def test_a_transposed_input_and_frozen_weights() -> None:
     torch.testing.assert_close(outcome(layer, x), outcome(plain, x), rtol=1e-5, atol=1e-5)
 
 
-def test_autocast_and_compilation_are_those_of_a_linear_layer() -> None:
+def test_autocast_inference_and_compilation_are_those_of_a_linear_layer() -> None:
     layer, plain = layers()
     x = torch.rand(7, IN)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
         torch.testing.assert_close(layer(x), plain(x), rtol=0, atol=0)
+    torch.testing.assert_close(layer.eval()(x), plain(x), rtol=0, atol=0)
+    layer.train()
     torch._dynamo.reset()
     compiled = copy.deepcopy(layer)
     compiled.compile(backend="aot_eager", fullgraph=True)

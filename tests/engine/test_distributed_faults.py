@@ -160,8 +160,10 @@ def test_the_timeout_reaches_the_process_group(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(comm, "synchronize", lambda: None)
     timeout = datetime.timedelta(minutes=7)
     launch(print, args, timeout=timeout)
-    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(variable, "0")
+    torchrun = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 29500}
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    for variable, value in torchrun.items():
+        monkeypatch.setenv(variable, str(value))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ZeroDivisionError):  # after an error the group, which is not there, is not left
         launch(lambda args: 1 / 0, args, timeout=timeout)

@@ -211,7 +211,7 @@ def overfit(case: Case) -> Finding:
             break
     first, last = losses[0], float(np.median(losses[-3:]))
     text = f"{len(losses)} steps in {time.perf_counter() - start:.0f} s: loss {first:.3g} to {last:.3g}."
-    if not math.isfinite(losses[-1]) or (last > 0.95 * first and len(losses) >= 10):
+    if not math.isfinite(losses[-1]) or (last > 0.95 * first and len(losses) >= 3 * _WARMUP_STEPS):
         advice = "It does not learn at all: see the learning rate and the gradients; lower SOLVER.BASE_LR ten times."
         return Finding("bad", text, advice)
     annotations = annotations_of_samples(samples, case.skeleton)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from querypose.engine.inference import InferenceModel
 from querypose.errors import UserError
 from querypose.modeling import PoseModel
 from querypose.modeling.poses import NO_POSE, QueryPoses
+from querypose.runtime import RuntimeFileError, read_pixels
 
 METADATA = "querypose"
 FORMAT = 1
@@ -133,7 +135,8 @@ def export_onnx(
         calibration: photos that an int8 model is calibrated on.
 
     Raises:
-        ExportError: the model cannot be exported, or an int8 one has nothing to be calibrated on.
+        ExportError: the model cannot be exported, or an int8 one has nothing to be calibrated on, or what is
+            no photo.
         ConfigError: its pipeline cannot be part of a graph.
     """
     import_or_explain("onnxscript", "querypose[export]")
@@ -144,6 +147,11 @@ def export_onnx(
             "An int8 file is calibrated on photos as its preprocessing makes them. Name some: --calibration *.jpg, "
             "without --no-preprocessing."
         )
+    for photo in calibration:
+        try:
+            read_pixels(photo)
+        except RuntimeFileError as error:
+            raise ExportError(str(error)) from error
     cfg, model = package.cfg, InferenceModel(package.model).model
     finishing = [entry for entry in cfg.TEST.FINISHING if entry["name"] in _FINISHING]
     if left_out := [entry["name"] for entry in cfg.TEST.FINISHING if entry["name"] not in _FINISHING]:
@@ -176,9 +184,12 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     if precision == "float16":
         halve_weights(core)
-    onnx.save(core, path)
-    if precision == "int8":
-        quantize_backbone(path, calibration)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # a failure leaves no half-made model
+        written = Path(folder) / path.name
+        onnx.save(core, written)
+        if precision == "int8":
+            quantize_backbone(written, calibration)
+        written.replace(path)
     return path
 
 

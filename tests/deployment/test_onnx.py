@@ -126,6 +126,9 @@ def test_convolutions_outside_the_backbone_stay_float32(exported: Exported) -> N
 def test_int8_asks_for_photos(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="--calibration"):
         export_onnx(tiny_package("POET"), tmp_path / "model.onnx", precision="int8")
+    with pytest.raises(ExportError, match="cannot be read as an image"):
+        export_onnx(tiny_package("POET"), tmp_path / "model.onnx", precision="int8", calibration=[tmp_path])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_benchmark_measures_files_beside_torch(exported: Exported, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import os
 import signal
 import tempfile
@@ -36,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability()}"
     # An import has set it already.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / folder)
+    if importlib.util.find_spec("gradio") is not None:  # its loops and sockets live longer than the last test
+        warnings.filterwarnings("ignore", "unclosed (event loop|<socket)", ResourceWarning)
     if d2.ENGINE == "detectron2":
         # It opens metrics.json when a trainer is built and closes it when training ends, and opens the config file for
         # the log without closing it: a trainer that is never trained warns.

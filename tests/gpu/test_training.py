@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import querypose.modeling.assignment
-from querypose.d2 import EventStorage, build_model
+from querypose.d2 import ENGINE, EventStorage, build_model
 from querypose.engine import TrainStep, build_optimizer, report_user_errors
 from querypose.engine.setup import use_deterministic_algorithms
 from querypose.layers import RegionPooler
@@ -129,6 +129,10 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.skipif(
+    ENGINE == "detectron2",
+    reason="its ImageList computes sizes in tensors of the host, which look alike here",
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_operation_of_an_iteration_would_wait_for_a_gpu(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told from the operations that a CPU runs; the regions are pooled as on a GPU."""

@@ -248,7 +248,7 @@ CASES: tuple[Case, ...] = (
     override("a timeout of nothing", ["--timeout", "nan"], "--timeout", "nan"),
     override("a negative timeout", ["--timeout", "-1"], "--timeout", "-1"),
     override("a machine that there is not", ["--num-machines", "2", "--machine-rank", "2"], "--machine-rank 2"),
-    override("more machines without a place to meet", ["--num-machines", "2"], "--dist-url", "tcp://"),
+    override("more machines without a place to meet", ["--num-machines", "2", "--dist-url", "auto"], "--dist-url", "tcp://"),
     override("skeleton with an infinite sigma", ["DATASETS.SKELETONS",
              "[{'name': 's', 'keypoints': ['a'], 'sigmas': [1e999]}]"], "sigmas must be 1 numbers in [0.001, 1.0]"),
     *(

@@ -14,3 +14,22 @@ class UserError(Exception):
     """
 
     met_by_all = True
+
+
+class RemediableError(UserError):
+    """A user error that keeps apart what is wrong and what to do about it.
+
+    torch passes an error of a loader process on with its message alone, which then is `what`.
+
+    Attributes:
+        what: names the file and the id, and what is wrong.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what, remedy)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}." if self.remedy else self.what

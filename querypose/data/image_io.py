@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from querypose.data.shards import ShardError, sharded_content
-from querypose.errors import UserError
+from querypose.errors import RemediableError, UserError
 from querypose.paths import check_name, open_regular_file
 
 # EXIF tag 0x0112: how the camera was held, and for each value the operation that makes the picture upright.
@@ -44,21 +44,10 @@ MAX_PIXELS = 89_478_485
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-class ImageReadError(UserError, RuntimeError):
-    """An image file that cannot be read: names the file, what is wrong with it and the remedy.
-
-    torch passes an error of a loader process on with its message alone, which then is `what`.
-    """
+class ImageReadError(RemediableError, RuntimeError):
+    """An image file that cannot be read: names the file, what is wrong with it and the remedy."""
 
     met_by_all = False
-
-    def __init__(self, what: str, remedy: str = "") -> None:
-        super().__init__(what, remedy)
-        self.what = what
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        return f"{self.what}; {self.remedy}." if self.remedy else self.what
 
 
 class ImageSizeError(UserError, ValueError):

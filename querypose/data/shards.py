@@ -17,6 +17,7 @@ from fsspec.core import url_to_fs
 from querypose.data.json_files import JsonError, parse_json
 from querypose.data.parallel import map_in_threads
 from querypose.data.problems import DatasetError
+from querypose.errors import RemediableError
 
 INDEX_NAME = "shards.json"
 VERSION = 1
@@ -26,21 +27,10 @@ _IMAGE_ADDRESS = re.compile(rf"(?P<index>(?:.*?[/\\])?{re.escape(INDEX_NAME)})[/
 _COPY_AGAIN = "copy it again, or make the shards again with datasets/make_shards.py"
 
 
-class ShardError(DatasetError):
-    """A shard or an index that is missing or damaged, or whose store does not answer: ends a run, unlike a bad image.
-
-    torch passes an error of a loader process on with its message alone, which then is `what`.
-    """
+class ShardError(RemediableError, DatasetError):
+    """A shard or an index that is missing or damaged, or whose store is silent: ends a run, unlike a bad image."""
 
     met_by_all = False
-
-    def __init__(self, what: str, remedy: str = "") -> None:
-        super().__init__(what, remedy)
-        self.what = what
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        return f"{self.what}; {self.remedy}." if self.remedy else self.what
 
 
 class _Place(NamedTuple):

@@ -19,28 +19,15 @@ from numpy.typing import NDArray
 from querypose.d2 import Instances, MetadataCatalog, atomic_write
 from querypose.data.coco import PIXEL_INDEX_TO_CONTINUOUS, PoseAnnotations
 from querypose.data.results import Results, parse_results
-from querypose.errors import UserError
+from querypose.errors import RemediableError
 from querypose.skeleton import Skeleton
 
 # Digits after the point in a results file; 1e-4 pixel is about what float32 resolves.
 _DECIMALS = 4
 
 
-class EvaluationError(UserError, ValueError):
-    """Something that cannot be evaluated.
-
-    Attributes:
-        what: names the file and the id, and what is wrong.
-        remedy: what to do about it.
-    """
-
-    def __init__(self, what: str, remedy: str = "") -> None:
-        super().__init__(what, remedy)
-        self.what = what
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        return f"{self.what}; {self.remedy}." if self.remedy else self.what
+class EvaluationError(RemediableError, ValueError):
+    """Something that cannot be evaluated."""
 
 
 @dataclass(frozen=True)
